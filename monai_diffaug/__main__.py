@@ -1,0 +1,9 @@
+"""``python -m monai_diffaug`` is the command ``monai-diffaug``."""
+
+from __future__ import annotations
+
+import sys
+
+from monai_diffaug.cli import main
+
+sys.exit(main())

@@ -1,0 +1,349 @@
+"""Medical images to arrays and back on their own grid: affine, header and stored type of the input are kept."""
+
+from __future__ import annotations
+
+import contextlib
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from monai_diffaug.errors import GridMismatchError
+
+__all__ = [
+    "ImageFileError",
+    "Picture",
+    "output_suffix",
+    "read_picture",
+    "require_same_grid",
+    "stem_of",
+    "whole_file",
+    "write_picture",
+]
+
+NIFTI_SUFFIXES = (".nii.gz", ".nii")
+ITK_SUFFIXES = (".mha", ".nrrd")
+PIXEL_SUFFIXES = (".png", ".jpg", ".jpeg")
+SUFFIXES = (*NIFTI_SUFFIXES, *ITK_SUFFIXES, *PIXEL_SUFFIXES)
+AFFINE_TOLERANCE_MM = 1e-2
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+class ImageFileError(ValueError):
+    """A file cannot be read as an image this package edits; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image file in memory.
+
+    Attributes:
+        path: where it came from.
+        suffix: its suffix in lower case, empty for a DICOM folder.
+        stored: (C, H, W[, D]) numbers as they stand in the file, before any scaling.
+        slope, inter: value = stored * slope + inter.
+        affine: (4, 4) voxel to RAS mm; None for PNG and JPEG.
+        header: what the writer copies from (a nibabel or ITK image); None for PNG and JPEG.
+    """
+
+    path: Path
+    suffix: str
+    stored: NDArray[Any]
+    slope: float = 1.0
+    inter: float = 0.0
+    affine: NDArray[np.float64] | None = None
+    header: Any = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Spatial shape."""
+        return tuple(self.stored.shape[1:])
+
+    @property
+    def values(self) -> NDArray[np.float32]:
+        """(C, H, W[, D]) float32 in the image's own unit."""
+        if self.slope == 1.0 and self.inter == 0.0:
+            return self.stored.astype(np.float32)
+        return (self.stored.astype(np.float64) * self.slope + self.inter).astype(np.float32)
+
+
+def suffix_of(path: Path) -> str:
+    """The suffix of a known format in lower case, ``.nii.gz`` as one, else an empty string."""
+    name = path.name.lower()
+    return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), "")
+
+
+def stem_of(path: Path) -> str:
+    """The file's name without its suffix; a folder's whole name."""
+    return path.name[: len(path.name) - len(suffix_of(path))]
+
+
+def output_suffix(picture: Picture) -> str:
+    """The suffix a result is written with: the input's, but ``.nii.gz`` for DICOM and ``.png`` for (lossy) JPEG."""
+    if not picture.suffix:
+        return ".nii.gz"
+    return ".png" if picture.suffix in PIXEL_SUFFIXES else picture.suffix
+
+
+def read_picture(path: Path) -> Picture:
+    """Read NIfTI, ``.mha``, ``.nrrd``, PNG, JPEG or a folder with one DICOM series.
+
+    Raises:
+        ImageFileError: no such file, unknown suffix, corrupt or truncated, not 2-D or 3-D, a colour model other than
+            grey or RGB, or non-finite voxels.
+    """
+    if not path.exists():
+        raise ImageFileError(f"{path}: no such file or folder")
+    suffix = suffix_of(path)
+    if path.is_dir():
+        picture = _read_dicom(path)
+    elif not suffix:
+        raise ImageFileError(f"{path}: unknown suffix; use {', '.join(SUFFIXES)} or a folder with one DICOM series")
+    elif suffix in NIFTI_SUFFIXES:
+        picture = _read_nifti(path, suffix)
+    elif suffix in ITK_SUFFIXES:
+        picture = _read_itk(path, suffix)
+    else:
+        picture = _read_pixels(path, suffix)
+    if picture.stored.size == 0:
+        raise ImageFileError(f"{path}: the image has no voxels, its shape is {picture.shape}")
+    if picture.stored.dtype.kind == "f" and not np.isfinite(picture.stored).all():
+        count = int((~np.isfinite(picture.stored)).sum())
+        raise ImageFileError(f"{path}: {count} voxels are not finite (NaN or infinite); replace them first, e.g. by numpy.nan_to_num")
+    return picture
+
+
+def _read_nifti(path: Path, suffix: str) -> Picture:
+    import nibabel as nib
+    from nibabel import filebasedimages as nifti_errors
+    from nibabel.spatialimages import HeaderDataError
+
+    try:
+        image: Any = nib.load(path)
+        shape = tuple(int(n) for n in image.shape)
+        while len(shape) > 3 and shape[-1] == 1:
+            shape = shape[:-1]
+        if len(shape) not in (2, 3):
+            raise ImageFileError(
+                f"{path}: a {len(shape)}-D image of shape {shape}; give one 2-D or 3-D volume, e.g. split by nibabel.four_to_three"
+            )
+        stored = np.asarray(image.dataobj.get_unscaled())
+        slope, inter = float(image.dataobj.slope), float(image.dataobj.inter)
+    except ImageFileError:
+        raise
+    except (nifti_errors.ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error) as error:
+        raise ImageFileError(f"{path}: corrupt or truncated NIfTI file ({_one_line(error)})") from error
+    if stored.dtype.kind not in "iuf":
+        raise ImageFileError(f"{path}: voxels of type {stored.dtype} are not supported; store one number a voxel")
+    # torch takes native byte order only; the header writes its own again
+    stored = stored.astype(stored.dtype.newbyteorder("="), copy=False).reshape(shape, order="F")[None]
+    return Picture(path, suffix, stored, slope, inter, np.asarray(image.affine, np.float64), image)
+
+
+def _read_itk(path: Path, suffix: str) -> Picture:
+    import itk
+
+    try:
+        image = itk.imread(str(path))
+    except (RuntimeError, TypeError, KeyError) as error:
+        raise ImageFileError(f"{path}: corrupt or truncated, ITK cannot read it ({_one_line(error)})") from error
+    return _from_itk(path, suffix, image)
+
+
+def _read_dicom(path: Path) -> Picture:
+    import itk
+
+    names = itk.GDCMSeriesFileNames.New()
+    names.SetDirectory(str(path))
+    series = list(names.GetSeriesUIDs())
+    if not series:
+        raise ImageFileError(f"{path}: the folder holds no DICOM series")
+    if len(series) > 1:
+        raise ImageFileError(f"{path}: the folder holds {len(series)} DICOM series; give a folder with one")
+    try:
+        image = itk.imread(list(names.GetFileNames(series[0])))
+    except (RuntimeError, TypeError, KeyError) as error:
+        raise ImageFileError(f"{path}: the DICOM series cannot be read ({_one_line(error)})") from error
+    return _from_itk(path, "", image)
+
+
+def _from_itk(path: Path, suffix: str, image: Any) -> Picture:
+    import itk
+
+    dimension = image.GetImageDimension()
+    channels = image.GetNumberOfComponentsPerPixel()
+    if dimension not in (2, 3):
+        raise ImageFileError(f"{path}: a {dimension}-D image of shape {tuple(itk.size(image))}; give one 2-D or 3-D volume")
+    if channels not in (1, 3):
+        raise ImageFileError(f"{path}: {channels} channels; grey (1) or RGB (3) can be edited")
+    array = itk.array_from_image(image)
+    if channels == 1:
+        array = array[..., None]
+    # ITK's arrays run z, y, x, c
+    stored = array.transpose(dimension, *reversed(range(dimension)))
+    affine = np.eye(4)
+    direction = itk.array_from_matrix(image.GetDirection())
+    affine[:dimension, :dimension] = direction @ np.diag([float(s) for s in image.GetSpacing()])
+    affine[:dimension, 3] = [float(o) for o in image.GetOrigin()]
+    return Picture(path, suffix, stored, affine=LPS_TO_RAS @ affine, header=image)
+
+
+def _read_pixels(path: Path, suffix: str) -> Picture:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            mode = image.mode
+            array = np.asarray(image)
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise ImageFileError(f"{path}: corrupt or truncated image ({_one_line(error)})") from error
+    if mode not in ("L", "RGB", "I;16", "I"):
+        raise ImageFileError(f"{path}: a picture of mode {mode}; save it as grey or RGB without alpha or palette first")
+    if mode == "I":  # 16-bit PNG as older Pillow reads it
+        array = array.astype(np.uint16)
+    stored = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+    return Picture(path, suffix, stored)
+
+
+def require_same_grid(image: Picture, other: Picture, role: str) -> None:
+    """Check that a mask or label lies on the image's grid.
+
+    Raises:
+        GridMismatchError: another shape, or the same shape elsewhere in space.
+    """
+    if other.shape != image.shape:
+        raise GridMismatchError(
+            f"{role} {other.path.name} {other.shape} is not on the grid of image {image.path.name} {image.shape}; "
+            "resample it first, e.g. with monai.transforms.ResampleToMatch(mode='nearest')"
+        )
+    if image.affine is not None and other.affine is not None:
+        apart_mm = float(np.abs(image.affine - other.affine).max())
+        if apart_mm > AFFINE_TOLERANCE_MM:
+            raise GridMismatchError(
+                f"{role} {other.path.name} {other.shape} has the shape of image {image.path.name} {image.shape}, but its "
+                f"affine differs by up to {apart_mm:.3g} mm; resample it first, e.g. with "
+                "monai.transforms.ResampleToMatch(mode='nearest')"
+            )
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A part file beside ``path``, renamed to it when the block ends and removed when it fails or is interrupted."""
+    suffix = suffix_of(path) or path.suffix
+    part = path.with_name(f".{path.name[: len(path.name) - len(suffix)]}.part{suffix}")
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_picture(values: NDArray[Any], like: Picture, path: Path, *, dtype: Any = None) -> None:
+    """Write on the grid of ``like``, with its header and stored type; a voxel of unchanged value keeps its stored bits.
+
+    Args:
+        values: (C, H, W[, D]) in the image's own unit; rounded and clipped where the stored type is an integer.
+        like: the image whose grid, header and type the file takes.
+        path: its suffix is ``output_suffix(like)``.
+        dtype: another stored type, unscaled, e.g. uint8 for a mask; then ``values`` may have one channel.
+
+    Raises:
+        GridMismatchError: ``values`` are not on the grid.
+        ValueError: values to be stored as integers are not finite.
+    """
+    if tuple(values.shape[1:]) != like.shape:
+        raise GridMismatchError(f"values {values.shape[1:]} are not on the grid {like.shape} of {like.path.name}")
+    stored = _to_stored(values, like) if dtype is None else _cast(values, np.dtype(dtype))
+    suffix = suffix_of(path)
+    with whole_file(path) as part:
+        if suffix in NIFTI_SUFFIXES:
+            _write_nifti(stored, like, part, scaled=dtype is None)
+        elif suffix in ITK_SUFFIXES:
+            _write_itk(stored, like, part)
+        elif suffix == ".png":
+            from PIL import Image
+
+            Image.fromarray(np.ascontiguousarray(stored[0] if stored.shape[0] == 1 else stored.transpose(1, 2, 0))).save(part)
+        else:
+            raise ImageFileError(f"{path}: cannot write this suffix; use .nii, .nii.gz, .mha, .nrrd or .png")
+
+
+def _cast(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    if dtype.kind not in "iu" or values.dtype == dtype or values.dtype.kind == "b":
+        return values.astype(dtype)
+    if not np.isfinite(values).all():
+        raise ValueError(f"values are not finite and cannot be stored as {dtype}")
+    limits = np.iinfo(dtype)
+    # int64 limits are no float64: the largest double below is taken
+    high = float(limits.max) if limits.bits < 64 else np.nextafter(float(limits.max), 0)
+    return np.clip(np.rint(values.astype(np.float64)), float(limits.min), high).astype(dtype)
+
+
+def _to_stored(values: NDArray[Any], like: Picture) -> NDArray[Any]:
+    if values.dtype == like.stored.dtype and like.slope == 1.0 and like.inter == 0.0:
+        return values
+    changed = values != like.values
+    scaled = values
+    if like.slope != 1.0 or like.inter != 0.0:
+        scaled = (values.astype(np.float64) - like.inter) / like.slope
+    fresh = _cast(np.where(changed, scaled, 0), like.stored.dtype)
+    return np.where(changed, fresh, like.stored)
+
+
+def _write_nifti(stored: NDArray[Any], like: Picture, part: Path, *, scaled: bool) -> None:
+    import nibabel as nib
+
+    spatial = stored[0]
+    image: Any
+    if like.suffix in NIFTI_SUFFIXES:
+        header = like.header.header.copy()
+        header.set_data_dtype(stored.dtype)
+        spatial = spatial.reshape(like.header.shape, order="F")
+        image = type(like.header)(spatial, None, header)
+    else:
+        image = nib.Nifti1Image(spatial, like.affine)
+        image.header.set_data_dtype(stored.dtype)
+        image.header.set_xyzt_units("mm")
+    keeps_scaling = scaled and (like.slope != 1.0 or like.inter != 0.0)
+    # nibabel writes the array as it is when the header states its scaling
+    image.header.set_slope_inter(like.slope if keeps_scaling else 1.0, like.inter if keeps_scaling else 0.0)
+    if keeps_scaling:
+        _write_unscaled(image, spatial, part)
+    else:
+        nib.save(image, part)
+
+
+def _write_unscaled(image: Any, spatial: NDArray[Any], part: Path) -> None:
+    """Header and stored numbers by hand: nibabel's ``save`` would divide the numbers by the slope again."""
+    from nibabel.openers import Opener
+
+    header = image.header.copy()
+    header["magic"] = header.single_magic
+    header["vox_offset"] = 0  # write_to sets it behind the extensions
+    with Opener(str(part), "wb") as file:
+        header.write_to(file)
+        file.write(b"\0" * (int(header["vox_offset"]) - file.tell()))
+        file.write(spatial.astype(header.get_data_dtype()).tobytes(order="F"))
+
+
+def _write_itk(stored: NDArray[Any], like: Picture, part: Path) -> None:
+    import itk
+
+    dimension = len(like.shape)
+    array = stored.transpose(*reversed(range(1, dimension + 1)), 0)
+    is_vector = stored.shape[0] > 1
+    image = itk.image_from_array(np.ascontiguousarray(array if is_vector else array[..., 0]), is_vector=is_vector)
+    image.SetSpacing(like.header.GetSpacing())
+    image.SetOrigin(like.header.GetOrigin())
+    image.SetDirection(like.header.GetDirection())
+    image.SetMetaDataDictionary(like.header.GetMetaDataDictionary())
+    itk.imwrite(image, str(part), compression=True)
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 160 else f"{text[:157]}..."

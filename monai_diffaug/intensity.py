@@ -1,0 +1,52 @@
+"""The intensity window between image units and the model's range [-1, 1]: float all the way, never 8 bit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Window", "window_of"]
+
+PERCENTILES = (0.5, 99.5)
+SAMPLE_VOXELS = 2**18
+
+
+@dataclass(frozen=True)
+class Window:
+    """A linear map: ``low`` <-> -1, ``high`` <-> 1, in the image's own unit."""
+
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high:
+            raise ValueError(f"a window needs low < high, got ({self.low}, {self.high})")
+
+    def to_model(self, image: Tensor) -> Tensor:
+        """Image units -> float32 in [-1, 1], clipped."""
+        return ((image.float() - self.low) * (2.0 / (self.high - self.low)) - 1.0).clamp(-1.0, 1.0)
+
+    def to_image(self, model: Tensor) -> Tensor:
+        """[-1, 1] -> image units."""
+        return (model + 1.0) * ((self.high - self.low) / 2.0) + self.low
+
+
+def window_of(image: Tensor, window: tuple[float, float] | None = None) -> Window:
+    """The given window, or the 0.5 and 99.5 percentiles of a finite image (uint8 pictures: 0 to 255).
+
+    A constant image gets a window of width 1 around its value, so that the map stays invertible.
+    """
+    if window is not None:
+        return Window(float(window[0]), float(window[1]))
+    if image.dtype == torch.uint8:
+        return Window(0.0, 255.0)
+    values = image.reshape(-1)
+    if values.numel() > SAMPLE_VOXELS:  # every n-th voxel is exact enough for a percentile and keeps quantile within its limit
+        values = values[:: -(-values.numel() // SAMPLE_VOXELS)]
+    quantiles = torch.quantile(values.double(), torch.tensor([p / 100 for p in PERCENTILES], dtype=torch.float64, device=values.device))
+    low, high = float(quantiles[0]), float(quantiles[1])
+    if not low < high:
+        low, high = float(values.min()), float(values.max())
+    return Window(low, high) if low < high else Window(low - 0.5, low + 0.5)

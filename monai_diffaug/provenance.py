@@ -1,0 +1,47 @@
+"""The record a sample carries about its edit: plain str, int, float and bool, so that MONAI's collate accepts it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+__all__ = ["DiffAugRecord", "record_key"]
+
+
+@dataclass
+class DiffAugRecord:
+    """One edit of one image; every field is always present, with the same type.
+
+    Attributes:
+        applied: the image was changed.
+        accepted: the validator's verdict; True while nobody has validated.
+        seed: the uint32 the noise was drawn from.
+        prompt: the text the model was given.
+        model: the model's source.
+        n_slices: number of 2-D slices repainted.
+        score: the validator's score in [0, 1]; -1 while nobody has validated.
+        tries: number of candidates generated.
+        reason: why nothing was applied or accepted, empty otherwise.
+    """
+
+    applied: bool = False
+    accepted: bool = True
+    seed: int = 0
+    prompt: str = ""
+    model: str = ""
+    n_slices: int = 0
+    score: float = -1.0
+    tries: int = 0
+    reason: str = ""
+
+    def as_dict(self) -> dict[str, str | int | float | bool]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> DiffAugRecord:
+        return cls(**{f.name: record[f.name] for f in fields(cls)})
+
+
+def record_key(key: str) -> str:
+    """The dictionary key of the record of image ``key``."""
+    return f"{key}_diffaug"

@@ -1,0 +1,1 @@
+"""Diffusion algorithms as plain functions on latents."""

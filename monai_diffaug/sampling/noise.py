@@ -1,0 +1,42 @@
+"""Initial noise: one generator a slice, correlated from slice to slice on demand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from monai_diffaug.seeding import slice_generators
+
+__all__ = ["slice_noise"]
+
+
+def slice_noise(seed: int, slice_indices: Sequence[int], shape: tuple[int, ...], rho: float = 0.0, purpose: int = 0) -> Tensor:
+    """Standard normal noise for some slices of a volume.
+
+    n_k = rho n_{k-1} + sqrt(1 - rho^2) e_k over consecutive slice indices: unit variance for every rho, correlation
+    rho^|i-j| between slices, and rho = 0 is independent noise. A gap in the indices starts afresh.
+
+    Args:
+        seed: the sample's seed.
+        slice_indices: increasing positions of the slices.
+        shape: shape of one slice's noise, e.g. (4, 32, 32).
+        rho: correlation of neighbouring slices, in [0, 1].
+        purpose: separates independent streams (see ``slice_generators``).
+
+    Returns:
+        (len(slice_indices), *shape) float32 on the CPU.
+
+    Raises:
+        ValueError: rho outside [0, 1].
+    """
+    if not 0.0 <= rho <= 1.0:
+        raise ValueError(f"noise_rho must be in [0, 1], got {rho}")
+    fresh = [torch.randn(shape, generator=generator) for generator in slice_generators(seed, slice_indices, purpose)]
+    noise: list[Tensor] = []
+    for k, (index, own) in enumerate(zip(slice_indices, fresh, strict=True)):
+        follows = k > 0 and slice_indices[k - 1] == index - 1
+        noise.append(rho * noise[-1] + math.sqrt(1 - rho * rho) * own if follows else own)
+    return torch.stack(noise)

@@ -1,0 +1,95 @@
+"""Volumes as stacks of 2-D slices in an anatomical plane, seen as a radiologist sees them, and back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+__all__ = ["PLANES", "SlicePlane", "from_slices", "slice_plane", "to_slices", "touched"]
+
+# For each plane the world axes (0 right, 1 anterior, 2 superior) of slice, row and column, with the sign in which they
+# run: slices towards + world, rows from the top of the picture, columns from its left (radiological: patient's right).
+PLANES: dict[str, tuple[tuple[int, int], tuple[int, int], tuple[int, int]]] = {
+    "axial": ((2, 1), (1, -1), (0, -1)),
+    "coronal": ((1, 1), (2, -1), (0, -1)),
+    "sagittal": ((0, 1), (2, -1), (1, -1)),
+}
+
+
+@dataclass(frozen=True)
+class SlicePlane:
+    """How the voxel axes of one grid become slice, row and column.
+
+    Attributes:
+        axes: spatial axis (0, 1, 2) of slice, row and column.
+        flips: which of the three run against the voxel order.
+    """
+
+    axes: tuple[int, int, int]
+    flips: tuple[bool, bool, bool]
+
+
+def slice_plane(affine: ArrayLike | None, plane: str, spatial_ndim: int = 3) -> SlicePlane | None:
+    """The slicing of a grid in an anatomical plane; None for 2-D images, which are one slice as they are.
+
+    The same anatomy gives the same slices however the volume is stored. For an oblique grid the nearest axis counts.
+
+    Args:
+        affine: (4, 4) voxel to RAS+ world in mm; None means identity (stored R, A, S).
+        plane: "axial", "coronal" or "sagittal".
+        spatial_ndim: 2 or 3.
+
+    Raises:
+        ValueError: unknown plane, or neither 2 nor 3 spatial dimensions.
+    """
+    if plane not in PLANES:
+        raise ValueError(f"plane must be one of {', '.join(PLANES)}, got {plane!r}")
+    if spatial_ndim not in (2, 3):
+        raise ValueError(f"an image must be (C, H, W) or (C, H, W, D), got {spatial_ndim} spatial dimensions")
+    if spatial_ndim == 2:
+        return None
+    from nibabel.orientations import io_orientation
+
+    matrix = np.eye(4) if affine is None else np.asarray(affine, dtype=np.float64)
+    orientation = io_orientation(matrix)
+    if np.isnan(orientation).any():
+        raise ValueError(f"the affine has a zero axis, so the plane {plane!r} is undefined: {matrix.tolist()}")
+    voxel_axis = {int(world): (axis, int(sign)) for axis, (world, sign) in enumerate(orientation)}
+    axes, flips = [], []
+    for world, wanted in PLANES[plane]:
+        axis, sign = voxel_axis[world]
+        axes.append(axis)
+        flips.append(sign != wanted)
+    return SlicePlane((axes[0], axes[1], axes[2]), (flips[0], flips[1], flips[2]))
+
+
+def to_slices(volume: Tensor, plane: SlicePlane | None) -> Tensor:
+    """(C, H, W) -> (1, C, H, W), or (C, H, W, D) -> (S, C, rows, columns) in the plane."""
+    if plane is None:
+        return volume[None]
+    slices = volume.permute(1 + plane.axes[0], 0, 1 + plane.axes[1], 1 + plane.axes[2])
+    flipped = _flipped_dims(plane)
+    return slices.flip(flipped) if flipped else slices
+
+
+def from_slices(slices: Tensor, plane: SlicePlane | None) -> Tensor:
+    """The inverse of ``to_slices``."""
+    if plane is None:
+        return slices[0]
+    flipped = _flipped_dims(plane)
+    slices = slices.flip(flipped) if flipped else slices
+    order = (plane.axes[0], -1, plane.axes[1], plane.axes[2])
+    return slices.permute(1, *(order.index(axis) for axis in range(3)))
+
+
+def touched(mask_slices: Tensor) -> list[int]:
+    """Positions of the slices of (S, 1, h, w) in which the mask is not zero."""
+    hit: list[int] = (mask_slices != 0).flatten(1).any(1).nonzero().flatten().tolist()
+    return hit
+
+
+def _flipped_dims(plane: SlicePlane) -> list[int]:
+    return [dim for dim, flip in zip((0, 2, 3), plane.flips, strict=True) if flip]

@@ -1,0 +1,1 @@
+"""Recipes that train the embedded models, one file each; ``python -m monai_diffaug.training.<recipe> --help``."""

@@ -1,0 +1,74 @@
+"""Resumable state of a training run: one file, written to a part file and renamed."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Ema", "cosine_rate", "load_state", "save_state"]
+
+logger = logging.getLogger(__name__)
+
+
+class Ema:
+    """Exponential moving average of a module's parameters and buffers."""
+
+    def __init__(self, module: nn.Module, decay: float = 0.999) -> None:
+        self.decay = decay
+        self.module = deepcopy(module).eval().requires_grad_(False)
+        self.steps = 0
+
+    @torch.no_grad()
+    def update(self, module: nn.Module) -> None:
+        """Move towards ``module``; early steps weigh more so that the first weights are forgotten."""
+        self.steps += 1
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        for mean, now in zip(self.module.state_dict().values(), module.state_dict().values(), strict=True):
+            if mean.dtype.is_floating_point:
+                mean.lerp_(now, 1 - decay)
+            else:
+                mean.copy_(now)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": self.steps, "module": self.module.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.steps = int(state["steps"])
+        self.module.load_state_dict(state["module"])
+
+
+def save_state(path: Path, parts: dict[str, Any], progress: float) -> None:
+    """Write ``{name: part.state_dict()}`` and the progress in [0, 1]; never leaves a half-written file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    torch.save({"progress": progress, **{name: value.state_dict() for name, value in parts.items()}}, part)
+    part.replace(path)
+
+
+def load_state(path: Path, parts: dict[str, Any]) -> float:
+    """Load what ``save_state`` wrote into the parts; returns the progress, 0 when there is no file yet."""
+    if not path.is_file():
+        return 0.0
+    state: dict[str, Tensor | Any] = torch.load(path, map_location="cpu", weights_only=True)
+    for name, value in parts.items():
+        value.load_state_dict(state[name])
+    logger.info("resumed %s at %.0f %%", path, 100 * float(state["progress"]))
+    return float(state["progress"])
+
+
+def cosine_rate(peak: float, floor: float, warmup: float = 0.02) -> Callable[[float], float]:
+    """Learning rate as a function of the progress in [0, 1]: linear warm-up, then a cosine from peak to floor."""
+
+    def rate(progress: float) -> float:
+        if progress < warmup:
+            return peak * (progress + 1e-4) / (warmup + 1e-4)
+        return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+    return rate

@@ -1,0 +1,42 @@
+"""Copy a trained inpainter into the package in half precision.
+
+``python -m monai_diffaug.training.embed --inpainter runs/inpaint/inpainter``
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+
+import torch
+
+from monai_diffaug.models.registry import tiny_folder
+
+__all__ = ["embed_inpainter"]
+
+
+def embed_inpainter(source: Path, target: Path) -> int:
+    """Write ``source`` (a diffusers folder) to ``target`` as float16 safetensors; returns the bytes written."""
+    from diffusers import StableDiffusionInpaintPipeline
+
+    pipeline = StableDiffusionInpaintPipeline.from_pretrained(str(source), torch_dtype=torch.float16, local_files_only=True)
+    part = target.with_name(target.name + ".part")
+    if part.exists():
+        shutil.rmtree(part)
+    pipeline.save_pretrained(part, safe_serialization=True)
+    if target.exists():
+        shutil.rmtree(target)
+    part.rename(target)
+    return sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--inpainter", type=Path, default=Path("runs/inpaint/inpainter"))
+    args = parser.parse_args()
+    embed_inpainter(args.inpainter, tiny_folder("inpainter"))
+
+
+if __name__ == "__main__":
+    main()

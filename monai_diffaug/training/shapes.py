@@ -1,0 +1,57 @@
+"""Masks for normal images: shapes borrowed from real lesions and smooth random blobs, placed on tissue."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["borrow_shape", "place", "random_blob"]
+
+
+def random_blob(rng: np.random.RandomState, side: int) -> NDArray[np.bool_]:
+    """A smooth closed shape that fills a ``side`` x ``side`` box: an ellipse with four random radial harmonics."""
+    angle = np.linspace(-np.pi, np.pi, 361)
+    radius = np.ones_like(angle)
+    for order in range(2, 6):
+        radius += rng.uniform(0, 0.25) / order * np.cos(order * angle + rng.uniform(-np.pi, np.pi))
+    radius /= radius.max()
+    ratio, turn = rng.uniform(0.45, 1.0), rng.uniform(0, np.pi)
+    ys, xs = np.indices((side, side)) * 2.0 / max(side - 1, 1) - 1
+    u = np.cos(turn) * xs + np.sin(turn) * ys
+    v = (-np.sin(turn) * xs + np.cos(turn) * ys) / ratio
+    blob: NDArray[np.bool_] = np.hypot(u, v) <= np.interp(np.arctan2(v, u), angle, radius)
+    return blob
+
+
+def borrow_shape(rng: np.random.RandomState, mask: NDArray[np.bool_], scale: float) -> NDArray[np.bool_]:
+    """A real lesion's outline, cut out, scaled and randomly mirrored."""
+    from scipy.ndimage import zoom
+
+    ys, xs = np.nonzero(mask)
+    cut = mask[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1]
+    cut = cut[:: rng.choice([-1, 1]), :: rng.choice([-1, 1])]
+    shape: NDArray[np.bool_] = zoom(cut.astype(np.float32), scale, order=1) > 0.5
+    return shape if shape.any() else cut
+
+
+def place(
+    rng: np.random.RandomState, shape: NDArray[np.bool_], tissue: NDArray[np.bool_], tries: int = 30
+) -> NDArray[np.bool_] | None:
+    """Put a shape on an image so that at least 95 % of it lies on tissue; None when no place was found.
+
+    Args:
+        rng: source of the position.
+        shape: (h, w) outline.
+        tissue: (H, W) where a lesion may be.
+        tries: positions drawn at most.
+    """
+    height, width = shape.shape
+    if height >= tissue.shape[0] or width >= tissue.shape[1]:
+        return None
+    for _ in range(tries):
+        top, left = rng.randint(tissue.shape[0] - height), rng.randint(tissue.shape[1] - width)
+        if tissue[top : top + height, left : left + width][shape].mean() >= 0.95:
+            mask = np.zeros_like(tissue)
+            mask[top : top + height, left : left + width] = shape
+            return mask
+    return None

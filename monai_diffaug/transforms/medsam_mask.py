@@ -1,0 +1,356 @@
+"""Masks by MedSAM from boxes: the label's, a fixed one, the whole image, a callable's, or the neighbour slice's."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from monai.config.type_definitions import KeysCollection, NdarrayOrTensor
+from monai.data.meta_tensor import MetaTensor
+from monai.transforms.transform import MapTransform, RandomizableTransform
+from monai.utils.enums import TransformBackends
+from monai.utils.type_conversion import convert_to_dst_type, convert_to_tensor
+from torch import Tensor
+
+from monai_diffaug.boxes import Box, box_around, connected_components, enlarged
+from monai_diffaug.errors import GridMismatchError
+from monai_diffaug.models.medsam import MedSAM, load_medsam
+from monai_diffaug.models.registry import shared_model, spec_of
+from monai_diffaug.seeding import draw_seed
+from monai_diffaug.slices import from_slices, slice_plane, to_slices
+
+__all__ = ["BoxSource", "MedSAMMask", "MedSAMMaskd"]
+
+logger = logging.getLogger(__name__)
+
+BoxSource = Literal["label", "image"] | Sequence[float] | Callable[[int, Tensor], Sequence[float] | None] | None
+
+
+def _checked(box: Sequence[float], size_hw: tuple[int, int]) -> Box:
+    height, width = size_hw
+    x0, y0, x1, y1 = (float(v) for v in box)
+    if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
+        raise ValueError(
+            f"box (x0, y0, x1, y1) = ({x0:g}, {y0:g}, {x1:g}, {y1:g}) does not lie within the slice of width {width} "
+            f"and height {height}; x runs along the slice's last axis, y along the one before, in pixels"
+        )
+    return x0, y0, x1, y1
+
+
+@dataclass(frozen=True)
+class _Gate:
+    """MedSAM always answers, even where there is nothing: what it must reach to be believed."""
+
+    min_iou: float
+    area_range: tuple[float, float]
+
+    def passes(self, mask_hw: Tensor, predicted_iou: float) -> bool:
+        fraction = float(mask_hw.float().mean())
+        return fraction > 0 and predicted_iou >= self.min_iou and self.area_range[0] <= fraction <= self.area_range[1]
+
+
+class MedSAMMask(RandomizableTransform):
+    """Outline what a box holds, slice by slice, with MedSAM; slices that fail the gate come back empty.
+
+    Args:
+        model: "tiny" (embedded), a MedSAM or SAM ``.pth``, a hub id "org/name@revision", or a live ``Sam``.
+        box: where to look. None or "label": the bounding boxes of the label in each slice, enlarged at random; "image":
+            the whole slice; (x0, y0, x1, y1) in pixels of the slice as ``slices.to_slices`` shows it, x along its last
+            axis (2-D: the image's own axes; 3-D: the radiological view of the plane); or a callable
+            ``(slice_index, slice (C, h, w))`` that returns such a box, or None for an empty mask.
+        label_value: the label's value to outline; None means any non-zero.
+        jitter_px: each side of the label's or the neighbour's box moves outward by 0 to this, in pixels of a slice 1024
+            wide.
+        max_parts: the label (or the neighbour's mask) is split into connected parts, and each of the largest so many
+            gets its own box, as MedSAM was trained; the mask is their union. 0 draws one box around all.
+        propagate: 3-D only: ask the box source once, in the middle slice, then take each slice's box from its
+            neighbour's mask, outward in both directions until the gate fails. The middle is that of the slices the
+            label touches, if it is the source.
+        plane: "axial", "coronal" or "sagittal", found in the affine.
+        min_iou: least predicted IoU, in [0, 1].
+        area_range: smallest and largest share of the slice that a mask may cover.
+        window: intensities the model sees, in the image's unit, e.g. (-160, 240) HU; None leaves each slice's own
+            range.
+        batch_size: slices encoded at once.
+        device: where the model runs; None means where the image is.
+        dtype: floating type of the image encoder, e.g. "float16".
+        prob: chance of asking the model; otherwise the mask is the label's own, or zeros without a label.
+
+    Raises:
+        ValueError: an option is outside its range.
+    """
+
+    backend = [TransformBackends.TORCH, TransformBackends.NUMPY]
+
+    def __init__(
+        self,
+        model: Any = "tiny",
+        box: BoxSource = None,
+        *,
+        label_value: int | None = None,
+        jitter_px: float = 20,
+        max_parts: int = 8,
+        propagate: bool = False,
+        plane: str = "axial",
+        min_iou: float = 0.5,
+        area_range: tuple[float, float] = (0.0, 0.95),
+        window: tuple[float, float] | None = None,
+        batch_size: int = 4,
+        device: torch.device | str | None = None,
+        dtype: str = "float32",
+        prob: float = 1.0,
+    ) -> None:
+        RandomizableTransform.__init__(self, prob)
+        if isinstance(box, str) and box not in ("label", "image"):
+            raise ValueError(f"box must be 'label', 'image', four numbers or a callable, got {box!r}")
+        if box is not None and not isinstance(box, str) and not callable(box):
+            box = tuple(float(v) for v in box)
+            if len(box) != 4:
+                raise ValueError(f"box must be (x0, y0, x1, y1), got {len(box)} numbers")
+        if jitter_px < 0:
+            raise ValueError(f"jitter_px must be 0 or more, got {jitter_px}")
+        if max_parts < 0:
+            raise ValueError(f"max_parts must be 0 (one box around all) or more, got {max_parts}")
+        if len(area_range) != 2 or not 0 <= area_range[0] <= area_range[1] <= 1:
+            raise ValueError(f"area_range must be (smallest, largest) within [0, 1], got {area_range}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
+        if window is not None and not window[0] < window[1]:
+            raise ValueError(f"window must be (low, high) with low < high, got {window}")
+        self.spec = spec_of("medsam", model, dtype)
+        self.box: BoxSource = "label" if box is None else box
+        self.label_value = label_value
+        self.jitter_px = jitter_px
+        self.max_parts = max_parts
+        self.propagate = propagate
+        self.plane = plane
+        self.gate = _Gate(min_iou, (float(area_range[0]), float(area_range[1])))
+        self.window = window
+        self.batch_size = batch_size
+        self.device = None if device is None else str(device)
+        self.seed = 0
+
+    def randomize(self, data: Any = None) -> None:
+        """Draw the coin and the seed of the jitter: two draws, whatever the data."""
+        super().randomize(data)
+        self.seed = draw_seed(self.R)
+
+    def __call__(
+        self, image: NdarrayOrTensor, label: NdarrayOrTensor | None = None, randomize: bool = True
+    ) -> NdarrayOrTensor:
+        """The mask (1, H, W[, D]) uint8 on the image's grid, of the image's type, with its meta data.
+
+        Args:
+            image: (C, H, W[, D]) with C = 1 or 3, any unit.
+            label: (L, H, W[, D]) on the same grid; needed when the box comes from it.
+            randomize: draw a new coin and a new jitter.
+        """
+        if randomize:
+            self.randomize()
+        return self.apply(image, label, seed=self.seed, triggered=self._do_transform)
+
+    def apply(
+        self, image: NdarrayOrTensor, label: NdarrayOrTensor | None, *, seed: int, triggered: bool = True
+    ) -> NdarrayOrTensor:
+        """The mask of one image for a given seed of the jitter: deterministic.
+
+        Raises:
+            GridMismatchError: the label is on another grid.
+            ValueError: the image is not (1 or 3, H, W[, D]), a box lies outside it, or a label is needed and missing.
+        """
+        volume = convert_to_tensor(image, track_meta=False)
+        if volume.ndim not in (3, 4) or volume.shape[0] not in (1, 3):
+            raise ValueError(
+                f"image must be (C, H, W) or (C, H, W, D) with C = 1 or 3, got {tuple(volume.shape)}; add "
+                "EnsureChannelFirstd before, or pick channels"
+            )
+        wanted = self._wanted(label, volume)
+        if not triggered:
+            mask = torch.zeros_like(volume[:1], dtype=torch.bool) if wanted is None else wanted
+        else:
+            if wanted is None and self.box == "label":
+                raise ValueError("the box comes from the label, and there is none; give label_key (label), or box=")
+            affine = image.affine if isinstance(image, MetaTensor) else None
+            plane = slice_plane(affine, self.plane, volume.ndim - 1)
+            label_slices = None if wanted is None else to_slices(wanted, plane)[:, 0]
+            mask = from_slices(self._masks(to_slices(volume, plane), label_slices, seed)[:, None], plane)
+        result: NdarrayOrTensor = convert_to_dst_type(mask.to(torch.uint8), dst=image, dtype=torch.uint8)[0]
+        return result
+
+    def _wanted(self, label: NdarrayOrTensor | None, volume: Tensor) -> Tensor | None:
+        """The label as (1, H, W[, D]) bool, None without a label."""
+        if label is None:
+            return None
+        values = convert_to_tensor(label, track_meta=False)
+        if values.shape[1:] != volume.shape[1:]:
+            raise GridMismatchError(
+                f"label {tuple(values.shape)} is not on the grid of the image {tuple(volume.shape)}; add "
+                "ResampleToMatchd(...) before"
+            )
+        chosen = values != 0 if self.label_value is None else values == self.label_value
+        wanted: Tensor = chosen.any(0, keepdim=True).to(volume.device)
+        return wanted
+
+    def _boxes(self, index: int, image_slice: Tensor, label_slice: Tensor | None, seed: int) -> list[Box]:
+        """What the model is asked for in one slice."""
+        height, width = image_slice.shape[-2:]
+        if self.box == "label":
+            return [] if label_slice is None else self._boxes_around(label_slice, index, seed)
+        if self.box == "image":
+            return [(0.0, 0.0, float(width), float(height))]
+        given = self.box(index, image_slice) if callable(self.box) else self.box
+        return [] if given is None else [_checked(given, (height, width))]
+
+    def _boxes_around(self, mask_hw: Tensor, index: int, seed: int) -> list[Box]:
+        """Boxes enlarged by what (seed, slice index) draws: neither batching nor the order of slices matters."""
+        if not mask_hw.any():
+            return []
+        parts = connected_components(mask_hw)[: self.max_parts] if self.max_parts else [mask_hw]
+        grow = np.random.RandomState([seed, index]).uniform(0, self.jitter_px, (len(parts), 4))
+        size = (mask_hw.shape[0], mask_hw.shape[1])
+        return [enlarged(box_around(part), g, size) for part, g in zip(parts, grow, strict=True)]
+
+    def _answer(self, medsam: MedSAM, embedding: Tensor, boxes: list[Box], size_hw: tuple[int, int]) -> Tensor:
+        """Union (h, w) bool of the masks of a slice's boxes that pass the gate."""
+        found, predicted_iou = medsam.decode(
+            embedding.expand(len(boxes), *embedding.shape), torch.tensor(boxes), size_hw
+        )
+        believed = [
+            mask for mask, quality in zip(found, predicted_iou.tolist(), strict=True) if self.gate.passes(mask, quality)
+        ]
+        return torch.stack(believed).any(0) if believed else torch.zeros(size_hw, dtype=torch.bool, device=found.device)
+
+    @torch.no_grad()
+    def _masks(self, slices: Tensor, label_slices: Tensor | None, seed: int) -> Tensor:
+        """Masks (S, h, w) bool of slices (S, C, h, w)."""
+        device = torch.device(self.device) if self.device else slices.device
+        size = (slices.shape[-2], slices.shape[-1])
+        masks = torch.zeros((len(slices), *size), dtype=torch.bool, device=slices.device)
+        ask_at = list(range(len(slices)))
+        if self.propagate:
+            if self.box == "label" and label_slices is not None:
+                ask_at = torch.nonzero(label_slices.any(2).any(1)).flatten().tolist()
+            ask_at = ask_at[len(ask_at) // 2 :][:1]
+        boxes = {i: self._boxes(i, slices[i], None if label_slices is None else label_slices[i], seed) for i in ask_at}
+        asked = [i for i in ask_at if boxes[i]]
+        if not asked:
+            return masks
+        medsam = shared_model(self.spec, device, load_medsam)
+        for start in range(0, len(asked), self.batch_size):
+            chunk = asked[start : start + self.batch_size]
+            for index, embedding in zip(chunk, self._encode(medsam, slices[chunk]), strict=True):
+                masks[index] = self._answer(medsam, embedding, boxes[index], size).to(masks.device)
+                if not masks[index].any():
+                    logger.debug("slice %d: no mask passed the gate", index)
+        if self.propagate:
+            self._walk(medsam, slices, masks, range(asked[0] + 1, len(slices)), seed)
+            self._walk(medsam, slices, masks, range(asked[0] - 1, -1, -1), seed)
+        return masks
+
+    def _encode(self, medsam: MedSAM, slices: Tensor) -> Tensor:
+        slices = slices.float()
+        return medsam.encode(slices if self.window is None else slices.clamp(*self.window), self.batch_size)
+
+    def _walk(self, medsam: MedSAM, slices: Tensor, masks: Tensor, order: range, seed: int) -> None:
+        """Fill ``masks`` along ``order``, each from its neighbour's: encoder in batches, decoder in sequence."""
+        size = (slices.shape[-2], slices.shape[-1])
+        for start in range(0, len(order), self.batch_size):
+            chunk = list(order[start : start + self.batch_size])
+            if not masks[chunk[0] - order.step].any():
+                return
+            for index, embedding in zip(chunk, self._encode(medsam, slices[chunk]), strict=True):
+                boxes = self._boxes_around(masks[index - order.step], index, seed)
+                if not boxes:
+                    return
+                masks[index] = self._answer(medsam, embedding, boxes, size).to(masks.device)
+
+
+class MedSAMMaskd(RandomizableTransform, MapTransform):
+    """Add the MedSAM mask of each image to the sample; the mask key is present whether or not the coin fell.
+
+    Args:
+        keys: images to outline, each (C, H, W[, D]) with C = 1 or 3.
+        mask_key: where the mask goes, one for each image (a single name for a single image).
+        label_key: the label the boxes come from, on the same grid; None when ``box`` says where.
+        allow_missing_keys: skip images that are not there.
+
+    The other options are those of ``MedSAMMask``.
+
+    Raises:
+        ValueError: not one mask key for each image key.
+    """
+
+    backend = MedSAMMask.backend
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        *,
+        mask_key: str | Sequence[str] = "mask",
+        label_key: str | None = None,
+        label_value: int | None = None,
+        box: BoxSource = None,
+        jitter_px: float = 20,
+        max_parts: int = 8,
+        propagate: bool = False,
+        plane: str = "axial",
+        model: Any = "tiny",
+        min_iou: float = 0.5,
+        area_range: tuple[float, float] = (0.0, 0.95),
+        window: tuple[float, float] | None = None,
+        batch_size: int = 4,
+        device: torch.device | str | None = None,
+        dtype: str = "float32",
+        prob: float = 1.0,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        MapTransform.__init__(self, keys, allow_missing_keys)
+        RandomizableTransform.__init__(self, prob)
+        mask_keys = (mask_key,) if isinstance(mask_key, str) else tuple(mask_key)
+        if len(mask_keys) != len(self.keys) or len(set(mask_keys)) != len(mask_keys):
+            raise ValueError(
+                f"{len(self.keys)} image keys {self.keys} need as many different mask keys, got {mask_keys}"
+            )
+        self.mask_keys = mask_keys
+        self.label_key = label_key
+        self.masker = MedSAMMask(
+            model,
+            box,
+            label_value=label_value,
+            jitter_px=jitter_px,
+            max_parts=max_parts,
+            propagate=propagate,
+            plane=plane,
+            min_iou=min_iou,
+            area_range=area_range,
+            window=window,
+            batch_size=batch_size,
+            device=device,
+            dtype=dtype,
+        )
+        if self.masker.box == "label" and label_key is None:
+            raise ValueError("the box comes from the label, and there is none; give label_key, or box=")
+        self.seed = 0
+
+    def randomize(self, data: Any = None) -> None:
+        """Draw the coin and the seed of the jitter: two draws, whatever the data."""
+        super().randomize(data)
+        self.seed = draw_seed(self.R)
+
+    def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
+        sample = dict(data)
+        self.randomize()
+        label = None
+        if self.label_key is not None:
+            if self.label_key not in sample:
+                raise KeyError(
+                    f"label_key {self.label_key!r} is not in the sample, which has {sorted(map(str, sample))}"
+                )
+            label = sample[self.label_key]
+        for key, mask_key in self.key_iterator(sample, self.mask_keys):
+            sample[mask_key] = self.masker.apply(sample[key], label, seed=self.seed, triggered=self._do_transform)
+        return sample

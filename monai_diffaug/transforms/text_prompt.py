@@ -1,0 +1,173 @@
+"""``TextPrompt`` and ``TextPromptd``: draw a radiological prompt from a vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from monai.transforms import RandomizableTransform
+from monai.transforms.transform import MapTransform
+
+from monai_diffaug.prompts import DEFAULT_TEMPLATE, Vocabulary, compose_prompt, vocabulary_of
+from monai_diffaug.seeding import draw_seed
+
+__all__ = ["TextPrompt", "TextPromptD", "TextPromptDict", "TextPromptd"]
+
+
+class TextPrompt(RandomizableTransform):
+    """Draw one prompt "{modality} of {anatomy}, {finding}, {attributes}".
+
+    Args:
+        modality: "ultrasound", "CT", "MRI", "x-ray", "endoscopy" or "fundus"; any word with your own vocabulary.
+        anatomy: where; one is drawn from a sequence; default: drawn from the vocabulary (those that know a given finding).
+        finding: what; one is drawn from a sequence; default: drawn from the vocabulary's findings for the anatomy.
+        attributes: axes of the vocabulary to describe, e.g. ("shape", "margin"), or a mapping axis -> words;
+            default: every axis of the vocabulary. () names none.
+        attribute_prob: probability that an axis is named.
+        template: any text with the fields modality, anatomy, finding, attributes.
+        vocabulary: your own words instead of the built-in table.
+        prob: probability of drawing; otherwise the prompt of the first anatomy and finding without attributes.
+
+    Raises:
+        ValueError: unknown modality, anatomy or attribute axis, an empty choice, or a template with an unknown field.
+    """
+
+    def __init__(
+        self,
+        modality: str,
+        *,
+        anatomy: str | Sequence[str] | None = None,
+        finding: str | Sequence[str] | None = None,
+        attributes: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
+        attribute_prob: float = 0.5,
+        template: str = DEFAULT_TEMPLATE,
+        vocabulary: Vocabulary | None = None,
+        prob: float = 1.0,
+    ) -> None:
+        RandomizableTransform.__init__(self, prob)
+        table = vocabulary if vocabulary is not None else vocabulary_of(modality)
+        if not 0.0 <= attribute_prob <= 1.0:
+            raise ValueError(f"attribute_prob must be in [0, 1], got {attribute_prob}")
+        findings = _choices("finding", finding)
+        anatomies = _choices("anatomy", anatomy) or _anatomies_of(table, findings)
+        self.modality = table.modality
+        self.pairs: list[tuple[str, tuple[str, ...]]] = []
+        for place in anatomies:
+            known = findings or tuple(table.findings.get(place, ()))
+            if not known:
+                raise ValueError(
+                    f"anatomy {place!r} is not in the vocabulary of {table.modality} ({', '.join(table.anatomies)}); name a finding as well"
+                )
+            self.pairs.append((place, known))
+        self.attributes = _attribute_words(table, attributes)
+        self.attribute_prob = attribute_prob
+        self.template = template
+        self.seed = 0
+        try:
+            compose_prompt(self.modality, self.pairs[0][0], self.pairs[0][1][0], (), template)
+        except (KeyError, IndexError) as error:
+            raise ValueError(
+                f"template {template!r} has a field other than modality, anatomy, finding and attributes: {error}"
+            ) from error
+
+    def randomize(self, data: Any | None = None) -> None:
+        """Draw the coin and one seed, always both."""
+        super().randomize(None)
+        self.seed = draw_seed(self.R)
+
+    def __call__(self, randomize: bool = True) -> str:
+        """The next prompt."""
+        if randomize:
+            self.randomize()
+        return self.prompt(self.seed) if self._do_transform else self.plain()
+
+    def prompt(self, seed: int) -> str:
+        """The prompt of a seed."""
+        rng = np.random.RandomState(seed)
+        place, findings = self.pairs[rng.randint(len(self.pairs))]
+        finding = findings[rng.randint(len(findings))]
+        words = [options[rng.randint(len(options))] for options in self.attributes if rng.rand() < self.attribute_prob]
+        return compose_prompt(self.modality, place, finding, words, self.template)
+
+    def plain(self) -> str:
+        """The first anatomy and finding, without attributes."""
+        place, findings = self.pairs[0]
+        return compose_prompt(self.modality, place, findings[0], (), self.template)
+
+
+class TextPromptd(RandomizableTransform, MapTransform):
+    """Write a drawn prompt into each key, see ``TextPrompt`` for the options.
+
+    Args:
+        keys: where to write the text; one prompt a sample, the same in all keys. The keys need not exist.
+    """
+
+    def __init__(
+        self,
+        keys: str | Sequence[str] = "prompt",
+        *,
+        modality: str,
+        anatomy: str | Sequence[str] | None = None,
+        finding: str | Sequence[str] | None = None,
+        attributes: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
+        attribute_prob: float = 0.5,
+        template: str = DEFAULT_TEMPLATE,
+        vocabulary: Vocabulary | None = None,
+        prob: float = 1.0,
+    ) -> None:
+        MapTransform.__init__(self, keys, allow_missing_keys=True)
+        RandomizableTransform.__init__(self, prob)
+        self.text = TextPrompt(
+            modality,
+            anatomy=anatomy,
+            finding=finding,
+            attributes=attributes,
+            attribute_prob=attribute_prob,
+            template=template,
+            vocabulary=vocabulary,
+        )
+        self.seed = 0
+
+    def randomize(self, data: Any | None = None) -> None:
+        """Draw the coin and one seed, always both."""
+        super().randomize(None)
+        self.seed = draw_seed(self.R)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        self.randomize()
+        text = self.text.prompt(self.seed) if self._do_transform else self.text.plain()
+        return {**data, **dict.fromkeys(self.keys, text)}
+
+
+TextPromptD = TextPromptDict = TextPromptd
+
+
+def _choices(name: str, value: str | Sequence[str] | None) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    chosen = (value,) if isinstance(value, str) else tuple(value)
+    if not chosen or not all(isinstance(word, str) and word.strip() for word in chosen):
+        raise ValueError(f"{name} must be a text or a non-empty sequence of texts, got {value!r}")
+    return chosen
+
+
+def _anatomies_of(table: Vocabulary, findings: tuple[str, ...]) -> tuple[str, ...]:
+    """The anatomies in which the vocabulary knows one of the findings; all of them when it knows none."""
+    return tuple(place for place in table.anatomies if set(findings) & set(table.findings[place])) or table.anatomies
+
+
+def _attribute_words(
+    table: Vocabulary, attributes: Sequence[str] | Mapping[str, Sequence[str]] | None
+) -> list[tuple[str, ...]]:
+    if isinstance(attributes, Mapping):
+        return [tuple(words) for words in attributes.values() if words]
+    axes = (
+        tuple(table.attributes) if attributes is None else (attributes,) if isinstance(attributes, str) else tuple(attributes)
+    )
+    unknown = [axis for axis in axes if axis not in table.attributes]
+    if unknown:
+        raise ValueError(
+            f"attribute axis {unknown[0]!r} is not in the vocabulary of {table.modality}; it has {', '.join(table.attributes)}"
+        )
+    return [table.attributes[axis] for axis in axes]

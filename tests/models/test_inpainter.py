@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import shutil
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+
+from monai_diffaug.errors import ModelSourceError
+from monai_diffaug.models.inpainter import load_inpainter
+from monai_diffaug.models.registry import ModelSpec, spec_of
+from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaint
+
+CPU = torch.device("cpu")
+
+
+def test_the_embedded_model_loads_in_diffusers_own_pipeline_too() -> None:
+    from diffusers import StableDiffusionInpaintPipeline
+
+    from monai_diffaug.models.registry import tiny_folder
+
+    pipeline = StableDiffusionInpaintPipeline.from_pretrained(str(tiny_folder("inpainter")), local_files_only=True)
+    ours = load_inpainter(ModelSpec("inpainter", "tiny"), CPU)
+    assert pipeline.unet.config.in_channels == 9 and ours.takes_mask
+    assert torch.equal(pipeline.unet.conv_in.weight.float(), ours.unet.conv_in.weight)
+
+
+def test_a_local_folder_touches_no_network(random_inpainter, monkeypatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("network touched")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    model = load_inpainter(ModelSpec("inpainter", random_inpainter), CPU)
+    assert (model.factor, model.size_px, model.takes_mask) == (4, 64, True)
+
+
+def test_a_missing_part_is_named_with_the_command_that_fetches_it(random_inpainter, tmp_path) -> None:
+    shutil.copytree(random_inpainter, tmp_path / "m")
+    (tmp_path / "m/unet/config.json").unlink()
+    with pytest.raises(ModelSourceError, match=r"unet/config.json is missing.*hf download"):
+        load_inpainter(ModelSpec("inpainter", str(tmp_path / "m")), CPU)
+
+
+def test_truncated_weights_are_refused_in_one_clear_error(random_inpainter, tmp_path) -> None:
+    shutil.copytree(random_inpainter, tmp_path / "m")
+    weights = tmp_path / "m/unet/diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="cannot be loaded.*fetch the folder again"):
+        load_inpainter(ModelSpec("inpainter", str(tmp_path / "m")), CPU)
+
+
+def test_a_source_that_is_neither_path_nor_hub_id_is_refused() -> None:
+    with pytest.raises(ModelSourceError, match="no such file or folder.*'tiny'"):
+        load_inpainter(ModelSpec("inpainter", "./nothing/here/at-all"), CPU)
+
+
+def test_offline_a_hub_id_names_the_command_with_its_revision(monkeypatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ModelSourceError, match="HF_HUB_OFFLINE.*hf download org/name --revision abc"):
+        load_inpainter(ModelSpec("inpainter", "org/name@abc"), CPU)
+
+
+def test_a_pipeline_object_is_taken_as_it_is(random_inpainter) -> None:
+    from diffusers import StableDiffusionInpaintPipeline
+
+    pipeline = StableDiffusionInpaintPipeline.from_pretrained(random_inpainter)
+    assert load_inpainter(spec_of("inpainter", pipeline), CPU).unet is pipeline.unet
+
+
+def test_an_object_without_the_parts_is_refused() -> None:
+    with pytest.raises(ValueError, match="Linear without vae"):
+        load_inpainter(spec_of("inpainter", torch.nn.Linear(1, 1)), CPU)
+
+
+def test_a_text_is_encoded_once(random_inpainter, monkeypatch) -> None:
+    model = load_inpainter(ModelSpec("inpainter", random_inpainter), CPU)
+    calls = []
+    model.text_encoder.register_forward_hook(lambda *args: calls.append(1))
+    first = model.encode_text(["a mass", "", "a mass"])
+    second = model.encode_text(["", "a mass"])
+    assert len(calls) == 1 and torch.equal(first[0], second[1]) and torch.equal(first[0], first[2])
+
+
+@pytest.mark.slow
+def test_the_real_sd15_inpainting_architecture_repaints_one_slice(tmp_path: Path, random_inpainter) -> None:
+    """Random weights in the architecture of stable-diffusion-inpainting (860 M UNet, 84 M VAE), 64 px, one step."""
+    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    from monai_diffaug.models.inpainter import Inpainter
+
+    torch.manual_seed(0)
+    with torch.device("cpu"):
+        vae = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(128, 256, 512, 512),
+            layers_per_block=2,
+            latent_channels=4,
+            sample_size=512,
+        )
+        unet = UNet2DConditionModel(sample_size=8, in_channels=9, cross_attention_dim=768).to(torch.bfloat16)
+        text = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, projection_dim=768
+            )
+        )
+    tokenizer = load_inpainter(ModelSpec("inpainter", random_inpainter), CPU).tokenizer
+    model = Inpainter(vae.to(torch.bfloat16), unet, text.to(torch.bfloat16), tokenizer, DDIMScheduler())
+    assert sum(p.numel() for p in unet.parameters()) > 859e6 and model.factor == 8
+    image = torch.rand(1, 80, 80)
+    mask = torch.zeros(1, 80, 80)
+    mask[:, 20:50, 30:50] = 1
+    edit = DiffusionLocalInpaint(model, num_inference_steps=1, guidance_scale=1.0, dtype="bfloat16").apply(image, mask, "lesion", seed=1)
+    assert edit.record["applied"] is True and torch.isfinite(edit.image).all()
+    assert torch.equal(edit.image[0, :5], image[0, :5])

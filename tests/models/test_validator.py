@@ -1,0 +1,157 @@
+"""The latent validator: schedule, both prediction types, files, and any segmenter in its place."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from monai_diffaug.errors import ModelSourceError
+from monai_diffaug.models.registry import ModelSpec, spec_of, tiny_folder
+from monai_diffaug.models.validator import (
+    TINY_CONFIG,
+    LatentSegmenter,
+    LatentValidator,
+    SegmenterValidator,
+    cumulative_alphas,
+    load_validator,
+    save_validator,
+)
+from monai_diffaug.seeding import slice_generators
+
+SMALL = {**TINY_CONFIG, "size_px": 64, "condition_channels": [8, 16], "unet_channels": [16, 32], "condition_out_channels": 8}
+
+
+def small_vae():
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(8, 8, 8),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        mid_block_add_attention=False,
+        scaling_factor=0.5,
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("validator")
+    save_validator(LatentSegmenter(SMALL), path)
+    small_vae().save_pretrained(path / "vae")
+    return path
+
+
+def test_the_default_schedule_ends_in_pure_noise_and_the_epsilon_schedule_does_not():
+    assert cumulative_alphas(True)[-1] == 0
+    assert 0 < cumulative_alphas(False)[-1] < 0.01
+    assert torch.allclose(cumulative_alphas(True)[0], cumulative_alphas(False)[0])
+    assert bool((cumulative_alphas(True).diff() < 0).all())
+
+
+@pytest.mark.parametrize("prediction_type", ["sample", "epsilon"])
+def test_a_perfect_prediction_gives_back_the_clean_latents(prediction_type):
+    segmenter = LatentSegmenter({**SMALL, "prediction_type": prediction_type})
+    z0, noise = torch.randn(2, 4, 16, 16), torch.randn(2, 4, 16, 16)
+    timesteps = torch.tensor([999, 400])
+    z_t = segmenter.add_noise(z0, noise, timesteps)
+    perfect = z0 if prediction_type == "sample" else noise
+    assert torch.allclose(segmenter.z0_of(perfect, z_t, timesteps), z0, atol=1e-4)
+
+
+def test_the_embedded_size_stays_below_two_and_a_half_million_parameters():
+    assert sum(p.numel() for p in LatentSegmenter().parameters()) <= 2_500_000
+
+
+def test_a_saved_validator_loads_frozen_and_repeats_its_answer(folder):
+    validator = load_validator(ModelSpec("validator", str(folder)))
+    assert isinstance(validator, LatentValidator) and validator.size_px == 64
+    assert not any(p.requires_grad for p in (*validator.segmenter.parameters(), *validator.vae.parameters()))
+    images = torch.rand(3, 3, 64, 64) * 2 - 1
+    together = validator.predict(images, slice_generators(7, [0, 1, 2]))
+    alone = validator.predict(images[1:2], slice_generators(7, [1]))
+    assert together.shape == (3, 1, 64, 64) and float(together.min()) >= 0 and float(together.max()) <= 1
+    assert torch.allclose(together[1:2], alone, atol=1e-5)
+    assert not together.requires_grad
+
+
+def test_images_of_a_size_the_latents_cannot_have_are_refused(folder):
+    validator = load_validator(ModelSpec("validator", str(folder)))
+    with pytest.raises(ValueError, match="multiples of 8"):
+        validator.predict(torch.zeros(1, 3, 60, 64), slice_generators(0, [0]))
+    with pytest.raises(ValueError, match="as many generators"):
+        validator.predict(torch.zeros(2, 3, 64, 64), slice_generators(0, [0]))
+
+
+def test_a_missing_folder_or_file_says_what_to_do(tmp_path, folder):
+    with pytest.raises(ModelSourceError, match="model='tiny'"):
+        load_validator(ModelSpec("validator", str(tmp_path / "none")))
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    with pytest.raises(ModelSourceError, match=r"model\.safetensors is missing"):
+        load_validator(ModelSpec("validator", str(tmp_path)))
+
+
+def test_corrupt_files_and_other_architectures_are_named(tmp_path, folder):
+    weights = (folder / "model.safetensors").read_bytes()
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    (tmp_path / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(ValueError, match="truncated"):
+        load_validator(ModelSpec("validator", str(tmp_path)))
+    (tmp_path / "model.safetensors").write_bytes(weights)
+    (tmp_path / "config.json").write_text(json.dumps({**SMALL, "unet_channels": [16, 48]}))
+    with pytest.raises(ValueError, match="does not fit"):
+        load_validator(ModelSpec("validator", str(tmp_path)))
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="no configuration"):
+        load_validator(ModelSpec("validator", str(tmp_path)))
+
+
+def test_an_encoder_off_the_latents_grid_and_an_unknown_prediction_are_refused():
+    with pytest.raises(ValueError, match="reduces by 8"):
+        LatentSegmenter({**SMALL, "condition_unshuffle": 4})
+    with pytest.raises(ValueError, match="prediction_type"):
+        LatentSegmenter({**SMALL, "prediction_type": "velocity"})
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_a_network_with_logits_stands_in_and_stays_the_callers(classes):
+    network = nn.Conv2d(1, classes, 3, padding=1).train()
+    validator = load_validator(spec_of("validator", network))
+    probabilities = validator.predict(torch.rand(2, 3, 32, 32), slice_generators(0, [0, 1]))
+    assert probabilities.shape == (2, 1, 32, 32)
+    grey = torch.rand(1, 3, 8, 8)
+    logits = network(grey.mean(1, keepdim=True))
+    expected = logits.sigmoid() if classes == 1 else logits.softmax(1)[:, 1:].sum(1, keepdim=True)
+    assert torch.allclose(validator.predict(grey, slice_generators(0, [0])), expected, atol=1e-6)
+    assert network.training and network.weight.requires_grad
+
+
+def test_a_callable_must_return_probabilities():
+    ok = SegmenterValidator(lambda images: images[:, :1].sigmoid())
+    assert ok.predict(torch.randn(1, 3, 8, 8), []).shape == (1, 1, 8, 8)
+    with pytest.raises(ValueError, match="probabilities"):
+        SegmenterValidator(lambda images: images[:, :1] + 5).predict(torch.zeros(1, 3, 8, 8), [])
+    with pytest.raises(ValueError, match=r"\(B, K, h, w\)"):
+        SegmenterValidator(lambda images: images[:, 0]).predict(torch.zeros(1, 3, 8, 8), [])
+
+
+def test_an_object_that_cannot_be_called_is_refused():
+    with pytest.raises(ValueError, match="callable"):
+        load_validator(spec_of("validator", 3.5))
+
+
+@pytest.mark.skipif(
+    not all((tiny_folder(p) / "config.json").is_file() for p in ("validator", "inpainter/vae")),
+    reason="the embedded validator or its VAE is not there yet",
+)
+def test_the_embedded_validator_fits_its_size_and_runs():
+    folder = tiny_folder("validator")
+    assert (folder / "model.safetensors").stat().st_size <= 5_000_000
+    validator = load_validator(ModelSpec("validator"))
+    assert validator.predict(torch.zeros(1, 3, 128, 128), slice_generators(0, [0])).shape == (1, 1, 128, 128)

@@ -1,0 +1,18 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from monai_diffaug.labels import paint_label
+
+
+def test_the_label_is_painted_not_added() -> None:
+    label = torch.tensor([[[0, 1, 2]]], dtype=torch.uint8)
+    assert paint_label(label, torch.tensor([[[0, 1, 9]]]), 2).tolist() == [[[0, 2, 2]]]
+    assert paint_label(label, torch.tensor([[[0, 1, 9]]]), 0).tolist() == [[[0, 0, 0]]]
+    assert label.tolist() == [[[0, 1, 2]]]
+
+
+def test_a_value_that_does_not_fit_the_dtype_is_refused() -> None:
+    with pytest.raises(ValueError, match="300 does not fit"):
+        paint_label(torch.zeros(1, 2, dtype=torch.uint8), torch.ones(1, 2), 300)

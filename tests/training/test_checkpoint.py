@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from monai_diffaug.training.checkpoint import Ema, cosine_rate, load_state, save_state
+
+
+def test_a_run_resumes_where_it_stopped(tmp_path) -> None:
+    module = torch.nn.Linear(2, 2)
+    save_state(tmp_path / "a.ckpt", {"m": module, "ema": Ema(module)}, 0.4)
+    other = torch.nn.Linear(2, 2)
+    assert load_state(tmp_path / "a.ckpt", {"m": other, "ema": Ema(other)}) == 0.4
+    assert torch.equal(other.weight, module.weight)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.ckpt"]
+
+
+def test_no_file_is_a_fresh_start(tmp_path) -> None:
+    assert load_state(tmp_path / "none.ckpt", {}) == 0.0
+
+
+def test_the_average_follows_the_weights() -> None:
+    module = torch.nn.Linear(1, 1)
+    ema = Ema(module, 0.9)
+    with torch.no_grad():
+        module.weight.fill_(100.0)
+    for _ in range(100):
+        ema.update(module)
+    assert ema.module.weight.item() == pytest.approx(100.0, abs=0.1)
+
+
+def test_the_rate_warms_up_and_falls() -> None:
+    rate = cosine_rate(1e-3, 1e-6)
+    assert rate(0.0) < rate(0.01) < rate(0.02) == pytest.approx(1e-3, rel=0.01)
+    assert rate(1.0) == pytest.approx(1e-6)

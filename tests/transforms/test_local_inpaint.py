@@ -1,0 +1,267 @@
+from __future__ import annotations
+
+import pickle
+from copy import deepcopy
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor, list_data_collate
+from monai.transforms import Compose, Flip
+
+from monai_diffaug.errors import GridMismatchError
+from monai_diffaug.models import registry
+from monai_diffaug.transforms import local_inpaint
+from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaint, DiffusionLocalInpaintd
+
+PROMPT = "ultrasound of breast, malignant mass"
+
+
+def picture(channels: int = 1, size: tuple[int, ...] = (70, 90)) -> torch.Tensor:
+    return torch.rand(channels, *size, generator=torch.Generator().manual_seed(0)) * 100 + 20
+
+
+def square_mask(size: tuple[int, ...] = (70, 90)) -> torch.Tensor:
+    mask = torch.zeros(1, *size)
+    mask[:, 30:44, 40:52] = 1
+    return mask
+
+
+def volume_mask() -> torch.Tensor:
+    mask = torch.zeros(1, 40, 36, 7)
+    mask[:, 15:25, 12:24, 2:5] = 1
+    return mask
+
+
+@pytest.fixture
+def fast(random_inpainter: str) -> dict[str, object]:
+    return {"model": random_inpainter, "num_inference_steps": 2}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [(70, 90), (40, 36, 7)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int16, torch.uint8, torch.float16])
+def test_voxels_outside_the_soft_mask_are_bit_identical_and_inside_changes(fast, channels, size, dtype) -> None:
+    image = picture(channels, size).to(dtype)
+    mask = square_mask(size) if len(size) == 2 else volume_mask()
+    before = image.clone()
+    edit = DiffusionLocalInpaint(**fast, soft_width=0).apply(image, mask, PROMPT, seed=4)
+    inside = (mask > 0).expand_as(image)
+    assert edit.image.dtype == dtype
+    assert torch.equal(edit.image[~inside], image[~inside])
+    assert not torch.equal(edit.image[inside], image[inside])
+    assert torch.equal(image, before)
+
+
+def test_a_soft_edge_changes_nothing_beyond_its_skirt(fast) -> None:
+    image, mask = picture(), square_mask()
+    edit = DiffusionLocalInpaint(**fast, soft_width=8.0).apply(image, mask, PROMPT, seed=4)
+    changed = (edit.image != image)[0].nonzero()
+    assert changed[:, 0].min() >= 30 - 4 and changed[:, 0].max() <= 43 + 4
+    assert bool((edit.image != image)[0, 29, 44:50].any())
+
+
+@pytest.mark.parametrize("noise_rho", [0.0, 0.6])
+def test_the_result_does_not_depend_on_the_slice_batch_size(fast, noise_rho) -> None:
+    results = [
+        DiffusionLocalInpaint(**fast, slice_batch_size=n, noise_rho=noise_rho)
+        .apply(picture(1, (40, 36, 7)), volume_mask(), PROMPT, seed=11)
+        .image
+        for n in (1, 2, 8)
+    ]
+    assert torch.allclose(results[0], results[1], atol=1e-3) and torch.allclose(results[0], results[2], atol=1e-3)
+    assert not torch.allclose(results[0], picture(1, (40, 36, 7)), atol=1e-3)
+
+
+def test_the_result_depends_on_the_seed_and_not_on_the_global_generator(fast) -> None:
+    transform = DiffusionLocalInpaint(**fast)
+    torch.manual_seed(1)
+    first = transform.apply(picture(), square_mask(), PROMPT, seed=1).image
+    torch.manual_seed(2)
+    assert torch.equal(transform.apply(picture(), square_mask(), PROMPT, seed=1).image, first)
+    assert not torch.equal(transform.apply(picture(), square_mask(), PROMPT, seed=2).image, first)
+
+
+def test_the_prompt_reaches_the_model(fast) -> None:
+    transform = DiffusionLocalInpaint(**fast)
+    one = transform.apply(picture(), square_mask(), "malignant mass", seed=1).image
+    assert not torch.equal(one, transform.apply(picture(), square_mask(), "normal tissue", seed=1).image)
+
+
+def test_the_same_anatomy_gives_the_same_result_however_it_is_stored(fast) -> None:
+    transform = DiffusionLocalInpaint(**fast)
+    image = MetaTensor(picture(1, (40, 36, 7)), affine=torch.eye(4))
+    mask = MetaTensor(volume_mask(), affine=torch.eye(4))
+    expected = transform.apply(image, mask, PROMPT, seed=3).image
+    order = (0, 2, 3, 1)  # stored A, S, R with A flipped
+    affine = torch.zeros(4, 4)
+    affine[1, 0], affine[2, 1], affine[0, 2], affine[3, 3] = -1, 1, 1, 1
+
+    def stored(volume: MetaTensor) -> MetaTensor:
+        return MetaTensor(volume.as_tensor().permute(order).flip(1), affine=affine)
+
+    got = transform.apply(stored(image), stored(mask), PROMPT, seed=3).image
+    assert torch.equal(got.as_tensor(), expected.as_tensor().permute(order).flip(1))
+
+
+@pytest.mark.parametrize("make", [np.asarray, torch.as_tensor, MetaTensor])
+def test_type_and_meta_survive(fast, make) -> None:
+    image = make(picture().numpy().astype(np.float32))
+    if isinstance(image, MetaTensor):
+        image = Flip(1)(MetaTensor(image, affine=torch.diag(torch.tensor([2.0, 3.0, 1.0, 1.0])), meta={"patient": "a"}))
+    edit = DiffusionLocalInpaint(**fast).apply(image, make(square_mask().numpy()), PROMPT, seed=1)
+    assert type(edit.image) is type(image)
+    if isinstance(image, MetaTensor):
+        assert torch.equal(edit.image.affine, image.affine)
+        assert edit.image.meta["patient"] == "a"
+        assert edit.image.applied_operations == image.applied_operations
+
+
+def test_uint16_arrays_are_repainted_in_uint16(fast) -> None:
+    image = (picture().numpy() * 500).astype(np.uint16)
+    edit = DiffusionLocalInpaint(**fast).apply(image, square_mask().numpy(), PROMPT, seed=1)
+    assert edit.image.dtype == np.uint16 and (edit.image != image).any()
+
+
+def test_the_label_is_painted_where_the_mask_is(fast) -> None:
+    label = torch.full((1, 70, 90), 3, dtype=torch.uint8)
+    edit = DiffusionLocalInpaint(**fast, label_value=2).apply(picture(), square_mask(), PROMPT, label, seed=1)
+    assert torch.equal(edit.label == 2, square_mask() > 0)
+    assert bool((label == 3).all())
+
+
+def test_an_empty_mask_leaves_the_sample_untouched_and_says_so(fast) -> None:
+    image = picture()
+    edit = DiffusionLocalInpaint(**fast).apply(image, torch.zeros(1, 70, 90), PROMPT, seed=1)
+    assert edit.image is image
+    assert edit.record["applied"] is False and edit.record["reason"] == "empty mask"
+
+
+def test_a_mask_on_another_grid_names_both_shapes_and_the_way_out(fast) -> None:
+    with pytest.raises(GridMismatchError, match=r"\(1, 60, 90\).*\(1, 70, 90\).*ResampleToMatchd"):
+        DiffusionLocalInpaint(**fast).apply(picture(), torch.ones(1, 60, 90), PROMPT, seed=1)
+
+
+def test_non_finite_voxels_are_refused(fast) -> None:
+    image = picture()
+    image[0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match="non-finite"):
+        DiffusionLocalInpaint(**fast).apply(image, square_mask(), PROMPT, seed=1)
+
+
+def test_passthrough_returns_the_input_and_the_reason(fast) -> None:
+    image = picture()
+    image[0, 0, 0] = float("nan")
+    edit = DiffusionLocalInpaint(**fast, on_error="passthrough").apply(image, square_mask(), PROMPT, seed=1)
+    assert edit.image is image
+    assert edit.record["applied"] is False and "non-finite" in str(edit.record["reason"])
+
+
+def test_a_model_that_returns_nan_leaves_the_sample_untouched(fast, monkeypatch) -> None:
+    monkeypatch.setattr(local_inpaint.Inpainter, "decode", lambda self, z: torch.full((len(z), 3, 64, 64), float("nan")))
+    image = picture()
+    edit = DiffusionLocalInpaint(**fast).apply(image, square_mask(), PROMPT, seed=1)
+    assert edit.image is image and "non-finite" in str(edit.record["reason"])
+
+
+def test_out_of_memory_halves_the_batch_without_changing_the_result(fast, monkeypatch) -> None:
+    image, mask = picture(1, (40, 36, 7)), volume_mask()
+    expected = DiffusionLocalInpaint(**fast).apply(image, mask, PROMPT, seed=5).image
+    decode, sizes = local_inpaint.Inpainter.decode, []
+
+    def scarce(self: object, latents: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(latents))
+        if len(latents) > 1:
+            raise torch.OutOfMemoryError("no memory")
+        return decode(self, latents)
+
+    monkeypatch.setattr(local_inpaint.Inpainter, "decode", scarce)
+    got = DiffusionLocalInpaint(**fast).apply(image, mask, PROMPT, seed=5).image
+    assert sizes == [3, 1, 1, 1]
+    assert torch.allclose(got, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 3), (17, 31), (64, 64)])
+@pytest.mark.parametrize("roi", [True, False])
+def test_odd_and_tiny_sizes_work_and_a_mask_may_cover_all(fast, size, roi) -> None:
+    image = torch.rand(1, *size) * 10
+    edit = DiffusionLocalInpaint(**fast, roi=roi).apply(image, torch.ones(1, *size), PROMPT, seed=1)
+    assert edit.image.shape == image.shape and edit.record["applied"] is True
+
+
+def test_a_constant_image_works(fast) -> None:
+    edit = DiffusionLocalInpaint(**fast).apply(torch.full((1, 70, 90), 7.0), square_mask(), PROMPT, seed=1)
+    assert bool(torch.isfinite(edit.image).all())
+
+
+def test_prob_zero_is_the_identity_with_the_same_keys_and_the_same_draws(fast) -> None:
+    sample = {"image": picture(), "mask": square_mask(), "prompt": PROMPT, "label": torch.zeros(1, 70, 90)}
+    never, always = (DiffusionLocalInpaintd("image", label_key="label", prob=p, **fast) for p in (0.0, 1.0))
+    never.set_random_state(seed=3), always.set_random_state(seed=3)
+    kept, changed = never(sample), always(sample)
+    assert kept["image"] is sample["image"]
+    assert kept.keys() == changed.keys()
+    assert {k: type(v) for k, v in kept["image_diffaug"].items()} == {k: type(v) for k, v in changed["image_diffaug"].items()}
+    assert never.R.randint(1 << 30) == always.R.randint(1 << 30)
+
+
+def test_prob_is_kept_as_given(fast) -> None:
+    transform = DiffusionLocalInpaintd("image", prob=0.25, **fast)
+    assert transform.prob == 0.25 and transform.keys == ("image",)
+
+
+def test_mixed_batches_collate(fast) -> None:
+    sample = {"image": picture(), "mask": square_mask(), "prompt": PROMPT}
+    batch = [DiffusionLocalInpaintd("image", prob=p, **fast)(sample) for p in (0.0, 1.0)]
+    assert list_data_collate(batch)["image_diffaug"]["applied"].tolist() == [False, True]
+
+
+def test_originals_are_handed_on_by_reference_when_asked(fast) -> None:
+    sample = {"image": picture(), "mask": square_mask(), "prompt": PROMPT, "label": torch.zeros(1, 70, 90)}
+    result = DiffusionLocalInpaintd("image", label_key="label", keep_original=True, **fast)(sample)
+    assert all(result[f"{key}_original"] is sample[key] for key in ("image", "label", "mask"))
+    assert "image_original" not in DiffusionLocalInpaintd("image", **fast)(sample)
+
+
+def test_a_sample_without_mask_says_which_transform_is_missing(fast) -> None:
+    with pytest.raises(KeyError, match="no 'mask'.*MedSAMMaskd"):
+        DiffusionLocalInpaintd("image", **fast)({"image": picture(), "prompt": PROMPT})
+
+
+def test_an_instance_holds_no_weights_and_its_pickle_is_stable(fast) -> None:
+    transform = DiffusionLocalInpaintd("image", **fast)
+    before = pickle.dumps(transform.inpaint.spec)
+    transform({"image": picture(), "mask": square_mask(), "prompt": PROMPT})
+    assert pickle.dumps(transform.inpaint.spec) == before
+    assert len(pickle.dumps(transform)) < 100_000
+    assert deepcopy(transform).inpaint.spec == transform.inpaint.spec
+
+
+def test_the_model_is_loaded_once(fast) -> None:
+    registry.clear()
+    transforms = [DiffusionLocalInpaint(**fast) for _ in range(2)]
+    for transform in transforms:
+        transform.apply(picture(), square_mask(), PROMPT, seed=1)
+    assert registry.load_count(transforms[0].spec) == 1
+
+
+def test_four_channel_models_repaint_too(random_inpainter_4ch) -> None:
+    image = picture()
+    edit = DiffusionLocalInpaint(random_inpainter_4ch, num_inference_steps=3, soft_width=0).apply(image, square_mask(), PROMPT, seed=1)
+    outside = square_mask() == 0
+    assert torch.equal(edit.image[outside], image[outside]) and not torch.equal(edit.image, image)
+
+
+def test_it_works_inside_compose_and_same_seed_gives_same_bytes(fast) -> None:
+    sample = {"image": picture(), "mask": square_mask(), "prompt": PROMPT}
+    runs = [Compose([DiffusionLocalInpaintd("image", **fast)]).set_random_state(seed=7)(sample)["image"] for _ in range(2)]
+    assert torch.equal(*runs)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("strength", 0.0), ("num_inference_steps", 0), ("plane", "oblique"), ("soft_mode", "x"), ("on_error", "ignore"), ("window", (1, 0))],
+)
+def test_an_option_out_of_range_is_refused_at_construction(option, value) -> None:
+    with pytest.raises(ValueError, match=str(option) if option != "window" else "low < high"):
+        DiffusionLocalInpaint(**{option: value})
