@@ -1,12 +1,31 @@
 """Local, text- and mask-guided diffusion augmentation of medical images as MONAI dictionary transforms."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from monai_diffaug.errors import DroppedSampleError, GridMismatchError, MissingExtraError, ModelSourceError, WorkerDeviceError
-from monai_diffaug.transforms.latent_validate import LatentValidate, LatentValidated
-from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaint, DiffusionLocalInpaintd
-from monai_diffaug.transforms.medsam_mask import MedSAMMask, MedSAMMaskd
-from monai_diffaug.transforms.soft_mask import SoftMask, SoftMaskd
-from monai_diffaug.transforms.text_prompt import TextPrompt, TextPromptd
 from monai_diffaug.version import __version__
+
+if TYPE_CHECKING:
+    from monai_diffaug.transforms.latent_validate import LatentValidate, LatentValidated
+    from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaint, DiffusionLocalInpaintd
+    from monai_diffaug.transforms.medsam_mask import MedSAMMask, MedSAMMaskd
+    from monai_diffaug.transforms.soft_mask import SoftMask, SoftMaskd
+    from monai_diffaug.transforms.text_prompt import TextPrompt, TextPromptd
+
+# MONAI and torch take seconds to import: the transforms are imported at first use, so that the command line answers at once
+_TRANSFORMS = {
+    "DiffusionLocalInpaint": "local_inpaint",
+    "DiffusionLocalInpaintd": "local_inpaint",
+    "LatentValidate": "latent_validate",
+    "LatentValidated": "latent_validate",
+    "MedSAMMask": "medsam_mask",
+    "MedSAMMaskd": "medsam_mask",
+    "SoftMask": "soft_mask",
+    "SoftMaskd": "soft_mask",
+    "TextPrompt": "text_prompt",
+    "TextPromptd": "text_prompt",
+}
 
 __all__ = [
     "DiffusionLocalInpaint",
@@ -26,3 +45,13 @@ __all__ = [
     "WorkerDeviceError",
     "__version__",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _TRANSFORMS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"monai_diffaug.transforms.{_TRANSFORMS[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

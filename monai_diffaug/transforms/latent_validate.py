@@ -138,7 +138,7 @@ class LatentValidate(Transform):
         self.batch_size = batch_size
         self.device = None if device is None else str(device)
 
-    def __call__(  # type: ignore[override]
+    def __call__(
         self,
         image: NdarrayOrTensor,
         mask: NdarrayOrTensor,
