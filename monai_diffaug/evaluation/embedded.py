@@ -59,7 +59,7 @@ def _normal_samples_with_masks(per_image: int, seed: int = 0) -> list[tuple[Tens
         found = 0
         for _ in range(20 * per_image):
             outline = sampler.outlines[sampler.rng.randint(len(sampler.outlines))]
-            mask = place(sampler.rng, borrow_shape(sampler.rng, outline, sampler.rng.uniform(0.6, 1.0)), sampler._tissue(sample))
+            mask = place(sampler.rng, borrow_shape(sampler.rng, outline, sampler.rng.uniform(0.6, 1.0)), sampler.tissue(sample))
             if mask is not None:
                 pairs.append((torch.from_numpy(sample.image[None, ..., 0].copy()), torch.from_numpy(mask[None].astype(np.uint8))))
                 found += 1

@@ -54,7 +54,7 @@ class MaskedCropSampler:
         names = list(self.samples)
         return names[self.rng.randint(len(names))]
 
-    def _tissue(self, sample: Sample) -> NDArray[np.bool_]:
+    def tissue(self, sample: Sample) -> NDArray[np.bool_]:
         """Where normal tissue can be repainted: not the letterbox, not near a finding."""
         from scipy.ndimage import binary_dilation, uniform_filter
 
@@ -67,7 +67,7 @@ class MaskedCropSampler:
             shape = borrow_shape(self.rng, outline, self.rng.uniform(0.5, 1.2))
         else:
             shape = random_blob(self.rng, self.rng.randint(10, 110))
-        return place(self.rng, shape, self._tissue(sample))
+        return place(self.rng, shape, self.tissue(sample))
 
     def draw(self) -> Draw:
         """One image with a mask and the finding under it."""
