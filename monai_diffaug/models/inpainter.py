@@ -174,9 +174,9 @@ def _load_folder(folder: Path, dtype: torch.dtype, device: torch.device) -> Inpa
                 f"{folder} is no diffusers model folder: {file} is missing. Expected the layout of "
                 f"DiffusionPipeline.save_pretrained with {', '.join(PARTS)}; fetch one with: hf download ORG/NAME --local-dir {folder}"
             )
+    tiny_vae = '"AutoencoderTiny"' in (folder / PARTS["vae"]).read_text()
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()  # a library loads in silence; the command line shows its own progress
-    tiny_vae = '"AutoencoderTiny"' in (folder / PARTS["vae"]).read_text()
     try:
         vae = (AutoencoderTiny if tiny_vae else AutoencoderKL).from_pretrained(folder / "vae", torch_dtype=dtype, local_files_only=True)
         unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=dtype, local_files_only=True)
