@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from monai_diffaug.errors import ModelSourceError
 from monai_diffaug.evaluation.fidelity import change_outside, local_ssim
 from monai_diffaug.imageio import Picture, output_suffix, whole_file, write_picture
-from monai_diffaug.models.registry import shared_model, tiny_folder
+from monai_diffaug.models.registry import tiny_folder
 from monai_diffaug.provenance import record_key
-from monai_diffaug.slices import from_slices, slice_plane, to_slices, touched
+from monai_diffaug.slices import slice_plane, to_slices
 
 __all__ = ["EditResult", "EditSettings", "check_model_source", "edit_picture", "outline", "slice_size", "write_edit"]
 
@@ -147,7 +147,7 @@ def edit_picture(
         sample = judge(sample)
     seconds = time.perf_counter() - start
     values = _numpy(sample["image"])
-    soft = _soft_region(inpaint.inpaint, image, mask)
+    soft = inpaint.inpaint.soft_region(_on_grid(before, image), _on_grid(mask, image)).numpy()
     return EditResult(
         values=values,
         label=None if label is None else _numpy(sample["label"]),
@@ -210,20 +210,3 @@ def _on_grid(array: NDArray[Any], image: Picture) -> MetaTensor:
 def _numpy(data: Any) -> NDArray[Any]:
     array: NDArray[Any] = data.as_tensor().cpu().numpy() if isinstance(data, MetaTensor) else np.asarray(data)
     return array
-
-
-def _soft_region(inpaint: Any, image: Picture, mask: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Where the inpainter may change voxels: the soft edge is as wide as it makes it in each slice."""
-    from monai_diffaug.blending import soft_mask
-    from monai_diffaug.models.inpainter import load_inpainter
-    from monai_diffaug.roi import roi_around
-    from monai_diffaug.transforms.local_inpaint import SOFT_WIDTH_REFERENCE_PX
-
-    plane = slice_plane(image.affine, inpaint.plane, len(image.shape))
-    slices = to_slices(torch.from_numpy(np.array(mask)), plane)
-    size_px = shared_model(inpaint.spec, "cpu", load_inpainter).size_px
-    soft = torch.zeros(slices.shape)
-    for index in touched(slices):
-        side = roi_around(slices[index, 0], size_px, inpaint.roi_context).side
-        soft[index, 0] = soft_mask(slices[index, 0], inpaint.soft_width * side / SOFT_WIDTH_REFERENCE_PX, inpaint.soft_mode)
-    return from_slices(soft, plane).contiguous().numpy()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -12,9 +13,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Ema", "cosine_rate", "load_state", "save_state"]
+__all__ = ["Clock", "Ema", "cosine_rate", "load_state", "save_state"]
 
 logger = logging.getLogger(__name__)
+
+
+LONGEST_STEP_S = 10.0
+
+
+class Clock:
+    """Progress of a run that is measured in minutes of running time: a machine that was suspended loses 10 s at most."""
+
+    def __init__(self, minutes: float, progress: float = 0.0) -> None:
+        self.budget_s = 60 * minutes
+        self.spent_s = progress * self.budget_s
+        self._seen = time.monotonic()
+
+    def progress(self) -> float:
+        """Share of the budget that is spent, 1 when it is over; call it once a step."""
+        now = time.monotonic()
+        self.spent_s += min(now - self._seen, LONGEST_STEP_S)
+        self._seen = now
+        return self.spent_s / self.budget_s if self.budget_s > 0 else 1.0
 
 
 class Ema:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 
-from monai_diffaug.training.checkpoint import Ema, cosine_rate, load_state, save_state
+from monai_diffaug.training.checkpoint import Clock, Ema, cosine_rate, load_state, save_state
 from monai_diffaug.training.text_encoder import MAX_TOKENS, build_text_encoder, build_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -39,7 +38,7 @@ def build_unet() -> UNet2DConditionModel:
         layers_per_block=1,
         cross_attention_dim=128,
         attention_head_dim=4,
-        norm_num_groups=16,
+        norm_num_groups=8,
     )
 
 
@@ -108,8 +107,8 @@ def train(bank_folder: Path, vae_folder: Path, out: Path, minutes: float, batch_
     rate = cosine_rate(6e-4, 1e-6)
     bank = LatentBank(bank_folder)
     torch.manual_seed(seed + int(1e6 * done))
-    began, step, recent = time.monotonic() - done * 60 * minutes, 0, 0.0
-    while (progress := (time.monotonic() - began) / (60 * minutes)) < 1:
+    clock, step, recent = Clock(minutes, done), 0, 0.0
+    while (progress := clock.progress()) < 1:
         for group in optimizer.param_groups:
             group["lr"] = rate(progress)
         latents, mask, masked, captions = bank.batch(batch_size)

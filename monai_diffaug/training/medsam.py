@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from monai_diffaug.boxes import Box, box_around, connected_components
 from monai_diffaug.models.medsam import TINY_CONFIG, build_sam, prompt_with_boxes, save_sam
-from monai_diffaug.training.checkpoint import Ema, cosine_rate, load_state, save_state
+from monai_diffaug.training.checkpoint import Clock, Ema, cosine_rate, load_state, save_state
 from monai_diffaug.training.datasets import SOURCES, Sample, load_samples
 
 logger = logging.getLogger(__name__)
@@ -211,8 +210,8 @@ def train(out: Path, minutes: float, batch_size: int = 4, seed: int = 0) -> Any:
     state = out / "medsam.ckpt"
     done = load_state(state, parts)
     sampler = PromptSampler("train", seed + int(1000 * done))
-    began, step, recent = time.monotonic() - done * 60 * minutes, 0, 0.0
-    while (progress := (time.monotonic() - began) / (60 * minutes)) < 1:
+    clock, step, recent = Clock(minutes, done), 0, 0.0
+    while (progress := clock.progress()) < 1:
         for group in optimizer.param_groups:
             group["lr"] = rate(progress)
         loss, overlap = batch_loss(sam, sampler.draw(batch_size))

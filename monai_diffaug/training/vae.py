@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import time
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from monai_diffaug.training.checkpoint import Ema, cosine_rate, load_state, save_state
+from monai_diffaug.training.checkpoint import Clock, Ema, cosine_rate, load_state, save_state
 from monai_diffaug.training.crops import crop_squares
 from monai_diffaug.training.datasets import SOURCES, load_samples
 
@@ -38,7 +37,7 @@ def build_vae() -> AutoencoderKL:
         block_out_channels=(16, 48, 96),
         layers_per_block=1,
         latent_channels=4,
-        norm_num_groups=16,
+        norm_num_groups=4,  # 4 channels a group: a group of one channel would lose each channel's mean, and colour with it
         sample_size=SIZE_PX,
         mid_block_add_attention=False,
         scaling_factor=1.0,
@@ -97,8 +96,8 @@ def train(
     state = out / ("decoder.ckpt" if freeze_encoder else "vae.ckpt")
     done = load_state(state, parts)
     sampler = CropSampler("train", seed + int(1000 * done))
-    began, step, recent = time.monotonic() - done * 60 * minutes, 0, 0.0
-    while (progress := (time.monotonic() - began) / (60 * minutes)) < 1:
+    clock, step, recent = Clock(minutes, done), 0, 0.0
+    while (progress := clock.progress()) < 1:
         for group in optimizer.param_groups:
             group["lr"] = rate(progress)
         target = sampler.draw(batch_size).contiguous(memory_format=torch.channels_last)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import time
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -27,7 +26,7 @@ from monai_diffaug.models.validator import (
     mask_latents,
     save_validator,
 )
-from monai_diffaug.training.checkpoint import Ema, cosine_rate, load_state, save_state
+from monai_diffaug.training.checkpoint import Clock, Ema, cosine_rate, load_state, save_state
 from monai_diffaug.training.crops import crop_squares
 from monai_diffaug.training.datasets import SOURCES, Sample, load_samples
 from monai_diffaug.training.latent_bank import largest_component
@@ -47,7 +46,6 @@ MIN_SIDE_PX = 32
 MIN_AREA_PX = 20
 LAST_STEP_SHARE = 0.75  # of the samples train the one timestep that inference uses
 DICE_WEIGHT = 1.0
-LONGEST_STEP_S = 10.0  # a run that was paused (SIGSTOP, a sleeping machine) goes on where it was in its schedule
 Z0_WEIGHT = 1.0  # of |z0 - z0hat| beside |eps - eps_th|
 
 
@@ -253,9 +251,8 @@ def train(
     sampler = LesionCropSampler("train", seed + int(1000 * done))
     generator = torch.Generator().manual_seed(seed + int(1000 * done))
     probe = fit_probe(vae, LesionCropSampler("train", seed))
-    spent_s, step, recent = done * 60 * minutes, 0, 0.0
-    while (progress := spent_s / (60 * minutes)) < 1:
-        began = time.monotonic()
+    clock, step, recent = Clock(minutes, done), 0, 0.0
+    while (progress := clock.progress()) < 1:
         for group in optimizer.param_groups:
             group["lr"] = rate(progress)
         crops = sampler.draw(batch_size)
@@ -269,7 +266,6 @@ def train(
         optimizer.step()
         ema.update(segmenter)
         step += 1
-        spent_s += min(time.monotonic() - began, LONGEST_STEP_S)
         recent = 0.98 * recent + 0.02 * loss.item()
         if step % 50 == 0:
             logger.info("validator %.1f %% step %d loss %.4f", 100 * progress, step, recent / (1 - 0.98**step))

@@ -7,33 +7,28 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from monai.config import KeysCollection, NdarrayOrTensor
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, RandomizableTransform
 from monai.utils import convert_to_dst_type, convert_to_tensor
 from torch import Tensor
 
-from monai_diffaug.blending import SOFT_MODES, composite, soft_mask
 from monai_diffaug.errors import GridMismatchError
 from monai_diffaug.intensity import Window, window_of
 from monai_diffaug.labels import paint_label
 from monai_diffaug.models.inpainter import Inpainter, load_inpainter
 from monai_diffaug.models.registry import shared_model, spec_of
+from monai_diffaug.patches import Stack, open_stack
 from monai_diffaug.provenance import DiffAugRecord, record_key
-from monai_diffaug.roi import Roi, crop, paste, roi_around
-from monai_diffaug.sampling.inpaint import inpaint_latents
-from monai_diffaug.sampling.noise import slice_noise
-from monai_diffaug.seeding import draw_seed, slice_generators
-from monai_diffaug.slices import PLANES, from_slices, slice_plane, to_slices, touched
+from monai_diffaug.repaint import Repainted, RepaintSettings, repaint, soft_region
+from monai_diffaug.seeding import draw_seed
+from monai_diffaug.slices import slice_plane
 
 __all__ = ["DiffusionLocalInpaint", "DiffusionLocalInpaintD", "DiffusionLocalInpaintDict", "DiffusionLocalInpaintd", "Edit"]
 
 logger = logging.getLogger(__name__)
 
 ON_ERROR = ("raise", "passthrough")
-STOCHASTIC_STEP = 1  # the ``purpose`` of the generators that stochastic schedulers draw from
-SOFT_WIDTH_REFERENCE_PX = 512
 
 
 class Edit(NamedTuple):
@@ -42,17 +37,6 @@ class Edit(NamedTuple):
     image: NdarrayOrTensor
     label: NdarrayOrTensor | None
     record: dict[str, str | int | float | bool]
-
-
-class _Patch(NamedTuple):
-    """One touched slice, cropped to the model's size."""
-
-    position: int
-    roi: Roi
-    soft: Tensor  # (h, w) composite weights on the slice
-    image: Tensor  # (3, size, size) in [-1, 1]
-    hard: Tensor  # (1, size, size) the UNet's mask
-    weights: Tensor  # (1, size, size) soft mask of the sampler
 
 
 class DiffusionLocalInpaint(RandomizableTransform):
@@ -106,30 +90,26 @@ class DiffusionLocalInpaint(RandomizableTransform):
         prob: float = 1.0,
     ) -> None:
         RandomizableTransform.__init__(self, prob)
-        _check(0.0 < strength <= 1.0, f"strength must be in (0, 1], got {strength}")
-        _check(num_inference_steps >= 1, f"num_inference_steps must be >= 1, got {num_inference_steps}")
-        _check(0.0 <= noise_rho <= 1.0, f"noise_rho must be in [0, 1], got {noise_rho}")
-        _check(plane in PLANES, f"plane must be one of {', '.join(PLANES)}, got {plane!r}")
-        _check(soft_mode in SOFT_MODES, f"soft_mode must be one of {', '.join(SOFT_MODES)}, got {soft_mode!r}")
-        _check(soft_width >= 0, f"soft_width must be >= 0 pixels, got {soft_width}")
-        _check(slice_batch_size >= 1, f"slice_batch_size must be >= 1, got {slice_batch_size}")
-        _check(roi_context >= 1.0, f"roi_context must be >= 1, got {roi_context}")
-        _check(on_error in ON_ERROR, f"on_error must be one of {', '.join(ON_ERROR)}, got {on_error!r}")
-        _check(window is None or len(window) == 2, f"window must be (low, high), got {window}")
+        if on_error not in ON_ERROR:
+            raise ValueError(f"on_error must be one of {', '.join(ON_ERROR)}, got {on_error!r}")
+        if window is not None and len(window) != 2:
+            raise ValueError(f"window must be (low, high), got {window}")
         self.spec = spec_of("inpainter", model, dtype)
-        self.strength = strength
-        self.num_inference_steps = num_inference_steps
-        self.guidance_scale = guidance_scale
-        self.negative_prompt = negative_prompt
-        self.noise_rho = noise_rho
-        self.window = None if window is None else Window(float(window[0]), float(window[1]))
-        self.plane = plane
-        self.soft_width = soft_width
-        self.soft_mode = soft_mode
+        self.settings = RepaintSettings(
+            strength=strength,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            negative_prompt=negative_prompt,
+            noise_rho=noise_rho,
+            window=None if window is None else Window(float(window[0]), float(window[1])),
+            plane=plane,
+            soft_width=soft_width,
+            soft_mode=soft_mode,
+            slice_batch_size=slice_batch_size,
+            roi=roi,
+            roi_context=roi_context,
+        )
         self.label_value = label_value
-        self.slice_batch_size = slice_batch_size
-        self.roi = roi
-        self.roi_context = roi_context
         self.on_error = on_error
         self.device = None if device is None else str(device)
         self.seed = 0
@@ -165,135 +145,108 @@ class DiffusionLocalInpaint(RandomizableTransform):
         """The record of a sample that was left as it is."""
         return DiffAugRecord(seed=self.seed, prompt=prompt, model=self.spec.source, reason=reason).as_dict()
 
-    def apply(
-        self, img: NdarrayOrTensor, mask: NdarrayOrTensor, prompt: str, label: NdarrayOrTensor | None = None, *, seed: int
-    ) -> Edit:
+    def apply(self, img: NdarrayOrTensor, mask: NdarrayOrTensor, prompt: str, label: NdarrayOrTensor | None = None, *, seed: int) -> Edit:
         """Repaint with a given seed: the same inputs and seed give the same output, whatever the slice batch size."""
-        record = DiffAugRecord(seed=seed, prompt=prompt, model=self.spec.source, tries=1)
+        return self.apply_batch([img], [mask], [prompt], None if label is None else [label], seeds=[seed])[0]
+
+    def apply_batch(
+        self,
+        images: Sequence[NdarrayOrTensor],
+        masks: Sequence[NdarrayOrTensor],
+        prompts: Sequence[str],
+        labels: Sequence[NdarrayOrTensor | None] | None = None,
+        *,
+        seeds: Sequence[int],
+    ) -> list[Edit]:
+        """Repaint several samples in one go: as ``apply`` one by one, with one model call a step for the slices of all.
+
+        Args:
+            images: each (C, H, W[, D]); sizes, dtypes and types may differ.
+            masks, prompts, seeds: one a sample.
+            labels: one a sample, or None.
+
+        Raises:
+            ValueError: not as many masks, prompts, labels or seeds as images; otherwise as ``apply``.
+        """
+        labels = [None] * len(images) if labels is None else labels
+        if not len(images) == len(masks) == len(prompts) == len(labels) == len(seeds):
+            raise ValueError(
+                f"one mask, prompt, label and seed a sample: got {len(images)} images, {len(masks)} masks, {len(prompts)} prompts, "
+                f"{len(labels)} labels and {len(seeds)} seeds"
+            )
+        outcomes: dict[int, Repainted] = {}
+        stacks: dict[int, Stack] = {}
+        for i, (img, mask, prompt, label, seed) in enumerate(zip(images, masks, prompts, labels, seeds, strict=True)):
+            try:
+                stacks[i] = self._open(img, mask, prompt, label, seed)
+            except (ValueError, RuntimeError, OSError) as error:
+                outcomes[i] = self._failed(error)
+        outcomes.update(zip(stacks, self._run(list(stacks.values())), strict=True))
+        return [
+            self._conclude(outcomes[i], img, mask, prompt, label, seed)
+            for i, (img, mask, prompt, label, seed) in enumerate(zip(images, masks, prompts, labels, seeds, strict=True))
+        ]
+
+    def _run(self, stacks: list[Stack]) -> list[Repainted]:
+        """The model's work; no model is loaded when there is none."""
+        if not any(stack.indices for stack in stacks):
+            return [Repainted(None, 0, "empty mask")] * len(stacks)
         try:
-            image, n_slices, reason = self._repaint(img, mask, prompt, seed)
+            return repaint(self._model(stacks[0]), stacks, self.settings)
         except (ValueError, RuntimeError, OSError) as error:
-            if self.on_error == "raise":
-                raise
-            logger.warning("left a sample untouched: %s", error)
-            image, n_slices, reason = None, 0, f"{type(error).__name__}: {error}"
-        if image is None:
-            record.reason = reason
-            return Edit(img, label, record.as_dict())
-        record.applied, record.n_slices = True, n_slices
-        return Edit(image, self._paint(label, mask, img), record.as_dict())
+            return [self._failed(error)] * len(stacks)
 
-    def _paint(self, label: NdarrayOrTensor | None, mask: NdarrayOrTensor, img: NdarrayOrTensor) -> NdarrayOrTensor | None:
-        if label is None:
-            return None
-        check_grid("label", label, img)
-        painted = paint_label(_plain(label), _plain(mask).to(_plain(label).device), self.label_value)
-        return _like(painted, label)
+    def _model(self, stack: Stack) -> Inpainter:
+        return shared_model(self.spec, self.device or stack.slices.device, load_inpainter)
 
-    @torch.no_grad()
-    def _repaint(self, img: NdarrayOrTensor, mask: NdarrayOrTensor, prompt: str, seed: int) -> tuple[NdarrayOrTensor | None, int, str]:
-        """(image or None when nothing was done, number of slices, reason)."""
+    def soft_region(self, img: NdarrayOrTensor, mask: NdarrayOrTensor) -> Tensor:
+        """(1, H, W[, D]) float32: the weights of the edit in each voxel; where they are 0 nothing can change."""
+        stack = self._open(img, mask, "", None, 0)
+        return soft_region(self._model(stack), stack, self.settings)
+
+    def _open(self, img: NdarrayOrTensor, mask: NdarrayOrTensor, prompt: str, label: NdarrayOrTensor | None, seed: int) -> Stack:
+        """The sample as a stack of slices, checked."""
         check_image(img)
         check_grid("mask", mask, img)
+        if label is not None:
+            check_grid("label", label, img)
         volume, region = _plain(img), _plain(mask)
-        plane = slice_plane(img.affine.cpu().numpy() if isinstance(img, MetaTensor) else None, self.plane, volume.ndim - 1)
-        slices, masks = to_slices(volume, plane), to_slices(region, plane).to(volume.device)
-        indices = touched(masks)
-        if not indices:
-            return None, 0, "empty mask"
+        affine = img.affine.cpu().numpy() if isinstance(img, MetaTensor) else None
+        plane = slice_plane(affine, self.settings.plane, volume.ndim - 1)
+        if not bool((region != 0).any()):
+            return open_stack(volume, region, plane, Window(0.0, 1.0), prompt=prompt, seed=seed)  # nothing will be asked of it
         if volume.dtype.is_floating_point and not bool(torch.isfinite(volume).all()):
             raise ValueError("the image has non-finite voxels (NaN or infinity); replace them first, e.g. with torch.nan_to_num")
-        window = self.window or window_of(volume)
-        model = shared_model(self.spec, self.device or volume.device, load_inpainter)
-        patches = [self._patch(model, slices[i], masks[i, 0], i, window) for i in indices]
-        repainted = self._generate(model, patches, prompt, seed)
-        if not bool(torch.isfinite(repainted).all()):
-            return None, 0, "the model returned non-finite values"
-        result = slices.clone()
-        for patch, picture in zip(patches, repainted, strict=True):
-            result[patch.position] = self._composite(slices[patch.position], picture, patch, window)
-        return _like(from_slices(result, plane).contiguous(), img), len(indices), ""
+        window = self.settings.window or window_of(volume)
+        return open_stack(volume, region, plane, window, prompt=prompt, seed=seed)
 
-    def _patch(self, model: Inpainter, image: Tensor, mask: Tensor, index: int, window: Window) -> _Patch:
-        """Crop one slice (C, h, w) and its mask (h, w) to what the model sees."""
-        height, width = mask.shape
-        if self.roi:
-            roi, size = roi_around(mask, model.size_px, self.roi_context), model.size_px
-        else:
-            side = max(height, width)
-            side = -(-side // model.multiple_px) * model.multiple_px
-            roi, size = Roi((height - side) // 2, (width - side) // 2, side), side
-        soft = soft_mask(mask, self.soft_width * roi.side / SOFT_WIDTH_REFERENCE_PX, self.soft_mode)
-        seen = crop(window.to_model(image), roi, size).expand(3, -1, -1)
-        weights = crop(soft[None], roi, size)
-        support = (weights > 0.5) if self.soft_width == 0 else (weights > 1e-3)
-        if not bool(support.any()):  # thinner than a pixel of the model: keep what the square touches
-            support = weights > 0
-        return _Patch(index, roi, soft, seen, support.float(), weights)
+    def _failed(self, error: Exception) -> Repainted:
+        """Raise, or with ``on_error="passthrough"`` an outcome that leaves the sample as it is."""
+        if self.on_error == "raise":
+            raise error
+        logger.warning("left a sample untouched: %s", error)
+        return Repainted(None, 0, f"{type(error).__name__}: {error}")
 
-    def _generate(self, model: Inpainter, patches: list[_Patch], prompt: str, seed: int) -> Tensor:
-        """(S, 3, size, size) float32: the slices in batches; a batch that does not fit into memory is halved."""
-        size = patches[0].image.shape[-1] // model.factor
-        indices = [patch.position for patch in patches]
-        noise = slice_noise(seed, indices, (model.vae.config.latent_channels, size, size), self.noise_rho)
-        generators = slice_generators(seed, indices, purpose=STOCHASTIC_STEP)
-        done: list[Tensor] = []
-        start, batch_size = 0, self.slice_batch_size
-        while start < len(patches):
-            stop = min(start + batch_size, len(patches))
-            try:
-                done.append(self._generate_batch(model, patches[start:stop], noise[start:stop], generators[start:stop], prompt))
-            except torch.OutOfMemoryError:
-                if stop - start == 1:
-                    raise
-                batch_size = (stop - start) // 2
-                logger.warning("out of memory: going on with %d slices a batch", batch_size)
-                if torch.cuda.is_available():
-                    torch.cuda.empty_cache()
-                generators = slice_generators(seed, indices, purpose=STOCHASTIC_STEP)
-                continue
-            start = stop
-        return torch.cat(done)
+    def _conclude(
+        self,
+        outcome: Repainted,
+        img: NdarrayOrTensor,
+        mask: NdarrayOrTensor,
+        prompt: str,
+        label: NdarrayOrTensor | None,
+        seed: int,
+    ) -> Edit:
+        record = DiffAugRecord(seed=seed, prompt=prompt, model=self.spec.source, tries=1, reason=outcome.reason)
+        if outcome.volume is None:
+            return Edit(img, label, record.as_dict())
+        record.applied, record.n_slices = True, outcome.n_slices
+        return Edit(_like(outcome.volume, img), self._paint(label, mask), record.as_dict())
 
-    def _generate_batch(
-        self, model: Inpainter, patches: list[_Patch], noise: Tensor, generators: list[torch.Generator], prompt: str
-    ) -> Tensor:
-        count = len(patches)
-        image = torch.stack([p.image for p in patches]).to(model.device)
-        hard = torch.stack([p.hard for p in patches]).to(model.device)
-        pictures = torch.cat([image, image * (hard < 0.5)]) if model.takes_mask else image
-        latents = model.encode(pictures)
-        guided = self.guidance_scale > 1.0
-        context = model.encode_text([prompt]).expand(count, -1, -1)
-        negative = model.encode_text([self.negative_prompt]).expand(count, -1, -1) if guided else None
-        soft = None
-        if self.soft_width > 0:
-            weights = torch.stack([p.weights for p in patches]).to(model.device)
-            soft = F.max_pool2d(weights, model.factor).to(model.dtype)
-        result = inpaint_latents(
-            model.denoise,
-            model.scheduler,
-            clean=latents[:count],
-            masked=latents[count:] if model.takes_mask else None,
-            noise=noise.to(model.device, model.dtype),
-            mask=model.latent_mask(hard),
-            soft=soft,
-            context=context,
-            negative_context=negative,
-            guidance_scale=self.guidance_scale,
-            num_inference_steps=self.num_inference_steps,
-            strength=self.strength,
-            generators=generators,
-        )
-        return model.decode(result)
-
-    def _composite(self, image: Tensor, picture: Tensor, patch: _Patch, window: Window) -> Tensor:
-        """Put one generated picture (3, size, size) back into its slice (C, h, w)."""
-        picture = picture.to(image.device).clamp(-1, 1)
-        if image.shape[0] == 1:
-            picture = picture.mean(0, keepdim=True)
-        canvas = paste(image.float(), window.to_image(picture), patch.roi)
-        return composite(image, canvas, patch.soft[None])
+    def _paint(self, label: NdarrayOrTensor | None, mask: NdarrayOrTensor) -> NdarrayOrTensor | None:
+        if label is None:
+            return None
+        painted = paint_label(_plain(label), _plain(mask).to(_plain(label).device), self.label_value)
+        return _like(painted, label)
 
 
 class DiffusionLocalInpaintd(RandomizableTransform, MapTransform):
@@ -411,11 +364,6 @@ class DiffusionLocalInpaintd(RandomizableTransform, MapTransform):
 
 
 DiffusionLocalInpaintD = DiffusionLocalInpaintDict = DiffusionLocalInpaintd
-
-
-def _check(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
 
 
 def check_image(img: NdarrayOrTensor) -> None:

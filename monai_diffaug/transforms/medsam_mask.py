@@ -139,9 +139,7 @@ class MedSAMMask(RandomizableTransform):
         super().randomize(data)
         self.seed = draw_seed(self.R)
 
-    def __call__(
-        self, image: NdarrayOrTensor, label: NdarrayOrTensor | None = None, randomize: bool = True
-    ) -> NdarrayOrTensor:
+    def __call__(self, image: NdarrayOrTensor, label: NdarrayOrTensor | None = None, randomize: bool = True) -> NdarrayOrTensor:
         """The mask (1, H, W[, D]) uint8 on the image's grid, of the image's type, with its meta data.
 
         Args:
@@ -153,9 +151,7 @@ class MedSAMMask(RandomizableTransform):
             self.randomize()
         return self.apply(image, label, seed=self.seed, triggered=self._do_transform)
 
-    def apply(
-        self, image: NdarrayOrTensor, label: NdarrayOrTensor | None, *, seed: int, triggered: bool = True
-    ) -> NdarrayOrTensor:
+    def apply(self, image: NdarrayOrTensor, label: NdarrayOrTensor | None, *, seed: int, triggered: bool = True) -> NdarrayOrTensor:
         """The mask of one image for a given seed of the jitter: deterministic.
 
         Raises:
@@ -188,8 +184,7 @@ class MedSAMMask(RandomizableTransform):
         values = convert_to_tensor(label, track_meta=False)
         if values.shape[1:] != volume.shape[1:]:
             raise GridMismatchError(
-                f"label {tuple(values.shape)} is not on the grid of the image {tuple(volume.shape)}; add "
-                "ResampleToMatchd(...) before"
+                f"label {tuple(values.shape)} is not on the grid of the image {tuple(volume.shape)}; add ResampleToMatchd(...) before"
             )
         chosen = values != 0 if self.label_value is None else values == self.label_value
         wanted: Tensor = chosen.any(0, keepdim=True).to(volume.device)
@@ -216,12 +211,8 @@ class MedSAMMask(RandomizableTransform):
 
     def _answer(self, medsam: MedSAM, embedding: Tensor, boxes: list[Box], size_hw: tuple[int, int]) -> Tensor:
         """Union (h, w) bool of the masks of a slice's boxes that pass the gate."""
-        found, predicted_iou = medsam.decode(
-            embedding.expand(len(boxes), *embedding.shape), torch.tensor(boxes), size_hw
-        )
-        believed = [
-            mask for mask, quality in zip(found, predicted_iou.tolist(), strict=True) if self.gate.passes(mask, quality)
-        ]
+        found, predicted_iou = medsam.decode(embedding.expand(len(boxes), *embedding.shape), torch.tensor(boxes), size_hw)
+        believed = [mask for mask, quality in zip(found, predicted_iou.tolist(), strict=True) if self.gate.passes(mask, quality)]
         return torch.stack(believed).any(0) if believed else torch.zeros(size_hw, dtype=torch.bool, device=found.device)
 
     @torch.no_grad()
@@ -312,9 +303,7 @@ class MedSAMMaskd(RandomizableTransform, MapTransform):
         RandomizableTransform.__init__(self, prob)
         mask_keys = (mask_key,) if isinstance(mask_key, str) else tuple(mask_key)
         if len(mask_keys) != len(self.keys) or len(set(mask_keys)) != len(mask_keys):
-            raise ValueError(
-                f"{len(self.keys)} image keys {self.keys} need as many different mask keys, got {mask_keys}"
-            )
+            raise ValueError(f"{len(self.keys)} image keys {self.keys} need as many different mask keys, got {mask_keys}")
         self.mask_keys = mask_keys
         self.label_key = label_key
         self.masker = MedSAMMask(
@@ -347,9 +336,7 @@ class MedSAMMaskd(RandomizableTransform, MapTransform):
         label = None
         if self.label_key is not None:
             if self.label_key not in sample:
-                raise KeyError(
-                    f"label_key {self.label_key!r} is not in the sample, which has {sorted(map(str, sample))}"
-                )
+                raise KeyError(f"label_key {self.label_key!r} is not in the sample, which has {sorted(map(str, sample))}")
             label = sample[self.label_key]
         for key, mask_key in self.key_iterator(sample, self.mask_keys):
             sample[mask_key] = self.masker.apply(sample[key], label, seed=self.seed, triggered=self._do_transform)

@@ -67,9 +67,7 @@ class TextPrompt(RandomizableTransform):
         try:
             compose_prompt(self.modality, self.pairs[0][0], self.pairs[0][1][0], (), template)
         except (KeyError, IndexError) as error:
-            raise ValueError(
-                f"template {template!r} has a field other than modality, anatomy, finding and attributes: {error}"
-            ) from error
+            raise ValueError(f"template {template!r} has a field other than modality, anatomy, finding and attributes: {error}") from error
 
     def randomize(self, data: Any | None = None) -> None:
         """Draw the coin and one seed, always both."""
@@ -157,14 +155,10 @@ def _anatomies_of(table: Vocabulary, findings: tuple[str, ...]) -> tuple[str, ..
     return tuple(place for place in table.anatomies if set(findings) & set(table.findings[place])) or table.anatomies
 
 
-def _attribute_words(
-    table: Vocabulary, attributes: Sequence[str] | Mapping[str, Sequence[str]] | None
-) -> list[tuple[str, ...]]:
+def _attribute_words(table: Vocabulary, attributes: Sequence[str] | Mapping[str, Sequence[str]] | None) -> list[tuple[str, ...]]:
     if isinstance(attributes, Mapping):
         return [tuple(words) for words in attributes.values() if words]
-    axes = (
-        tuple(table.attributes) if attributes is None else (attributes,) if isinstance(attributes, str) else tuple(attributes)
-    )
+    axes = tuple(table.attributes) if attributes is None else (attributes,) if isinstance(attributes, str) else tuple(attributes)
     unknown = [axis for axis in axes if axis not in table.attributes]
     if unknown:
         raise ValueError(

@@ -11,7 +11,7 @@ from monai.transforms import Compose, Flip
 
 from monai_diffaug.errors import GridMismatchError
 from monai_diffaug.models import registry
-from monai_diffaug.transforms import local_inpaint
+from monai_diffaug.models.inpainter import Inpainter
 from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaint, DiffusionLocalInpaintd
 
 PROMPT = "ultrasound of breast, malignant mass"
@@ -158,7 +158,7 @@ def test_passthrough_returns_the_input_and_the_reason(fast) -> None:
 
 
 def test_a_model_that_returns_nan_leaves_the_sample_untouched(fast, monkeypatch) -> None:
-    monkeypatch.setattr(local_inpaint.Inpainter, "decode", lambda self, z: torch.full((len(z), 3, 64, 64), float("nan")))
+    monkeypatch.setattr(Inpainter, "decode", lambda self, z: torch.full((len(z), 3, 64, 64), float("nan")))
     image = picture()
     edit = DiffusionLocalInpaint(**fast).apply(image, square_mask(), PROMPT, seed=1)
     assert edit.image is image and "non-finite" in str(edit.record["reason"])
@@ -167,7 +167,7 @@ def test_a_model_that_returns_nan_leaves_the_sample_untouched(fast, monkeypatch)
 def test_out_of_memory_halves_the_batch_without_changing_the_result(fast, monkeypatch) -> None:
     image, mask = picture(1, (40, 36, 7)), volume_mask()
     expected = DiffusionLocalInpaint(**fast).apply(image, mask, PROMPT, seed=5).image
-    decode, sizes = local_inpaint.Inpainter.decode, []
+    decode, sizes = Inpainter.decode, []
 
     def scarce(self: object, latents: torch.Tensor) -> torch.Tensor:
         sizes.append(len(latents))
@@ -175,7 +175,7 @@ def test_out_of_memory_halves_the_batch_without_changing_the_result(fast, monkey
             raise torch.OutOfMemoryError("no memory")
         return decode(self, latents)
 
-    monkeypatch.setattr(local_inpaint.Inpainter, "decode", scarce)
+    monkeypatch.setattr(Inpainter, "decode", scarce)
     got = DiffusionLocalInpaint(**fast).apply(image, mask, PROMPT, seed=5).image
     assert sizes == [3, 1, 1, 1]
     assert torch.allclose(got, expected, atol=1e-3)
@@ -265,3 +265,42 @@ def test_it_works_inside_compose_and_same_seed_gives_same_bytes(fast) -> None:
 def test_an_option_out_of_range_is_refused_at_construction(option, value) -> None:
     with pytest.raises(ValueError, match=str(option) if option != "window" else "low < high"):
         DiffusionLocalInpaint(**{option: value})
+
+
+def test_a_batch_of_samples_equals_the_samples_one_by_one_with_one_model_call_a_step(fast, monkeypatch) -> None:
+    images = [picture(), picture(3, (40, 36, 7)), picture().to(torch.int16), picture()]
+    masks = [square_mask(), volume_mask(), square_mask(), torch.zeros(1, 70, 90)]
+    prompts = [PROMPT, "CT of brain, haemorrhage", "ultrasound of breast, benign mass", PROMPT]
+    labels = [torch.zeros(1, 70, 90), None, torch.zeros(1, 70, 90), None]
+    transform = DiffusionLocalInpaint(**fast)
+    alone = [transform.apply(*sample, seed=seed) for seed, sample in enumerate(zip(images, masks, prompts, labels, strict=True))]
+    denoise, calls = Inpainter.denoise, []
+    monkeypatch.setattr(Inpainter, "denoise", lambda self, z, t, c: (calls.append(len(z)), denoise(self, z, t, c))[1])
+    together = transform.apply_batch(images, masks, prompts, labels, seeds=range(4))
+    assert calls == [10, 10]  # 5 slices, twice for guidance, 2 steps
+    for one, other in zip(alone, together, strict=True):
+        assert one.record == other.record and one.image.dtype == other.image.dtype
+        assert torch.allclose(one.image.double(), other.image.double(), atol=1e-3 if one.image.dtype.is_floating_point else 1)
+    assert together[0].label.sum() > 0 and together[1].label is None and together[3].image is images[3]
+
+
+def test_one_bad_sample_of_a_batch_passes_through_and_the_others_are_edited(fast) -> None:
+    bad = torch.full((1, 70, 90), float("nan"))
+    edits = DiffusionLocalInpaint(**fast, on_error="passthrough").apply_batch(
+        [bad, picture()], [square_mask()] * 2, [PROMPT] * 2, seeds=[1, 2]
+    )
+    assert [edit.record["applied"] for edit in edits] == [False, True] and edits[0].image is bad
+
+
+def test_a_batch_with_a_mask_too_few_is_refused(fast) -> None:
+    with pytest.raises(ValueError, match="2 images, 1 masks"):
+        DiffusionLocalInpaint(**fast).apply_batch([picture()] * 2, [square_mask()], [PROMPT] * 2, seeds=[1, 2])
+
+
+def test_the_soft_region_holds_every_voxel_that_changes(fast) -> None:
+    image, mask = picture(1, (40, 36, 7)), volume_mask()
+    transform = DiffusionLocalInpaint(**fast, soft_width=8.0)
+    changed = transform.apply(image, mask, PROMPT, seed=4).image != image
+    region = transform.soft_region(image, mask)
+    assert region.shape == image.shape and not bool((changed & (region == 0)).any())
+    assert bool((changed & (mask == 0)).any())

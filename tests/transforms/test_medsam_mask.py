@@ -112,9 +112,7 @@ def test_the_number_of_draws_depends_neither_on_the_coin_nor_on_the_data() -> No
 
 def test_batching_does_not_change_the_masks_of_a_volume() -> None:
     label = flat_label(64, 64)[..., None].repeat(1, 1, 1, 7)
-    masks = [
-        MedSAMMask(BoxIsMask(), batch_size=n).set_random_state(0)(flat_image(1, 64, 64, 7), label) for n in (1, 2, 8)
-    ]
+    masks = [MedSAMMask(BoxIsMask(), batch_size=n).set_random_state(0)(flat_image(1, 64, 64, 7), label) for n in (1, 2, 8)]
     assert torch.equal(masks[0], masks[1]) and torch.equal(masks[0], masks[2])
 
 
@@ -133,9 +131,7 @@ def test_a_fixed_box_gives_a_mask_without_a_label() -> None:
     assert torch.equal(mask, MedSAMMask(BoxIsMask(), np.array([3, 4, 10, 20]))(flat_image(3, 40, 50)))
 
 
-@pytest.mark.parametrize(
-    "box", [(3, 4, 51, 20), (-1, 4, 10, 20), (3, 20, 10, 20), (3, 4, 10, 41), (3, 4, float("nan"), 20)]
-)
+@pytest.mark.parametrize("box", [(3, 4, 51, 20), (-1, 4, 10, 20), (3, 20, 10, 20), (3, 4, 10, 41), (3, 4, float("nan"), 20)])
 def test_a_box_outside_the_image_is_refused_with_box_and_size(box: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match=r"box .* does not lie within the slice of width 50 and height 40"):
         MedSAMMask(BoxIsMask(), box)(flat_image(1, 40, 50))
@@ -310,9 +306,7 @@ def test_several_images_of_a_sample_get_their_own_masks_with_one_jitter() -> Non
 
 def test_the_dictionary_transform_equals_the_array_transform() -> None:
     image, label = flat_image(1, 512, 512), flat_label(512, 512)
-    data = MedSAMMaskd("image", label_key="label", model=BoxIsMask()).set_random_state(7)(
-        {"image": image, "label": label}
-    )
+    data = MedSAMMaskd("image", label_key="label", model=BoxIsMask()).set_random_state(7)({"image": image, "label": label})
     assert torch.equal(data["mask"], MedSAMMask(BoxIsMask()).set_random_state(7)(image, label))
 
 

@@ -1,0 +1,153 @@
+"""``monai-diffaug augment``: edit one image inside a mask, a label or a box."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+from typing import Any
+
+from monai_diffaug.commands.options import (
+    MAX_SEED,
+    PLANES,
+    WrongInputError,
+    box,
+    check_out,
+    finite,
+    positive,
+    seed,
+    shows_progress,
+    strength,
+    window,
+)
+
+
+def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
+    """Declare the subcommand."""
+    augment = commands.add_parser(
+        "augment",
+        parents=[common],
+        help="edit one image",
+        description="Edit IMAGE inside a mask and write it on its own grid, with its type and header. "
+        "JPEG results are written as PNG (JPEG would change voxels outside), a DICOM series as .nii.gz.",
+    )
+    augment.add_argument("image", type=Path, metavar="IMAGE", help=".nii[.gz], .mha, .nrrd, .png, .jpg or a DICOM folder")
+    where = augment.add_mutually_exclusive_group(required=True)
+    where.add_argument("--label", type=Path, metavar="FILE", help="its boxes are outlined by MedSAM, and the edit is painted in")
+    where.add_argument("--mask", type=Path, metavar="FILE", help="repainted as it is: non-zero voxels")
+    where.add_argument(
+        "--box",
+        type=box,
+        metavar="X0,Y0,X1,Y1",
+        help="outlined by MedSAM; pixels from the left and the top of the picture, or of every slice as a radiologist sees it",
+    )
+    augment.add_argument("--prompt", required=True, metavar="TEXT", help='e.g. "MRI of brain, glioma, irregular"')
+    augment.add_argument("--out", type=Path, required=True, metavar="DIR")
+    augment.add_argument("--model", default="tiny", metavar="SOURCE", help="tiny, a diffusers folder or org/name@revision")
+    augment.add_argument("--medsam", default="tiny", metavar="SOURCE", help="tiny, a .pth file or org/name@revision")
+    augment.add_argument("--window", type=window, metavar="LO,HI", help="intensities the models see, e.g. --window=-160,240")
+    augment.add_argument("--plane", default="axial", metavar="PLANE", help=f"{', '.join(PLANES)}; default axial")
+    augment.add_argument("--seed", type=seed, default=0, metavar="N", help="of the first result; each further one adds 1")
+    augment.add_argument("--n", type=positive, default=1, metavar="K", help="number of results")
+    augment.add_argument("--steps", type=positive, default=12, metavar="N")
+    augment.add_argument("--guidance", type=finite, default=3.0, metavar="G")
+    augment.add_argument("--strength", type=strength, default=1.0, metavar="S", help="in (0, 1]")
+    augment.add_argument(
+        "--label-value", type=int, metavar="V", help="label voxels that give the box, and the value painted; default any, paints 1"
+    )
+    augment.add_argument("--validate", action="store_true", help="score the result with the embedded validator")
+    augment.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run it; returns the exit code."""
+    check_out(options.out)
+    if options.plane not in PLANES:
+        raise WrongInputError(f"unknown plane {options.plane!r}; use {', '.join(PLANES)}")
+    if options.seed + options.n - 1 > MAX_SEED:
+        raise WrongInputError(f"--seed {options.seed} with --n {options.n} goes beyond {MAX_SEED}")
+    if not options.prompt.strip():
+        raise WrongInputError("--prompt is empty; say what shall be painted")
+
+    import numpy as np
+
+    from monai_diffaug.augment import (
+        EditSettings,
+        check_model_source,
+        edit_picture,
+        outline,
+        settings_as_json,
+        slice_size,
+        write_edit,
+    )
+    from monai_diffaug.imageio import read_picture, require_same_grid, stem_of
+
+    image = read_picture(options.image)
+    region = label = None
+    if options.mask or options.label:
+        role = "mask" if options.mask else "label"
+        region = read_picture(options.mask or options.label)
+        require_same_grid(image, region, role)
+        # a colour picture of a mask counts where any channel is set
+        ids = region.values.max(axis=0, keepdims=True)
+        chosen = ids == options.label_value if options.label and options.label_value is not None else ids != 0
+        if not chosen.any():
+            wanted = "non-zero voxels" if options.label_value is None or options.mask else f"voxels of value {options.label_value}"
+            raise WrongInputError(f"{role} {region.path} is empty: it has no {wanted}")
+        if options.label:
+            if region.stored.shape[0] > 1:
+                raise WrongInputError(f"label {region.path} is a colour picture; give one value a voxel")
+            label = ids.astype(np.int32)
+    else:
+        height, width = slice_size(image, options.plane)
+        x0, y0, x1, y1 = options.box
+        if x0 < 0 or y0 < 0 or x1 > width or y1 > height:
+            raise WrongInputError(f"box {x0:g},{y0:g},{x1:g},{y1:g} is outside the image: X runs 0 to {width}, Y 0 to {height}")
+    check_model_source("inpainter", options.model)
+    if not options.mask:
+        check_model_source("medsam", options.medsam)
+    if options.validate:
+        check_model_source("validator", "tiny")
+
+    settings = EditSettings(
+        prompt=options.prompt,
+        model=options.model,
+        medsam=options.medsam,
+        window=options.window,
+        plane=options.plane,
+        steps=options.steps,
+        guidance=options.guidance,
+        strength=options.strength,
+        label_value=1 if options.label_value is None else options.label_value,
+        validate=options.validate,
+    )
+    if options.mask:
+        mask = chosen.astype(np.uint8)
+    else:
+        mask = outline(image, settings, label=label, label_value=options.label_value, box=options.box)
+        if not mask.any():
+            given = "--label" if options.label else "--box"
+            raise WrongInputError(
+                f"MedSAM finds nothing it trusts (predicted IoU >= 0.5) in the boxes of {given}; give another box, or the mask by --mask"
+            )
+
+    from tqdm import tqdm
+
+    for k in tqdm(range(options.n), desc="augment", disable=not shows_progress(options)):
+        current = options.seed + k
+        result = edit_picture(image, mask, settings, seed=current, label=label)
+        name = f"{stem_of(options.image)}_diffaug" + (f"_{k}" if options.n > 1 else "")
+        details = _details(options, settings_as_json(settings), current)
+        written = write_edit(options.out, name, image, result, details, region if options.label else None)
+        if not result.record["applied"]:
+            logging.getLogger(__name__).warning("%s: left unchanged, %s", name, result.record["reason"])
+        if not options.quiet:
+            print(written[0])
+    return 0
+
+
+def _details(options: argparse.Namespace, settings: dict[str, Any], seed: int) -> dict[str, Any]:
+    from monai_diffaug.version import __version__
+
+    files = {name: str(getattr(options, name)) for name in ("image", "label", "mask") if getattr(options, name)}
+    return {"input": files, "box": options.box, "settings": settings, "seed": seed, "monai_diffaug": __version__}

@@ -1,0 +1,128 @@
+"""Stacks of slices cut out of a sample for the model, and put back: everything of an edit that needs no model."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from monai_diffaug.blending import composite, soft_mask
+from monai_diffaug.intensity import Window
+from monai_diffaug.roi import Roi, crop, paste, roi_around
+from monai_diffaug.slices import SlicePlane, from_slices, to_slices, touched
+
+__all__ = ["Patch", "Stack", "cut_patch", "open_stack", "put_back", "square_of", "whole_slice"]
+
+VISIBLE = 1e-3  # a soft weight below this is outside the region
+
+
+class Stack(NamedTuple):
+    """One sample as a stack of slices.
+
+    Attributes:
+        slices: (S, C, h, w) in the image's unit and dtype.
+        masks: (S, 1, h, w), non-zero means repaint.
+        plane: how the stack was cut, None for a 2-D image.
+        indices: the slices that the mask touches.
+        window: the intensities that the model sees.
+        pixel_mm: size of a pixel of the slices, the mean of its sides; 1 without an affine.
+        prompt: what shall be seen.
+        seed: of all noise of this sample.
+        control: (S, C', h, w) in [0, 1], what a ControlNet is shown; None without one.
+    """
+
+    slices: Tensor
+    masks: Tensor
+    plane: SlicePlane | None
+    indices: list[int]
+    window: Window
+    pixel_mm: float
+    prompt: str
+    seed: int
+    control: Tensor | None = None
+
+
+class Patch(NamedTuple):
+    """One touched slice, cropped to the model's size.
+
+    Attributes:
+        index: position of the slice in its stack.
+        roi: the square of the slice.
+        soft: (h, w) composite weights on the slice.
+        image: (3, size, size) in [-1, 1].
+        hard: (1, size, size), the UNet's mask.
+        weights: (1, size, size), the sampler's soft mask.
+        control: (3, size, size) in [0, 1] or None.
+    """
+
+    index: int
+    roi: Roi
+    soft: Tensor
+    image: Tensor
+    hard: Tensor
+    weights: Tensor
+    control: Tensor | None
+
+
+def open_stack(
+    volume: Tensor,
+    region: Tensor,
+    plane: SlicePlane | None,
+    window: Window,
+    *,
+    prompt: str,
+    seed: int,
+    pixel_mm: float = 1.0,
+    control: Tensor | None = None,
+) -> Stack:
+    """Slice image (C, H, W[, D]), region (1, H, W[, D]) and control (C', H, W[, D]) alike."""
+    slices = to_slices(volume, plane)
+    masks = to_slices(region, plane).to(volume.device)
+    shown = None if control is None else to_slices(control, plane).to(volume.device)
+    return Stack(slices, masks, plane, touched(masks), window, pixel_mm, prompt, seed, shown)
+
+
+def cut_patch(stack: Stack, index: int, roi: Roi, size: int, soft_width_px: float, soft_mode: str) -> Patch:
+    """Crop one slice, its mask and its control to ``size`` pixels.
+
+    Args:
+        stack: the sample.
+        index: the slice.
+        roi: the square of it that the model sees.
+        size: the model's image size.
+        soft_width_px: standard deviation of the soft edge in pixels of the slice.
+        soft_mode: see ``monai_diffaug.blending.soft_mask``.
+    """
+    soft = soft_mask(stack.masks[index, 0], soft_width_px, soft_mode)
+    image = crop(stack.window.to_model(stack.slices[index]), roi, size).expand(3, -1, -1)
+    weights = crop(soft[None], roi, size)
+    support = (weights > 0.5) if soft_width_px == 0 else (weights > VISIBLE)
+    if not bool(support.any()):  # thinner than a pixel of the model: keep what the square touches
+        support = weights > 0
+    control = None if stack.control is None else crop(stack.control[index].float(), roi, size).clamp(0, 1).expand(3, -1, -1)
+    return Patch(index, roi, soft, image, support.float(), weights, control)
+
+
+def square_of(stack: Stack, index: int, size: int, context: float) -> Roi:
+    """The square around the mask of one slice, see ``roi_around``."""
+    return roi_around(stack.masks[index, 0], size, context)
+
+
+def whole_slice(stack: Stack, multiple: int) -> Roi:
+    """The smallest square that holds a whole slice, its side a multiple of ``multiple`` pixels."""
+    height, width = stack.masks.shape[-2:]
+    side = -(-max(height, width) // multiple) * multiple
+    return Roi((height - side) // 2, (width - side) // 2, side)
+
+
+def put_back(stack: Stack, patches: list[Patch], pictures: Tensor) -> Tensor:
+    """The sample with generated pictures (P, 3, size, size) composited in: (C, H, W[, D]), bit-identical outside the soft masks."""
+    result = stack.slices.clone()
+    for patch, picture in zip(patches, pictures, strict=True):
+        picture = picture.to(result.device).clamp(-1, 1)
+        image = stack.slices[patch.index]
+        if image.shape[0] == 1:
+            picture = picture.mean(0, keepdim=True)
+        canvas = paste(image.float(), stack.window.to_image(picture), patch.roi)
+        result[patch.index] = composite(image, canvas, patch.soft[None])
+    return from_slices(result, stack.plane).contiguous()
