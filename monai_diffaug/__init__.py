@@ -1,5 +1,6 @@
 """Local, text- and mask-guided diffusion augmentation of medical images as MONAI dictionary transforms."""
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -55,3 +56,9 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+# A Bundle finds `_target_: DiffusionLocalInpaintd` only in modules that are loaded when it looks; where MONAI is there, laziness saves nothing
+if "monai.bundle" in sys.modules:
+    for _name in _TRANSFORMS:
+        __getattr__(_name)

@@ -8,13 +8,13 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from monai_diffaug.commands import augment, demo, info
+from monai_diffaug.commands import augment, bundle, demo, evaluate, info, train
 from monai_diffaug.commands.options import WrongInputError
 
 __all__ = ["main"]
 
 WRONG_INPUT, FAILED, INTERRUPTED = 2, 1, 130
-COMMANDS = (demo, augment, info)
+COMMANDS = (demo, augment, train, evaluate, bundle, info)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -11,7 +11,10 @@ from monai_diffaug.intensity import Window
 from monai_diffaug.roi import Roi, crop, paste, roi_around
 from monai_diffaug.slices import SlicePlane, from_slices, to_slices, touched
 
-__all__ = ["Patch", "Stack", "cut_patch", "open_stack", "put_back", "square_of", "whole_slice"]
+__all__ = ["Patch", "PromptMix", "Stack", "cut_patch", "open_stack", "put_back", "square_of", "whole_slice"]
+
+PromptMix = tuple[tuple[float, str], ...]
+"""(weight, text) pairs, see ``monai_diffaug.sampling.prompt_mix``."""
 
 VISIBLE = 1e-3  # a soft weight below this is outside the region
 
@@ -26,7 +29,7 @@ class Stack(NamedTuple):
         indices: the slices that the mask touches.
         window: the intensities that the model sees.
         pixel_mm: size of a pixel of the slices, the mean of its sides; 1 without an affine.
-        prompt: what shall be seen.
+        prompt: what shall be seen: (weight, text) pairs, mostly one.
         seed: of all noise of this sample.
         control: (S, C', h, w) in [0, 1], what a ControlNet is shown; None without one.
     """
@@ -37,7 +40,7 @@ class Stack(NamedTuple):
     indices: list[int]
     window: Window
     pixel_mm: float
-    prompt: str
+    prompt: PromptMix
     seed: int
     control: Tensor | None = None
 
@@ -50,7 +53,8 @@ class Patch(NamedTuple):
         roi: the square of the slice.
         soft: (h, w) composite weights on the slice.
         image: (3, size, size) in [-1, 1].
-        hard: (1, size, size), the UNet's mask.
+        core: (1, size, size) in {0, 1}, the mask without a soft edge.
+        hard: (1, size, size) in {0, 1}, all that the edit may change: the UNet's mask.
         weights: (1, size, size), the sampler's soft mask.
         control: (3, size, size) in [0, 1] or None.
     """
@@ -59,6 +63,7 @@ class Patch(NamedTuple):
     roi: Roi
     soft: Tensor
     image: Tensor
+    core: Tensor
     hard: Tensor
     weights: Tensor
     control: Tensor | None
@@ -70,7 +75,7 @@ def open_stack(
     plane: SlicePlane | None,
     window: Window,
     *,
-    prompt: str,
+    prompt: PromptMix,
     seed: int,
     pixel_mm: float = 1.0,
     control: Tensor | None = None,
@@ -96,11 +101,16 @@ def cut_patch(stack: Stack, index: int, roi: Roi, size: int, soft_width_px: floa
     soft = soft_mask(stack.masks[index, 0], soft_width_px, soft_mode)
     image = crop(stack.window.to_model(stack.slices[index]), roi, size).expand(3, -1, -1)
     weights = crop(soft[None], roi, size)
-    support = (weights > 0.5) if soft_width_px == 0 else (weights > VISIBLE)
-    if not bool(support.any()):  # thinner than a pixel of the model: keep what the square touches
-        support = weights > 0
+    core = _support(crop((stack.masks[index] != 0).float(), roi, size), 0.5)
+    hard = core if soft_width_px == 0 else _support(weights, VISIBLE)
     control = None if stack.control is None else crop(stack.control[index].float(), roi, size).clamp(0, 1).expand(3, -1, -1)
-    return Patch(index, roi, soft, image, support.float(), weights, control)
+    return Patch(index, roi, soft, image, core, hard, weights, control)
+
+
+def _support(weights: Tensor, threshold: float) -> Tensor:
+    """Where weights exceed a threshold; a mask thinner than a pixel of the model keeps all that it touches."""
+    above = weights > threshold
+    return (above if bool(above.any()) else weights > 0).float()
 
 
 def square_of(stack: Stack, index: int, size: int, context: float) -> Roi:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-__all__ = ["PLANES", "SlicePlane", "from_slices", "slice_plane", "to_slices", "touched"]
+__all__ = ["PLANES", "SlicePlane", "from_slices", "pixel_mm", "slice_plane", "to_slices", "touched"]
 
 # For each plane the world axes (0 right, 1 anterior, 2 superior) of slice, row and column, with the sign in which they
 # run: slices towards + world, rows from the top of the picture, columns from its left (radiological: patient's right).
@@ -64,6 +64,15 @@ def slice_plane(affine: ArrayLike | None, plane: str, spatial_ndim: int = 3) -> 
         axes.append(axis)
         flips.append(sign != wanted)
     return SlicePlane((axes[0], axes[1], axes[2]), (flips[0], flips[1], flips[2]))
+
+
+def pixel_mm(affine: ArrayLike | None, plane: SlicePlane | None) -> float:
+    """Size of a pixel of the slices: the geometric mean of its sides in mm; 1 without an affine."""
+    if affine is None:
+        return 1.0
+    spacing_mm = np.linalg.norm(np.asarray(affine, dtype=np.float64)[:3, :3], axis=0)
+    rows, columns = (0, 1) if plane is None else plane.axes[1:]
+    return float(np.sqrt(spacing_mm[rows] * spacing_mm[columns]))
 
 
 def to_slices(volume: Tensor, plane: SlicePlane | None) -> Tensor:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from monai_diffaug.errors import ModelSourceError
+from monai_diffaug.models.compiled import compile_regions
 from monai_diffaug.models.registry import ModelSpec, live_object, tiny_folder
 
 __all__ = ["Inpainter", "load_inpainter"]
@@ -144,6 +145,8 @@ def load_inpainter(spec: ModelSpec, device: torch.device) -> Inpainter:
         ValueError: the parts do not fit together.
     """
     live = live_object(spec)
+    if live is not None and spec.compile:
+        raise ValueError("compile=True is for models that are loaded here; compile a live object yourself (monai_diffaug.models.compiled)")
     if isinstance(live, Inpainter):
         return live
     if live is not None:
@@ -160,7 +163,11 @@ def load_inpainter(spec: ModelSpec, device: torch.device) -> Inpainter:
         folder = Path(spec.source).expanduser()
     else:
         folder = _hub_snapshot(spec.source)
-    return _load_folder(folder, spec.torch_dtype, device)
+    inpainter = _load_folder(folder, spec.torch_dtype, device)
+    if spec.compile:
+        for network in (inpainter.unet, inpainter.vae):
+            compile_regions(network)
+    return inpainter
 
 
 def _load_folder(folder: Path, dtype: torch.dtype, device: torch.device) -> Inpainter:

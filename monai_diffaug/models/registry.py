@@ -28,11 +28,13 @@ class ModelSpec:
         kind: the part of the package that loads it: "inpainter", "medsam" or "validator".
         source: "tiny" (embedded), a local folder or file, a hub id "org/name@revision", or a handle of a live object.
         dtype: name of the floating type of the weights, e.g. "float32", "bfloat16", "float16".
+        compile: the blocks that the networks repeat go through ``torch.compile``.
     """
 
     kind: str
     source: str = "tiny"
     dtype: str = "float32"
+    compile: bool = False
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -65,15 +67,15 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_in_child)
 
 
-def spec_of(kind: str, model: Any, dtype: str = "float32") -> ModelSpec:
+def spec_of(kind: str, model: Any, dtype: str = "float32", *, compile: bool = False) -> ModelSpec:
     """The spec of what a user passed as ``model=``: a source string or path, or a live object, which the table keeps."""
     if isinstance(model, ModelSpec):
         return model
     if isinstance(model, (str, Path)):
-        return ModelSpec(kind, str(model), dtype)
+        return ModelSpec(kind, str(model), dtype, compile)
     handle = f"{OBJECT_PREFIX}{type(model).__name__}-{os.getpid()}-{id(model):x}"
     _objects[handle] = model
-    return ModelSpec(kind, handle, dtype)
+    return ModelSpec(kind, handle, dtype, compile)
 
 
 def shared_model(spec: ModelSpec, device: torch.device | str, load: Callable[[ModelSpec, torch.device], T]) -> T:

@@ -174,7 +174,7 @@ class LatentValidator:
     def __init__(self, segmenter: LatentSegmenter, vae: Any, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
         self.segmenter = segmenter.to(self.device, torch.float32).eval().requires_grad_(False)
-        self.vae = vae.to(self.device, torch.float32).eval().requires_grad_(False)
+        self.vae = vae.to(self.device).float().eval().requires_grad_(False)
         self.size_px: int | None = int(segmenter.config["size_px"])
 
     @torch.no_grad()

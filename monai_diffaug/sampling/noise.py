@@ -1,4 +1,4 @@
-"""Initial noise: one generator a slice, correlated from slice to slice on demand."""
+"""Initial noise: one generator a slice, correlated from slice to slice on demand, and fresh noise mixed in under a mask."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from torch import Tensor
 
 from monai_diffaug.seeding import slice_generators
 
-__all__ = ["slice_noise"]
+__all__ = ["LOCAL_NOISE", "local_noise", "slice_noise"]
+
+LOCAL_NOISE = 2  # the ``purpose`` of the noise that ``local_noise`` mixes in, see ``slice_generators``
 
 
 def slice_noise(seed: int, slice_indices: Sequence[int], shape: tuple[int, ...], rho: float = 0.0, purpose: int = 0) -> Tensor:
@@ -40,3 +42,24 @@ def slice_noise(seed: int, slice_indices: Sequence[int], shape: tuple[int, ...],
         follows = k > 0 and slice_indices[k - 1] == index - 1
         noise.append(rho * noise[-1] + math.sqrt(1 - rho * rho) * own if follows else own)
     return torch.stack(noise)
+
+
+def local_noise(eps: Tensor, eta: Tensor, *, scale_g: float, mask: Tensor) -> Tensor:
+    """Noise whose distance from ``eps`` under the mask is set by one number: sqrt(1 - g^2) eps + g eta there, eps outside.
+
+    Variance preserving: when eps and eta are standard normal and independent, so is the result for every g. With random
+    eps, g moves a sample away from its g = 0 twin and leaves the similarity to the original as it is; with eps from
+    ``invert_latents``, g is the distance to the original (the local-noise strength of MILA-TMGDiff, Cao et al. 2026).
+
+    Args:
+        eps: (B, C, h, w) the noise at g = 0.
+        eta: (B, C, h, w) independent standard normal noise.
+        scale_g: g in [0, 1]; 0 returns eps, 1 puts eta under the mask.
+        mask: broadcastable to eps, non-zero means mix.
+
+    Raises:
+        ValueError: g outside [0, 1].
+    """
+    if not 0.0 <= scale_g <= 1.0:
+        raise ValueError(f"noise_scale must be in [0, 1], got {scale_g}")
+    return torch.where(mask != 0, math.sqrt(1 - scale_g * scale_g) * eps + scale_g * eta, eps)

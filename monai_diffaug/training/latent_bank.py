@@ -21,6 +21,7 @@ from monai_diffaug.training.captions import caption, measure
 from monai_diffaug.training.crops import crop_squares
 from monai_diffaug.training.datasets import SOURCES, Sample, load_samples
 from monai_diffaug.training.shapes import borrow_shape, place, random_blob
+from monai_diffaug.training.tissue import normal_tissue
 
 logger = logging.getLogger(__name__)
 
@@ -56,10 +57,7 @@ class MaskedCropSampler:
 
     def tissue(self, sample: Sample) -> NDArray[np.bool_]:
         """Where normal tissue can be repainted: not the letterbox, not near a finding."""
-        from scipy.ndimage import binary_dilation, uniform_filter
-
-        bright = uniform_filter(sample.image.max(-1).astype(np.float32), 9) > 8
-        return bright & ~binary_dilation(sample.label > 0, iterations=4)
+        return normal_tissue(sample.image.max(-1) / 255, sample.label)
 
     def _free_mask(self, sample: Sample) -> NDArray[np.bool_] | None:
         if self.rng.rand() < 0.6:

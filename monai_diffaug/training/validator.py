@@ -31,6 +31,7 @@ from monai_diffaug.training.crops import crop_squares
 from monai_diffaug.training.datasets import SOURCES, Sample, load_samples
 from monai_diffaug.training.latent_bank import largest_component
 from monai_diffaug.training.shapes import borrow_shape, place, random_blob
+from monai_diffaug.training.tissue import normal_tissue
 
 __all__ = ["LesionCropSampler", "LesionCrops", "lesion_square", "train", "training_loss"]
 
@@ -112,12 +113,9 @@ class LesionCropSampler:
 
     def _tissue(self, sample: Sample) -> NDArray[np.bool_]:
         """Where a lesion could be: not the letterbox, not on or beside a finding; kept for the next draw."""
-        from scipy.ndimage import binary_dilation, uniform_filter
-
         key = (sample.source.name, sample.index)
         if key not in self.tissue_of:
-            bright = uniform_filter(sample.image.max(-1).astype(np.float32), 9) > 8
-            self.tissue_of[key] = bright & ~binary_dilation(sample.label > 0, iterations=4)
+            self.tissue_of[key] = normal_tissue(sample.image.max(-1) / 255, sample.label)
         return self.tissue_of[key]
 
     def _normal(self) -> tuple[Sample, NDArray[np.bool_], NDArray[np.float64], float]:

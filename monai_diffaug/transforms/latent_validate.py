@@ -12,13 +12,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from monai.config.type_definitions import KeysCollection, NdarrayOrTensor
-from monai.data.meta_tensor import MetaTensor
 from monai.transforms.transform import MapTransform, RandomizableTransform, Transform
 from monai.utils.enums import TransformBackends
 from monai.utils.type_conversion import convert_to_dst_type, convert_to_tensor
 from torch import Tensor
 
-from monai_diffaug.errors import DroppedSampleError, GridMismatchError
+from monai_diffaug.errors import DroppedSampleError
+from monai_diffaug.grids import affine_of, check_grid, check_image
 from monai_diffaug.intensity import Window, window_of
 from monai_diffaug.labels import paint_label
 from monai_diffaug.models.registry import shared_model, spec_of
@@ -161,13 +161,12 @@ class LatentValidate(Transform):
             ValueError: the image is not (1 or 3, H, W[, D]).
         """
         volume = convert_to_tensor(image, track_meta=False)
-        if volume.ndim not in (3, 4) or volume.shape[0] not in (1, 3):
-            raise ValueError(f"image must be (C, H, W[, D]) with C = 1 or 3, got {tuple(volume.shape)}; add EnsureChannelFirstd before")
+        check_image(volume)
         wanted = self._on_grid("mask", mask, volume).ne(0).any(0, keepdim=True)
         before = None if original is None else self._on_grid("original", original, volume)
         if not wanted.any():
             return Verdict(False, 0.0, 0.0, 0.0, -1.0, "the mask is empty", wanted)
-        affine = image.affine if isinstance(image, MetaTensor) else None
+        affine = affine_of(image)
         plane = slice_plane(affine, self.plane, volume.ndim - 1)
         window = window_of(volume if before is None else before, self.window)
         change = -1.0 if before is None else self._change(volume, before, wanted, window)
@@ -177,10 +176,7 @@ class LatentValidate(Transform):
     @staticmethod
     def _on_grid(name: str, array: NdarrayOrTensor, volume: Tensor) -> Tensor:
         tensor = convert_to_tensor(array, track_meta=False)
-        if tensor.shape[1:] != volume.shape[1:]:
-            raise GridMismatchError(
-                f"{name} {tuple(tensor.shape)} is not on the grid of the image {tuple(volume.shape)}; add ResampleToMatchd(...) before"
-            )
+        check_grid(name, tensor, volume, channels=None)
         placed: Tensor = tensor.to(volume.device)
         return placed
 

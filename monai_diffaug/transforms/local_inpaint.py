@@ -8,25 +8,27 @@ from typing import Any, NamedTuple
 
 import torch
 from monai.config import KeysCollection, NdarrayOrTensor
-from monai.data import MetaTensor
 from monai.transforms import MapTransform, RandomizableTransform
-from monai.utils import convert_to_dst_type, convert_to_tensor
 from torch import Tensor
 
-from monai_diffaug.errors import GridMismatchError
+from monai_diffaug.grids import affine_of, check_grid, check_image, like, plain
 from monai_diffaug.intensity import Window, window_of
 from monai_diffaug.labels import paint_label
-from monai_diffaug.models.inpainter import Inpainter, load_inpainter
+from monai_diffaug.models.inpainter import load_inpainter
 from monai_diffaug.models.registry import shared_model, spec_of
 from monai_diffaug.patches import Stack, open_stack
 from monai_diffaug.provenance import DiffAugRecord, record_key
-from monai_diffaug.repaint import Repainted, RepaintSettings, repaint, soft_region
+from monai_diffaug.repaint import Models, Repainted, RepaintSettings, repaint, soft_region
+from monai_diffaug.sampling.prompt_mix import prompt_mix_text
 from monai_diffaug.seeding import draw_seed
-from monai_diffaug.slices import slice_plane
+from monai_diffaug.slices import pixel_mm, slice_plane
 
 __all__ = ["DiffusionLocalInpaint", "DiffusionLocalInpaintD", "DiffusionLocalInpaintDict", "DiffusionLocalInpaintd", "Edit"]
 
 logger = logging.getLogger(__name__)
+
+Prompt = str | Sequence[tuple[float, str]]
+"""One text, or (weight, text) pairs whose text states are averaged."""
 
 ON_ERROR = ("raise", "passthrough")
 
@@ -39,6 +41,15 @@ class Edit(NamedTuple):
     record: dict[str, str | int | float | bool]
 
 
+class _Sample(NamedTuple):
+    img: NdarrayOrTensor
+    mask: NdarrayOrTensor
+    prompt: Prompt
+    label: NdarrayOrTensor | None
+    control: NdarrayOrTensor | None
+    seed: int
+
+
 class DiffusionLocalInpaint(RandomizableTransform):
     """Repaint an image inside a mask, slice by slice; voxels outside the soft mask stay bit-identical.
 
@@ -49,15 +60,29 @@ class DiffusionLocalInpaint(RandomizableTransform):
         guidance_scale: classifier-free guidance; <= 1 switches it off and halves the UNet's work.
         negative_prompt: what the unconditional branch is told.
         noise_rho: correlation of the initial noise of neighbouring slices, in [0, 1].
+        noise_source: "random", or "inverted": the noise that the sampler would turn into the image itself (DDIM inversion, four
+            more UNet evaluations a step), so that ``noise_scale`` is the distance to the original.
+        noise_scale: share g of fresh noise under the mask, sqrt(1 - g^2) eps + g eta, in [0, 1]. With "random" it moves a result
+            away from its g = 0 twin, with "inverted" away from the original (MILA-TMGDiff).
+        guidance_interval: share of the steps, from the noisiest on, in which guidance acts; outside it a step costs half.
         window: intensity range the model sees in the image's unit, e.g. (-160, 240) HU; default the image's 0.5 and
             99.5 percentiles (0 to 255 for uint8).
         plane: anatomical plane of the slices of a 3-D image: "axial", "coronal" or "sagittal".
         soft_width: width of the soft edge, standard deviation in pixels when the region is 512 pixels wide; 0 is hard.
+        soft_width_mm: the same width in millimetres (2-D images without an affine: pixels); takes the place of ``soft_width``.
         soft_mode: "grow", "inner" or "centre", see ``monai_diffaug.blending.soft_mask``.
         label_value: the class id that the edit paints into the label; 0 erases.
-        slice_batch_size: slices in one model call; halved when memory runs out, with the same result.
+        slice_batch_size: slices in one model call; None takes what fits into the GPU's memory, and 8 on a CPU. Halved when memory
+            runs out, with the same result.
         roi: repaint a square around the mask, resampled to the model's size; False repaints whole slices as they are.
         roi_context: side of that square as a multiple of the mask's extent.
+        controlnet: a ControlNet that keeps edges: "tiny" (embedded), a folder, a hub id or a live diffusers ControlNetModel.
+        control_scale: its strength; 0 is the plain model.
+        control_inside: edges of the image inside the mask are kept too, else only the mask's outline is drawn. Without a given
+            control image; ``EdgeMapd`` and ``control_key`` give one.
+        semantic_controller: a Medical Semantic Controller that predicts what the mask hides (MedSoft-Diffusion): "tiny" (embedded), a
+            folder or a live ``SemanticModel``; not together with a ControlNet.
+        compile: send the model's repeated blocks through ``torch.compile`` (a C++ compiler is needed; the first calls are slow).
         on_error: "raise", or "passthrough": log, return the input untouched and say why in the record.
         device: where the model runs; default the image's device.
         dtype: floating type of the weights, "float32", "bfloat16" or "float16".
@@ -76,14 +101,23 @@ class DiffusionLocalInpaint(RandomizableTransform):
         guidance_scale: float = 3.0,
         negative_prompt: str = "",
         noise_rho: float = 0.0,
+        noise_source: str = "random",
+        noise_scale: float = 0.0,
+        guidance_interval: Sequence[float] = (0.0, 1.0),
         window: Sequence[float] | None = None,
         plane: str = "axial",
         soft_width: float = 4.0,
+        soft_width_mm: float | None = None,
         soft_mode: str = "grow",
         label_value: int = 1,
-        slice_batch_size: int = 8,
+        slice_batch_size: int | None = None,
         roi: bool = True,
         roi_context: float = 2.0,
+        controlnet: Any = None,
+        control_scale: float = 1.0,
+        control_inside: bool = True,
+        semantic_controller: Any = None,
+        compile: bool = False,
         on_error: str = "raise",
         device: str | torch.device | None = None,
         dtype: str = "float32",
@@ -94,20 +128,32 @@ class DiffusionLocalInpaint(RandomizableTransform):
             raise ValueError(f"on_error must be one of {', '.join(ON_ERROR)}, got {on_error!r}")
         if window is not None and len(window) != 2:
             raise ValueError(f"window must be (low, high), got {window}")
-        self.spec = spec_of("inpainter", model, dtype)
+        if len(guidance_interval) != 2:
+            raise ValueError(f"guidance_interval must be (begin, end), got {guidance_interval}")
+        self.spec = spec_of("inpainter", model, dtype, compile=compile)
+        if controlnet is not None and semantic_controller is not None:
+            raise ValueError("controlnet= and semantic_controller= steer the same UNet and do not combine; give one of them")
+        self.controlnet = None if controlnet is None else spec_of("controlnet", controlnet, dtype)
+        self.semantic_controller = None if semantic_controller is None else spec_of("semantic_controller", semantic_controller, dtype)
         self.settings = RepaintSettings(
             strength=strength,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             negative_prompt=negative_prompt,
             noise_rho=noise_rho,
+            noise_source=noise_source,
+            noise_scale=noise_scale,
+            guidance_interval=(float(guidance_interval[0]), float(guidance_interval[1])),
             window=None if window is None else Window(float(window[0]), float(window[1])),
             plane=plane,
             soft_width=soft_width,
+            soft_width_mm=soft_width_mm,
             soft_mode=soft_mode,
             slice_batch_size=slice_batch_size,
             roi=roi,
             roi_context=roi_context,
+            control_scale=control_scale,
+            control_inside=control_inside,
         )
         self.label_value = label_value
         self.on_error = on_error
@@ -120,41 +166,58 @@ class DiffusionLocalInpaint(RandomizableTransform):
         self.seed = draw_seed(self.R)
 
     def __call__(
-        self, img: NdarrayOrTensor, mask: NdarrayOrTensor, prompt: str, label: NdarrayOrTensor | None = None, randomize: bool = True
+        self,
+        img: NdarrayOrTensor,
+        mask: NdarrayOrTensor,
+        prompt: Prompt,
+        label: NdarrayOrTensor | None = None,
+        control: NdarrayOrTensor | None = None,
+        randomize: bool = True,
     ) -> Edit:
         """Repaint one image.
 
         Args:
             img: (C, H, W) or (C, H, W, D), C 1 or 3.
             mask: (1, ...) on the same grid, non-zero means repaint.
-            prompt: what shall be seen there.
+            prompt: what shall be seen there; or (weight, text) pairs, whose text states are averaged.
             label: (1, ...) class ids on the same grid.
+            control: (1 or 3, ...) in [0, 1] on the same grid, what the ControlNet is shown; None draws it from image and mask.
             randomize: draw coin and seed anew.
 
         Raises:
-            GridMismatchError: mask or label on another grid.
-            ValueError: wrong dimensions or channels, non-finite voxels.
+            GridMismatchError: mask, label or control on another grid.
+            ValueError: wrong dimensions or channels, non-finite voxels, a control image without a ControlNet.
         """
         if randomize:
             self.randomize()
         if not self._do_transform:
             return Edit(img, label, self.untouched(prompt, "not triggered"))
-        return self.apply(img, mask, prompt, label, seed=self.seed)
+        return self.apply(img, mask, prompt, label, control, seed=self.seed)
 
-    def untouched(self, prompt: str, reason: str) -> dict[str, str | int | float | bool]:
+    def untouched(self, prompt: Prompt, reason: str) -> dict[str, str | int | float | bool]:
         """The record of a sample that was left as it is."""
-        return DiffAugRecord(seed=self.seed, prompt=prompt, model=self.spec.source, reason=reason).as_dict()
+        return DiffAugRecord(seed=self.seed, prompt=_prompt_text(prompt), model=self.spec.source, reason=reason).as_dict()
 
-    def apply(self, img: NdarrayOrTensor, mask: NdarrayOrTensor, prompt: str, label: NdarrayOrTensor | None = None, *, seed: int) -> Edit:
+    def apply(
+        self,
+        img: NdarrayOrTensor,
+        mask: NdarrayOrTensor,
+        prompt: Prompt,
+        label: NdarrayOrTensor | None = None,
+        control: NdarrayOrTensor | None = None,
+        *,
+        seed: int,
+    ) -> Edit:
         """Repaint with a given seed: the same inputs and seed give the same output, whatever the slice batch size."""
-        return self.apply_batch([img], [mask], [prompt], None if label is None else [label], seeds=[seed])[0]
+        return self.apply_batch([img], [mask], [prompt], [label], [control], seeds=[seed])[0]
 
     def apply_batch(
         self,
         images: Sequence[NdarrayOrTensor],
         masks: Sequence[NdarrayOrTensor],
-        prompts: Sequence[str],
+        prompts: Sequence[Prompt],
         labels: Sequence[NdarrayOrTensor | None] | None = None,
+        controls: Sequence[NdarrayOrTensor | None] | None = None,
         *,
         seeds: Sequence[int],
     ) -> list[Edit]:
@@ -163,62 +226,84 @@ class DiffusionLocalInpaint(RandomizableTransform):
         Args:
             images: each (C, H, W[, D]); sizes, dtypes and types may differ.
             masks, prompts, seeds: one a sample.
-            labels: one a sample, or None.
+            labels, controls: one a sample, or None.
 
         Raises:
-            ValueError: not as many masks, prompts, labels or seeds as images; otherwise as ``apply``.
+            ValueError: not as many masks, prompts, labels, controls or seeds as images; otherwise as ``apply``.
         """
-        labels = [None] * len(images) if labels is None else labels
-        if not len(images) == len(masks) == len(prompts) == len(labels) == len(seeds):
-            raise ValueError(
-                f"one mask, prompt, label and seed a sample: got {len(images)} images, {len(masks)} masks, {len(prompts)} prompts, "
-                f"{len(labels)} labels and {len(seeds)} seeds"
-            )
+        absent = [None] * len(images)
+        columns = (images, masks, prompts, labels or absent, controls or absent, seeds)
+        if len({len(column) for column in columns}) > 1:
+            names = ("images", "masks", "prompts", "labels", "controls", "seeds")
+            counts = ", ".join(f"{len(column)} {name}" for column, name in zip(columns, names, strict=True))
+            raise ValueError(f"one mask, prompt, label, control and seed a sample, got {counts}")
+        samples = [_Sample(*row) for row in zip(*columns, strict=True)]
         outcomes: dict[int, Repainted] = {}
         stacks: dict[int, Stack] = {}
-        for i, (img, mask, prompt, label, seed) in enumerate(zip(images, masks, prompts, labels, seeds, strict=True)):
+        for i, sample in enumerate(samples):
             try:
-                stacks[i] = self._open(img, mask, prompt, label, seed)
+                stacks[i] = self._open(sample)
             except (ValueError, RuntimeError, OSError) as error:
                 outcomes[i] = self._failed(error)
         outcomes.update(zip(stacks, self._run(list(stacks.values())), strict=True))
-        return [
-            self._conclude(outcomes[i], img, mask, prompt, label, seed)
-            for i, (img, mask, prompt, label, seed) in enumerate(zip(images, masks, prompts, labels, seeds, strict=True))
-        ]
-
-    def _run(self, stacks: list[Stack]) -> list[Repainted]:
-        """The model's work; no model is loaded when there is none."""
-        if not any(stack.indices for stack in stacks):
-            return [Repainted(None, 0, "empty mask")] * len(stacks)
-        try:
-            return repaint(self._model(stacks[0]), stacks, self.settings)
-        except (ValueError, RuntimeError, OSError) as error:
-            return [self._failed(error)] * len(stacks)
-
-    def _model(self, stack: Stack) -> Inpainter:
-        return shared_model(self.spec, self.device or stack.slices.device, load_inpainter)
+        return [self._conclude(outcomes[i], sample) for i, sample in enumerate(samples)]
 
     def soft_region(self, img: NdarrayOrTensor, mask: NdarrayOrTensor) -> Tensor:
         """(1, H, W[, D]) float32: the weights of the edit in each voxel; where they are 0 nothing can change."""
-        stack = self._open(img, mask, "", None, 0)
-        return soft_region(self._model(stack), stack, self.settings)
+        stack = self._open(_Sample(img, mask, "", None, None, 0))
+        return soft_region(self._models(stack.slices.device).inpainter, stack, self.settings)
 
-    def _open(self, img: NdarrayOrTensor, mask: NdarrayOrTensor, prompt: str, label: NdarrayOrTensor | None, seed: int) -> Stack:
+    def _run(self, stacks: list[Stack]) -> list[Repainted]:
+        """The models' work; none is loaded when there is none."""
+        if not any(stack.indices for stack in stacks):
+            return [Repainted(None, 0, "empty mask")] * len(stacks)
+        try:
+            return repaint(self._models(stacks[0].slices.device), stacks, self.settings)
+        except (ValueError, RuntimeError, OSError) as error:
+            return [self._failed(error)] * len(stacks)
+
+    def _models(self, device: torch.device) -> Models:
+        place = self.device or device
+        controlnet = semantic_controller = None
+        if self.controlnet is not None:
+            from monai_diffaug.models.controlnet import load_controlnet
+
+            controlnet = shared_model(self.controlnet, place, load_controlnet)
+        if self.semantic_controller is not None:
+            from monai_diffaug.models.semantic_controller import load_semantic_controller
+
+            semantic_controller = shared_model(self.semantic_controller, place, load_semantic_controller)
+        return Models(shared_model(self.spec, place, load_inpainter), controlnet, semantic_controller)
+
+    def _open(self, sample: _Sample) -> Stack:
         """The sample as a stack of slices, checked."""
+        img = sample.img
         check_image(img)
-        check_grid("mask", mask, img)
-        if label is not None:
-            check_grid("label", label, img)
-        volume, region = _plain(img), _plain(mask)
-        affine = img.affine.cpu().numpy() if isinstance(img, MetaTensor) else None
+        check_grid("mask", sample.mask, img)
+        if sample.label is not None:
+            check_grid("label", sample.label, img)
+        if sample.control is not None:
+            check_grid("control", sample.control, img, channels=(1, 3))
+            if self.controlnet is None:
+                raise ValueError("a control image was given, but no ControlNet: set controlnet= (control_key= needs it)")
+        volume, region = plain(img), plain(sample.mask)
+        affine = affine_of(img)
         plane = slice_plane(affine, self.settings.plane, volume.ndim - 1)
-        if not bool((region != 0).any()):
-            return open_stack(volume, region, plane, Window(0.0, 1.0), prompt=prompt, seed=seed)  # nothing will be asked of it
-        if volume.dtype.is_floating_point and not bool(torch.isfinite(volume).all()):
-            raise ValueError("the image has non-finite voxels (NaN or infinity); replace them first, e.g. with torch.nan_to_num")
-        window = self.settings.window or window_of(volume)
-        return open_stack(volume, region, plane, window, prompt=prompt, seed=seed)
+        window = Window(0.0, 1.0)  # of an empty mask nothing will be asked
+        if bool((region != 0).any()):
+            if volume.dtype.is_floating_point and not bool(torch.isfinite(volume).all()):
+                raise ValueError("the image has non-finite voxels (NaN or infinity); replace them first, e.g. with torch.nan_to_num")
+            window = self.settings.window or window_of(volume)
+        return open_stack(
+            volume,
+            region,
+            plane,
+            window,
+            prompt=((1.0, sample.prompt),) if isinstance(sample.prompt, str) else tuple(sample.prompt),
+            seed=sample.seed,
+            pixel_mm=pixel_mm(affine, plane),
+            control=None if sample.control is None else plain(sample.control),
+        )
 
     def _failed(self, error: Exception) -> Repainted:
         """Raise, or with ``on_error="passthrough"`` an outcome that leaves the sample as it is."""
@@ -227,26 +312,23 @@ class DiffusionLocalInpaint(RandomizableTransform):
         logger.warning("left a sample untouched: %s", error)
         return Repainted(None, 0, f"{type(error).__name__}: {error}")
 
-    def _conclude(
-        self,
-        outcome: Repainted,
-        img: NdarrayOrTensor,
-        mask: NdarrayOrTensor,
-        prompt: str,
-        label: NdarrayOrTensor | None,
-        seed: int,
-    ) -> Edit:
-        record = DiffAugRecord(seed=seed, prompt=prompt, model=self.spec.source, tries=1, reason=outcome.reason)
+    def _conclude(self, outcome: Repainted, sample: _Sample) -> Edit:
+        text = _prompt_text(sample.prompt)
+        record = DiffAugRecord(seed=sample.seed, prompt=text, model=self.spec.source, tries=1, reason=outcome.reason)
         if outcome.volume is None:
-            return Edit(img, label, record.as_dict())
+            return Edit(sample.img, sample.label, record.as_dict())
         record.applied, record.n_slices = True, outcome.n_slices
-        return Edit(_like(outcome.volume, img), self._paint(label, mask), record.as_dict())
+        return Edit(like(outcome.volume, sample.img), self._paint(sample.label, sample.mask), record.as_dict())
 
     def _paint(self, label: NdarrayOrTensor | None, mask: NdarrayOrTensor) -> NdarrayOrTensor | None:
         if label is None:
             return None
-        painted = paint_label(_plain(label), _plain(mask).to(_plain(label).device), self.label_value)
-        return _like(painted, label)
+        painted = paint_label(plain(label), plain(mask).to(plain(label).device), self.label_value)
+        return like(painted, label)
+
+
+def _prompt_text(prompt: Prompt) -> str:
+    return prompt if isinstance(prompt, str) else prompt_mix_text(prompt)
 
 
 class DiffusionLocalInpaintd(RandomizableTransform, MapTransform):
@@ -260,6 +342,7 @@ class DiffusionLocalInpaintd(RandomizableTransform, MapTransform):
         mask_key: region to repaint on the same grid; non-zero means repaint.
         prompt_key: the text, as ``TextPromptd`` writes it.
         label_key: label to paint ``label_value`` into; None leaves labels alone.
+        control_key: what the ControlNet is shown, as ``EdgeMapd`` writes it; None draws it from image and mask.
         keep_original: hand image, label and mask on untouched, by reference, as ``{key}_original`` for a
             ``LatentValidated`` that follows and takes them out again.
         prob: probability of being applied.
@@ -277,6 +360,7 @@ class DiffusionLocalInpaintd(RandomizableTransform, MapTransform):
         prompt_key: str = "prompt",
         label_key: str | None = None,
         label_value: int = 1,
+        control_key: str | None = None,
         keep_original: bool = False,
         model: Any = "tiny",
         strength: float = 1.0,
@@ -284,13 +368,22 @@ class DiffusionLocalInpaintd(RandomizableTransform, MapTransform):
         guidance_scale: float = 3.0,
         negative_prompt: str = "",
         noise_rho: float = 0.0,
+        noise_source: str = "random",
+        noise_scale: float = 0.0,
+        guidance_interval: Sequence[float] = (0.0, 1.0),
         window: Sequence[float] | None = None,
         plane: str = "axial",
         soft_width: float = 4.0,
+        soft_width_mm: float | None = None,
         soft_mode: str = "grow",
-        slice_batch_size: int = 8,
+        slice_batch_size: int | None = None,
         roi: bool = True,
         roi_context: float = 2.0,
+        controlnet: Any = None,
+        control_scale: float = 1.0,
+        control_inside: bool = True,
+        semantic_controller: Any = None,
+        compile: bool = False,
         on_error: str = "raise",
         device: str | torch.device | None = None,
         dtype: str = "float32",
@@ -306,14 +399,23 @@ class DiffusionLocalInpaintd(RandomizableTransform, MapTransform):
             guidance_scale=guidance_scale,
             negative_prompt=negative_prompt,
             noise_rho=noise_rho,
+            noise_source=noise_source,
+            noise_scale=noise_scale,
+            guidance_interval=guidance_interval,
             window=window,
             plane=plane,
             soft_width=soft_width,
+            soft_width_mm=soft_width_mm,
             soft_mode=soft_mode,
             label_value=label_value,
             slice_batch_size=slice_batch_size,
             roi=roi,
             roi_context=roi_context,
+            controlnet=controlnet,
+            control_scale=control_scale,
+            control_inside=control_inside,
+            semantic_controller=semantic_controller,
+            compile=compile,
             on_error=on_error,
             device=device,
             dtype=dtype,
@@ -321,6 +423,7 @@ class DiffusionLocalInpaintd(RandomizableTransform, MapTransform):
         self.mask_key = mask_key
         self.prompt_key = prompt_key
         self.label_key = label_key
+        self.control_key = control_key
         self.keep_original = keep_original
         self.seed = 0
 
@@ -342,10 +445,11 @@ class DiffusionLocalInpaintd(RandomizableTransform, MapTransform):
         for key in self.key_iterator(d):
             if not triggered:
                 self.inpaint.seed = seed
-                d[record_key(str(key))] = self.inpaint.untouched(str(d.get(self.prompt_key, "")), "not triggered")
+                d[record_key(str(key))] = self.inpaint.untouched(d.get(self.prompt_key, ""), "not triggered")
                 continue
             mask, prompt = self._required(d, self.mask_key, "MedSAMMaskd"), self._required(d, self.prompt_key, "TextPromptd")
-            edit = self.inpaint.apply(d[key], mask, str(prompt), original_label, seed=seed)
+            control = None if self.control_key is None else self._required(d, self.control_key, "EdgeMapd")
+            edit = self.inpaint.apply(d[key], mask, prompt, original_label, control, seed=seed)
             d[key], d[record_key(str(key))] = edit.image, edit.record
             if edit.label is not None and edit.record["applied"]:
                 d[self.label_key] = edit.label
@@ -364,35 +468,3 @@ class DiffusionLocalInpaintd(RandomizableTransform, MapTransform):
 
 
 DiffusionLocalInpaintD = DiffusionLocalInpaintDict = DiffusionLocalInpaintd
-
-
-def check_image(img: NdarrayOrTensor) -> None:
-    """Raise ValueError unless the image is (1 or 3, H, W) or (1 or 3, H, W, D)."""
-    if img.ndim not in (3, 4) or img.shape[0] not in (1, 3):
-        raise ValueError(
-            f"an image must be (C, H, W) or (C, H, W, D) with C 1 or 3, got shape {tuple(img.shape)}; add EnsureChannelFirstd before"
-        )
-
-
-def check_grid(name: str, array: NdarrayOrTensor, img: NdarrayOrTensor) -> None:
-    """Raise GridMismatchError unless ``array`` is (1, ...) on the image's grid."""
-    if tuple(array.shape) != (1, *img.shape[1:]):
-        raise GridMismatchError(
-            f"{name} {tuple(array.shape)} is not on the grid of the image {tuple(img.shape)}: expected {(1, *img.shape[1:])}; "
-            "add ResampleToMatchd before (and EnsureChannelFirstd when the channel is missing)"
-        )
-
-
-def _plain(array: NdarrayOrTensor) -> Tensor:
-    """A plain tensor that shares memory where it can; unsigned types that torch cannot compute with become int64."""
-    tensor = convert_to_tensor(array, track_meta=False)
-    plain = tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor
-    wide = plain.dtype in (torch.uint16, torch.uint32, torch.uint64)
-    result: Tensor = plain.to(torch.int64) if wide else plain
-    return result
-
-
-def _like(tensor: Tensor, target: NdarrayOrTensor) -> NdarrayOrTensor:
-    """The tensor in the target's type, dtype, device and meta data."""
-    converted: NdarrayOrTensor = convert_to_dst_type(tensor, target)[0]
-    return converted

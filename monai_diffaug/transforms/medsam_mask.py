@@ -10,14 +10,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from monai.config.type_definitions import KeysCollection, NdarrayOrTensor
-from monai.data.meta_tensor import MetaTensor
 from monai.transforms.transform import MapTransform, RandomizableTransform
 from monai.utils.enums import TransformBackends
 from monai.utils.type_conversion import convert_to_dst_type, convert_to_tensor
 from torch import Tensor
 
 from monai_diffaug.boxes import Box, box_around, connected_components, enlarged
-from monai_diffaug.errors import GridMismatchError
+from monai_diffaug.grids import affine_of, check_grid, check_image
 from monai_diffaug.models.medsam import MedSAM, load_medsam
 from monai_diffaug.models.registry import shared_model, spec_of
 from monai_diffaug.seeding import draw_seed
@@ -159,18 +158,14 @@ class MedSAMMask(RandomizableTransform):
             ValueError: the image is not (1 or 3, H, W[, D]), a box lies outside it, or a label is needed and missing.
         """
         volume = convert_to_tensor(image, track_meta=False)
-        if volume.ndim not in (3, 4) or volume.shape[0] not in (1, 3):
-            raise ValueError(
-                f"image must be (C, H, W) or (C, H, W, D) with C = 1 or 3, got {tuple(volume.shape)}; add "
-                "EnsureChannelFirstd before, or pick channels"
-            )
+        check_image(volume)
         wanted = self._wanted(label, volume)
         if not triggered:
             mask = torch.zeros_like(volume[:1], dtype=torch.bool) if wanted is None else wanted
         else:
             if wanted is None and self.box == "label":
                 raise ValueError("the box comes from the label, and there is none; give label_key (label), or box=")
-            affine = image.affine if isinstance(image, MetaTensor) else None
+            affine = affine_of(image)
             plane = slice_plane(affine, self.plane, volume.ndim - 1)
             label_slices = None if wanted is None else to_slices(wanted, plane)[:, 0]
             mask = from_slices(self._masks(to_slices(volume, plane), label_slices, seed)[:, None], plane)
@@ -182,10 +177,7 @@ class MedSAMMask(RandomizableTransform):
         if label is None:
             return None
         values = convert_to_tensor(label, track_meta=False)
-        if values.shape[1:] != volume.shape[1:]:
-            raise GridMismatchError(
-                f"label {tuple(values.shape)} is not on the grid of the image {tuple(volume.shape)}; add ResampleToMatchd(...) before"
-            )
+        check_grid("label", values, volume, channels=None)
         chosen = values != 0 if self.label_value is None else values == self.label_value
         wanted: Tensor = chosen.any(0, keepdim=True).to(volume.device)
         return wanted

@@ -1,0 +1,1 @@
+"""MONAI Bundles that ship as package data, and what their configs need beyond MONAI."""

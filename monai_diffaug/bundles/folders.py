@@ -1,0 +1,41 @@
+"""Where the bundles lie, and how a user gets one to work in."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+__all__ = ["bundle_folder", "bundle_names", "copy_bundle"]
+
+_HERE = Path(__file__).resolve().parent
+METADATA = Path("configs", "metadata.json")
+
+
+def bundle_names() -> tuple[str, ...]:
+    """Names of the bundles in this package, sorted."""
+    return tuple(sorted(folder.name for folder in _HERE.iterdir() if (folder / METADATA).is_file()))
+
+
+def bundle_folder(name: str) -> Path:
+    """Root of a bundle, e.g. ``bundle_folder("local_augmentation") / "configs" / "train.yaml"``.
+
+    Raises:
+        ValueError: there is no bundle of that name.
+    """
+    if name not in bundle_names():
+        raise ValueError(f"there is no bundle {name!r}; there is {', '.join(bundle_names())}")
+    return _HERE / name
+
+
+def copy_bundle(name: str, folder: Path) -> Path:
+    """Copy a bundle into a new folder; returns the folder.
+
+    Raises:
+        ValueError: there is no bundle of that name.
+        FileExistsError: the folder is there already; nothing is overwritten.
+    """
+    source = bundle_folder(name)
+    if folder.exists():
+        raise FileExistsError(f"{folder} is there already; name a new folder")
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder

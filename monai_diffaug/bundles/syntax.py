@@ -1,0 +1,116 @@
+"""The text of a config file: its syntax errors with their line, and the line of each id."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from monai_diffaug.errors import MissingExtraError
+
+__all__ = ["Fault", "line_table", "read_config"]
+
+SUFFIXES = (".json", ".yaml", ".yml")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One fault in a config.
+
+    Attributes:
+        file: the file that holds it.
+        line: counted from 1; 0 means the file as a whole.
+        where: id in MONAI's form, e.g. "train::dataset::transform"; empty for the file as a whole.
+        message: what is wrong, on one line.
+    """
+
+    file: str
+    line: int
+    where: str
+    message: str
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}" if self.line else self.file
+        return f"{place}: {self.where}: {self.message}" if self.where else f"{place}: {self.message}"
+
+
+def read_config(path: Path) -> list[Fault]:
+    """The faults that keep a file from being read at all; none when it is a mapping without double keys.
+
+    Raises:
+        MissingExtraError: PyYAML is not installed.
+    """
+    name = str(path)
+    if not path.is_file():
+        return [Fault(name, 0, "", "file not found")]
+    if path.suffix.lower() not in SUFFIXES:
+        return [Fault(name, 0, "", f"not a config file: expected {', '.join(SUFFIXES)}")]
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text) if path.suffix.lower() == ".json" else _yaml().safe_load(text)
+    except UnicodeDecodeError as error:
+        return [Fault(name, 0, "", f"not UTF-8 text: {error.reason} at byte {error.start}")]
+    except json.JSONDecodeError as error:
+        return [Fault(name, error.lineno, "", f"JSON syntax error: {error.msg} (column {error.colno})")]
+    except _yaml().YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        said = getattr(error, "problem", None) or str(error)
+        column = "" if mark is None else f" (column {mark.column + 1})"
+        return [Fault(name, 0 if mark is None else mark.line + 1, "", f"YAML syntax error: {said}{column}")]
+    if not isinstance(content, dict):
+        return [Fault(name, 0, "", f"a config is a mapping of ids, got {'nothing' if content is None else type(content).__name__}")]
+    return _double_keys(path)
+
+
+def line_table(path: Path) -> dict[str, tuple[str, int]]:
+    """(file, line) of each id in a file that ``read_config`` finds no fault in."""
+    table: dict[str, tuple[str, int]] = {}
+    for id_, line in _lines(path):
+        table[id_] = (str(path), line)
+    return table
+
+
+def _double_keys(path: Path) -> list[Fault]:
+    seen: dict[str, int] = {}
+    faults = []
+    for id_, line in _lines(path):
+        if id_ in seen:
+            faults.append(Fault(str(path), line, id_, f"the key is there twice; line {seen[id_]} is lost"))
+        seen[id_] = line
+    return faults
+
+
+def _lines(path: Path) -> list[tuple[str, int]]:
+    """(id, line) of every key and list entry, in the file's order; JSON is read as YAML, which it is but for tabs."""
+    yaml = _yaml()
+    text = path.read_text(encoding="utf-8")
+    if path.suffix.lower() == ".json":
+        text = re.sub(r"^\t+", lambda tabs: "  " * len(tabs[0]), text, flags=re.MULTILINE)
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError:
+        return []
+    found: list[tuple[str, int]] = []
+    waiting: list[tuple[str, Any]] = [("", root)]
+    while waiting:
+        prefix, node = waiting.pop()
+        children = []
+        if node.id == "mapping":
+            children = [(str(key.value).replace("#", "::"), key.start_mark.line, value) for key, value in node.value]
+        elif node.id == "sequence":
+            children = [(str(i), value.start_mark.line, value) for i, value in enumerate(node.value)]
+        for name, line, value in children:
+            id_ = f"{prefix}::{name}" if prefix else name.removeprefix("+")
+            found.append((id_, line + 1))
+            waiting.append((id_, value))
+    return found
+
+
+def _yaml() -> Any:
+    try:
+        import yaml
+    except ImportError:
+        raise MissingExtraError("checking a bundle needs PyYAML: pip install monai_diffaug[bundle]") from None
+    return yaml

@@ -1,0 +1,47 @@
+"""``monai-diffaug evaluate STUDY``: run one of the package's studies and print its table."""
+
+from __future__ import annotations
+
+import argparse
+import runpy
+import sys
+from typing import Any
+
+__all__ = ["STUDIES", "add_parser", "run"]
+
+# name -> (module that is run, what it measures)
+STUDIES = {
+    "embedded": ("monai_diffaug.evaluation.embedded", "the embedded models against their goals"),
+    "local-noise": ("monai_diffaug.evaluation.local_noise", "similarity inside and outside the mask against the noise scale"),
+    "seam": ("monai_diffaug.evaluation.seam", "the jump across the mask's boundary, soft against hard"),
+    "edges": ("monai_diffaug.evaluation.edges", "how well a ControlNet's edges are obeyed"),
+    "downstream": ("monai_diffaug.evaluation.downstream", "does it help: the same network trained with and without"),
+}
+
+
+def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
+    """Declare the subcommand."""
+    table = "; ".join(f"{name}: {text}" for name, (_, text) in STUDIES.items())
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="run a study and print its table",
+        description=f"Run a study. {table}. What follows STUDY goes to it: monai-diffaug evaluate seam --help",
+        add_help=True,
+    )
+    evaluate.add_argument("study", choices=tuple(STUDIES), metavar="STUDY", help=", ".join(STUDIES))
+    evaluate.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="options of the study")
+    evaluate.set_defaults(run=run, verbose=False, quiet=False)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run it as ``python -m`` would; returns the exit code."""
+    module, _ = STUDIES[options.study]
+    before = sys.argv
+    sys.argv = [f"monai-diffaug evaluate {options.study}", *options.arguments]
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=False)
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    finally:
+        sys.argv = before
+    return 0

@@ -1,0 +1,141 @@
+"""``monai-diffaug train RECIPE``: fine-tune a model on the user's own images."""
+
+from __future__ import annotations
+
+import argparse
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from monai_diffaug.commands.options import PLANES, WrongInputError, check_out, finite, positive, seed, shows_progress, whole, window
+
+__all__ = ["RECIPES", "add_parser", "run"]
+
+# Name -> (class with the interface of monai_diffaug.finetune.loop.Trainee, what it does). A further recipe is one line.
+RECIPES: dict[str, tuple[str, str]] = {
+    "inpaint": ("monai_diffaug.finetune.inpaint:InpaintRecipe", "the model that repaints lesions"),
+    "validator": ("monai_diffaug.finetune.validator:ValidatorRecipe", "the network that checks what was painted"),
+    "medsam": ("monai_diffaug.finetune.medsam:MedSAMRecipe", "the outlines of lesions in boxes"),
+}
+DEFAULT_MINUTES = 10.0
+MOST_PICTURES = 1000
+
+
+def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
+    """Add the subcommand.
+
+    Args:
+        commands: what ``add_subparsers`` returned.
+        common: parser of the options that all commands share.
+    """
+    table = "; ".join(f"{name}: {text}" for name, (_, text) in RECIPES.items())
+    parser = commands.add_parser(
+        "train",
+        parents=[common],
+        help="fine-tune a model on your own images",
+        description=f"Fine-tune a model on the images and labels of a MONAI datalist. Recipes: {table}. "
+        "DIR becomes a folder that model= takes; the same command goes on with a run that was stopped.",
+    )
+    parser.add_argument("recipe", choices=tuple(RECIPES), metavar="RECIPE", help=", ".join(RECIPES))
+    parser.add_argument("--data", type=Path, required=True, metavar="DATALIST", help='JSON: {"training": [{"image": ..., "label": ...}]}')
+    parser.add_argument("--model", default="tiny", metavar="SOURCE", help="what to start from; default the embedded model")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the new model")
+    words = parser.add_argument_group("words of the captions, for entries that have none")
+    words.add_argument("--modality", default="", metavar="WORD", help="ultrasound, ct, mri, x-ray, endoscopy or fundus")
+    words.add_argument("--anatomy", default="", metavar="WORD", help='e.g. "breast"')
+    words.add_argument("--finding", default="", metavar="WORD", help='what the label shows, e.g. "malignant mass"')
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--minutes", type=_above_zero, metavar="M", help=f"running time; default {DEFAULT_MINUTES:g}")
+    length.add_argument("--steps", type=positive, metavar="N", help="optimiser steps instead of minutes")
+    parser.add_argument("--lora", action="store_true", help="train low-rank adapters (peft), merged into DIR, alone in DIR/adapter")
+    parser.add_argument("--rank", type=positive, default=8, metavar="R", help="rank of the adapters")
+    parser.add_argument("--text-encoder", action="store_true", help="train the text encoder too: for words the model does not know")
+    parser.add_argument("--batch-size", type=positive, default=8, metavar="N")
+    parser.add_argument("--rate", type=_above_zero, metavar="LR", help="peak learning rate; default by recipe and model size")
+    parser.add_argument("--plane", default="axial", choices=PLANES, help="slices of a 3-D image")
+    parser.add_argument("--window", type=window, metavar="LO,HI", help="intensities the model sees, e.g. --window=-160,240")
+    parser.add_argument("--seed", type=seed, default=0, metavar="N")
+    parser.add_argument("--device", default="", metavar="DEVICE", help="cpu, cuda, cuda:1; default cuda where there is one")
+    parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads")
+    parser.add_argument("--pictures", type=_pictures, default=4, metavar="N", help="how often sample pictures are drawn; default 4")
+    parser.add_argument("--tensorboard", action="store_true", help="write DIR/training/tensorboard too")
+    parser.add_argument("--restart", action="store_true", help="forget the run that DIR holds")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Train as the options say; returns the exit code.
+
+    Raises:
+        WrongInputError: an option cannot be used.
+        TrainingInputError: the datalist or a file in it cannot be used.
+    """
+    check_out(options.out)
+    from monai_diffaug.finetune.datalist import Words, read_datalist
+    from monai_diffaug.finetune.labelled_slices import load_slices
+    from monai_diffaug.finetune.loop import TRAINING_FOLDER, fine_tune
+    from monai_diffaug.finetune.settings import FineTuneSettings
+
+    words = Words(options.modality, options.anatomy, options.finding)
+    training = read_datalist(options.data, words)
+    validation = read_datalist(options.data, words, "validation")
+
+    import torch
+
+    device = options.device or ("cuda" if torch.cuda.is_available() and options.recipe != "validator" else "cpu")
+    _check_device(device)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    settings = FineTuneSettings(
+        model=options.model,
+        minutes=None if options.steps else options.minutes or DEFAULT_MINUTES,
+        steps=options.steps,
+        lora=options.lora,
+        rank=options.rank,
+        text_encoder=options.text_encoder,
+        batch_size=options.batch_size,
+        rate=options.rate,
+        seed=options.seed,
+        device=device,
+        precision=options.precision,
+        pictures=options.pictures,
+        tensorboard=options.tensorboard,
+    )
+    progress = shows_progress(options)
+    slices = load_slices(training, plane=options.plane, window=options.window, progress=progress)
+    held_out = load_slices(validation, plane=options.plane, window=options.window, progress=progress)
+    target, _ = RECIPES[options.recipe]
+    module, _, name = target.partition(":")
+    recipe = getattr(import_module(module), name)(settings, slices, held_out)
+    if options.restart:
+        _forget(options.out / TRAINING_FOLDER)
+    steps = fine_tune(recipe, settings, options.out)
+    if not options.quiet:
+        print(f"{steps} steps on {sum(not s.is_normal for s in slices)} lesions of {len(training)} images: model={str(options.out)!r}")
+    return 0
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    try:
+        torch.zeros(1, device=torch.device(device))
+    except (RuntimeError, AssertionError) as error:
+        raise WrongInputError(f"--device {device} cannot be used here: {str(error).strip().splitlines()[0]}") from error
+
+
+def _forget(folder: Path) -> None:
+    for name in ("state.ckpt", "settings.json", "log.jsonl"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _above_zero(text: str) -> float:
+    value = finite(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
+    return value
+
+
+def _pictures(text: str) -> int:
+    return whole(text, 0, MOST_PICTURES)

@@ -1,0 +1,143 @@
+"""Training crops around the user's lesions and on the normal tissue beside them, each with its caption."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from monai_diffaug.finetune.labelled_slices import LabelledSlice
+from monai_diffaug.finetune.settings import TrainingInputError
+from monai_diffaug.prompts import NORMAL
+from monai_diffaug.training.captions import caption, measure
+from monai_diffaug.training.crops import crop_squares
+from monai_diffaug.training.latent_bank import CONTEXT_RANGE, MAX_DILATION_PX, MIN_SIDE_PX, NORMAL_SHARE
+from monai_diffaug.training.shapes import borrow_shape, place, random_blob
+
+__all__ = ["Crop", "SliceCropSampler"]
+
+DARK = 8 / 255  # of the window: below it, on average over 9 pixels, there is no tissue
+BLOB_SHARE = (0.04, 0.42)  # diameter of a free shape, as a share of the slice's longer side
+NORMAL_TRIES = 20
+
+
+class Crop(NamedTuple):
+    """One training example.
+
+    Attributes:
+        image: (3, S, S) in [-1, 1].
+        mask: (1, S, S) in {0, 1}: the lesion, or where a lesion could be.
+        caption: what is seen under the mask.
+        is_normal: there is no lesion under the mask.
+    """
+
+    image: Tensor
+    mask: Tensor
+    caption: str
+    is_normal: bool
+
+
+class SliceCropSampler:
+    """Draws square crops, jittered, turned, mirrored, with a random gamma: lesions under their own mask, tissue under free shapes.
+
+    Args:
+        slices: what to draw from; at least one with a lesion.
+        size_px: side of the crops.
+        seed: of all draws.
+        normal_share: share of the crops that show normal tissue (where there is any), so that the model keeps knowing it.
+
+    Raises:
+        TrainingInputError: no slice shows a lesion.
+    """
+
+    def __init__(self, slices: Sequence[LabelledSlice], size_px: int, seed: int, normal_share: float = NORMAL_SHARE) -> None:
+        self.rng = np.random.RandomState(seed % 2**32)
+        self.lesions = [s for s in slices if not s.is_normal]
+        self.slices = list(slices)
+        self.size_px = size_px
+        self.normal_share = normal_share
+        if not self.lesions:
+            raise TrainingInputError("no image shows a lesion: at least one entry needs a label with one")
+        self._tissue: dict[int, NDArray[np.bool_]] = {}
+
+    def draw(self) -> Crop:
+        """One crop with its caption; the mask is not dilated."""
+        if self.rng.rand() < self.normal_share:
+            free = self._free_mask()
+            if free is not None:
+                return self._cut(*free, is_normal=True)
+        chosen = self.lesions[self.rng.randint(len(self.lesions))]
+        return self._cut(chosen, chosen.lesion, is_normal=False)
+
+    def draw_batch(self, n: int) -> tuple[Tensor, Tensor, list[str]]:
+        """Images (n, 3, S, S), masks (n, 1, S, S), each grown by 0 to 3 pixels, and captions."""
+        crops = [self.draw() for _ in range(n)]
+        masks = []
+        for crop in crops:
+            radius = self.rng.randint(MAX_DILATION_PX + 1)
+            masks.append(F.max_pool2d(crop.mask[None], 2 * radius + 1, 1, radius)[0])
+        return torch.stack([crop.image for crop in crops]), torch.stack(masks), [crop.caption for crop in crops]
+
+    def _free_mask(self) -> tuple[LabelledSlice, NDArray[np.bool_]] | None:
+        for _ in range(NORMAL_TRIES):
+            index = self.rng.randint(len(self.slices))
+            tissue = self._tissue_of(index)
+            longer = max(tissue.shape)
+            if self.rng.rand() < 0.6:
+                outline = self.lesions[self.rng.randint(len(self.lesions))].lesion
+                shape = borrow_shape(self.rng, outline, self.rng.uniform(0.5, 1.2) * longer / max(outline.shape))
+            else:
+                shape = random_blob(self.rng, max(4, int(self.rng.uniform(*BLOB_SHARE) * longer)))
+            mask = place(self.rng, shape, tissue, tries=5)
+            if mask is not None and mask.any():
+                return self.slices[index], mask
+        return None
+
+    def _tissue_of(self, index: int) -> NDArray[np.bool_]:
+        """Where normal tissue can be repainted: not the dark surround, not near anything labelled."""
+        from scipy.ndimage import binary_dilation, uniform_filter
+
+        if index not in self._tissue:
+            chosen = self.slices[index]
+            bright = uniform_filter((chosen.image.amax(0).numpy() + 1) / 2, 9) > DARK
+            self._tissue[index] = bright & ~binary_dilation(chosen.labelled, iterations=4)
+        return self._tissue[index]
+
+    def _cut(self, chosen: LabelledSlice, mask: NDArray[np.bool_], *, is_normal: bool) -> Crop:
+        rng = self.rng
+        ys, xs = np.nonzero(mask)
+        extent = int(max(np.ptp(ys), np.ptp(xs))) + 1
+        side = float(np.clip(extent * rng.uniform(*CONTEXT_RANGE), MIN_SIDE_PX, max(*mask.shape, extent)))
+        slack = max(side - extent, 0) / 2 * 0.5
+        centre = np.array([(ys.min() + ys.max()) / 2, (xs.min() + xs.max()) / 2]) + rng.uniform(-slack, slack, 2)
+        stacked = torch.cat([(chosen.image.expand(3, -1, -1) + 1) / 2, torch.from_numpy(mask)[None].float()])[None]
+        shrink = int(side // (2 * self.size_px))  # crop_squares averages 2x2 samples: more pixels than that are averaged here
+        if shrink > 1:
+            stacked = F.avg_pool2d(stacked, shrink, ceil_mode=True)
+            centre, side = (centre + 0.5) / shrink - 0.5, side / shrink
+        cut = crop_squares(
+            stacked,
+            torch.from_numpy(centre)[None].float(),
+            torch.tensor([side]),
+            self.size_px,
+            torch.tensor([rng.uniform(-0.25, 0.25)]),
+            torch.tensor([rng.rand() < 0.5]),
+        )[0]
+        image = cut[:3].clamp(0, 1) ** float(np.exp(rng.uniform(-0.25, 0.25)))
+        hard = cut[3:] > 0.5 if bool((cut[3:] > 0.5).any()) else cut[3:] > 0
+        return Crop(image * 2 - 1, hard.float(), self._caption(chosen, image, hard, float(mask.mean()), is_normal), is_normal)
+
+    def _caption(self, chosen: LabelledSlice, image: Tensor, hard: Tensor, fraction: float, is_normal: bool) -> str:
+        if chosen.prompt and not (is_normal and not chosen.is_normal):
+            return chosen.prompt
+        if not chosen.modality or not chosen.anatomy:
+            return NORMAL
+        attributes = None
+        if not is_normal and bool(hard.any()) and not bool(hard.all()):
+            attributes = measure(image.mean(0).numpy(), hard[0].numpy(), fraction)
+        return caption(self.rng, chosen.modality, chosen.anatomy, NORMAL if is_normal else chosen.finding, attributes)

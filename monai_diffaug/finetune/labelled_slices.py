@@ -1,0 +1,181 @@
+"""The slices of the user's images that training draws from: one for each lesion, in the anatomical plane, windowed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from monai_diffaug.boxes import connected_components
+from monai_diffaug.errors import GridMismatchError
+from monai_diffaug.finetune.datalist import Entry
+from monai_diffaug.finetune.settings import TrainingInputError
+from monai_diffaug.intensity import window_of
+from monai_diffaug.prompts import NORMAL
+from monai_diffaug.slices import slice_plane, to_slices, touched
+
+__all__ = ["LabelledSlice", "load_slices"]
+
+MIN_AREA_PX = 12
+MAX_SLICES = 32  # of one finding in one volume, evenly spread: neighbours say nearly the same
+MAX_PARTS = 8
+AFFINE_TOLERANCE_MM = 1e-2
+
+
+@dataclass(frozen=True)
+class LabelledSlice:
+    """One lesion on one slice, or a slice of normal tissue.
+
+    Attributes:
+        image: (C, h, w) float32 in [-1, 1], C = 1 or 3; shared by the lesions of a slice.
+        lesion: (h, w) one connected lesion; empty on normal tissue.
+        labelled: (h, w) everything labelled on the slice.
+        finding: what the lesion is; "normal tissue" where there is none.
+        modality, anatomy, prompt: as in ``Entry``.
+        name: file and slice, for messages.
+    """
+
+    image: Tensor
+    lesion: NDArray[np.bool_]
+    labelled: NDArray[np.bool_]
+    finding: str
+    modality: str
+    anatomy: str
+    prompt: str
+    name: str
+
+    @property
+    def is_normal(self) -> bool:
+        return self.finding == NORMAL
+
+
+def load_slices(
+    entries: Sequence[Entry], *, plane: str = "axial", window: tuple[float, float] | None = None, progress: bool = False
+) -> list[LabelledSlice]:
+    """Load images and labels with MONAI's ``LoadImage`` and cut the slices that the labels touch.
+
+    Args:
+        entries: of the datalist.
+        plane: "axial", "coronal" or "sagittal", found in the affine; 2-D images are one slice.
+        window: intensities the model sees, in the image's unit; None takes each image's 0.5 and 99.5 percentiles.
+        progress: show a progress bar.
+
+    Raises:
+        TrainingInputError: a file cannot be read, has no lesion, or is no 2-D or 3-D image.
+        GridMismatchError: an image and its label are on different grids.
+    """
+    from tqdm import tqdm
+
+    load = _loader()
+    found: list[LabelledSlice] = []
+    for entry in tqdm(entries, desc="reading", disable=not progress):
+        found += _slices_of(entry, load, plane, window)
+    return found
+
+
+def _loader() -> Any:
+    """``LoadImage`` that keeps the stored type and reads pictures upright: rows first, as the embedded models were trained."""
+    from monai.data.image_reader import PILReader
+    from monai.transforms.io.array import LoadImage
+
+    load = LoadImage(image_only=True, ensure_channel_first=True, dtype=None)
+    load.register(PILReader(reverse_indexing=False))
+    return load
+
+
+def _read(load: Any, file: Path, role: str) -> Any:
+    try:
+        volume = load(file)
+    except Exception as error:  # each reader has errors of its own
+        reason = str(error).strip().splitlines()
+        raise TrainingInputError(f"{role} {file} cannot be read: {reason[0] if reason else type(error).__name__}") from error
+    while volume.ndim > 3 and volume.shape[-1] == 1 and volume.ndim != 4:
+        volume = volume[..., 0]
+    if volume.ndim not in (3, 4) or 0 in volume.shape:
+        raise TrainingInputError(f"{role} {file} must be one 2-D or 3-D image, got shape {tuple(volume.shape)} with the channel first")
+    return volume
+
+
+def _slices_of(entry: Entry, load: Any, plane: str, window: tuple[float, float] | None) -> list[LabelledSlice]:
+    image = _read(load, entry.image, "image")
+    if image.shape[0] in (2, 4):  # grey or colour with transparency
+        image = image[:-1]
+    if image.shape[0] not in (1, 3):
+        raise TrainingInputError(f"image {entry.image} has {image.shape[0]} channels; give 1 (grey) or 3 (colour)")
+    values = _numbers(image)
+    if values.dtype.is_floating_point and not bool(torch.isfinite(values).all()):
+        raise TrainingInputError(f"image {entry.image} has non-finite voxels; replace them first, e.g. by numpy.nan_to_num")
+    affine = np.asarray(image.affine) if values.ndim == 4 else None
+    cut = slice_plane(affine, plane, values.ndim - 1)
+    seen = window_of(values, window)
+    slices = to_slices(values, cut)
+    ids = torch.zeros_like(values[:1], dtype=torch.int64)
+    if entry.label is not None:
+        ids = _ids(entry, load, image)
+    id_slices = to_slices(ids, cut)
+    names = {"modality": entry.modality, "anatomy": entry.anatomy, "prompt": entry.prompt}
+    if entry.is_normal:
+        picked = _spread(range(len(slices)))
+        empty = np.zeros(tuple(slices.shape[-2:]), bool)
+        return [
+            LabelledSlice(seen.to_model(slices[i]).clone(), empty, empty, NORMAL, **names, name=f"{entry.image}, slice {i}")
+            for i in picked
+        ]
+    result = _lesions(entry, slices, id_slices, seen.to_model, names)
+    if not result:
+        wanted = ", ".join("non-zero" if value is None else str(value) for value in entry.findings)
+        raise TrainingInputError(
+            f"label {entry.label} shows no lesion of {MIN_AREA_PX} pixels or more (looked for voxels of value {wanted}; it holds "
+            f'{", ".join(map(str, torch.unique(ids).tolist()[:8]))}); give the entry "finding": "{NORMAL}" if the image is normal'
+        )
+    return result
+
+
+def _lesions(entry: Entry, slices: Tensor, id_slices: Tensor, to_model: Any, names: Mapping[str, str]) -> list[LabelledSlice]:
+    found: list[LabelledSlice] = []
+    pictures: dict[int, Tensor] = {}
+    for value, finding in entry.findings.items():
+        wanted = id_slices != 0 if value is None else id_slices == value
+        for i in _spread(touched(wanted)):
+            parts = [p.numpy() for p in connected_components(wanted[i, 0])[:MAX_PARTS] if int(p.sum()) >= MIN_AREA_PX]
+            for part in parts:
+                picture = pictures.setdefault(i, to_model(slices[i]).clone())
+                labelled = (id_slices[i, 0] != 0).numpy()
+                found.append(LabelledSlice(picture, part, labelled, finding, **names, name=f"{entry.image}, slice {i}"))
+    return found
+
+
+def _ids(entry: Entry, load: Any, image: Any) -> Tensor:
+    label = _read(load, entry.label or entry.image, "label")
+    if tuple(label.shape[1:]) != tuple(image.shape[1:]):
+        raise GridMismatchError(
+            f"label {entry.label} {tuple(label.shape[1:])} is not on the grid of image {entry.image} {tuple(image.shape[1:])}; "
+            "resample it first, e.g. with MONAI's ResampleToMatchd"
+        )
+    if image.ndim == 4 and not np.allclose(np.asarray(label.affine), np.asarray(image.affine), atol=AFFINE_TOLERANCE_MM):
+        raise GridMismatchError(
+            f"label {entry.label} has the shape of image {entry.image} but another affine; resample it first, e.g. with ResampleToMatchd"
+        )
+    ids: Tensor = _numbers(label).amax(0, keepdim=True)  # a colour picture of a mask counts where any channel is set
+    return ids.round().to(torch.int64)
+
+
+def _numbers(image: Any) -> Tensor:
+    """A plain tensor in a type that torch computes with."""
+    tensor: Tensor = image.as_tensor() if hasattr(image, "as_tensor") else torch.as_tensor(image)
+    if tensor.dtype == torch.bool:
+        return tensor.to(torch.uint8)
+    return tensor.to(torch.int64) if tensor.dtype in (torch.uint16, torch.uint32, torch.uint64) else tensor
+
+
+def _spread(positions: Sequence[int] | range) -> list[int]:
+    """At most ``MAX_SLICES`` positions, evenly spread."""
+    if len(positions) <= MAX_SLICES:
+        return list(positions)
+    return [positions[int((k + 0.5) * len(positions) / MAX_SLICES)] for k in range(MAX_SLICES)]

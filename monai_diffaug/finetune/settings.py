@@ -1,0 +1,84 @@
+"""The settings of a fine-tuning run, and what makes two runs the same run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from monai_diffaug.imageio import ImageFileError
+
+__all__ = ["FineTuneSettings", "TrainingInputError", "remember_settings"]
+
+SETTINGS_FILE = "settings.json"
+# what may differ when a run goes on: how long it takes, where it runs and what it shows
+FREE = ("minutes", "steps", "device", "precision", "pictures", "tensorboard")
+
+
+class TrainingInputError(ImageFileError):
+    """The datalist, a file that it names, or an option of a training run cannot be used; says what to do."""
+
+
+@dataclass(frozen=True)
+class FineTuneSettings:
+    """What a recipe is told beside its data.
+
+    Attributes:
+        model: source to start from: "tiny", a folder, a hub id or a checkpoint, as the transform takes it.
+        minutes: running time; None when ``steps`` counts.
+        steps: optimiser steps; None when ``minutes`` counts.
+        lora: train low-rank adapters instead of all weights.
+        rank: of the adapters.
+        text_encoder: train the text encoder too.
+        batch_size: crops in one step.
+        rate: peak learning rate; None takes the recipe's.
+        seed: of all draws, in [0, 2**32 - 1].
+        device: "cpu", "cuda" or "cuda:1".
+        precision: "float32", or "bfloat16" for autocast.
+        pictures: how often sample pictures are drawn, evenly over the run, beside those before the first step.
+        tensorboard: write TensorBoard's event files too.
+    """
+
+    model: str = "tiny"
+    minutes: float | None = 10.0
+    steps: int | None = None
+    lora: bool = False
+    rank: int = 8
+    text_encoder: bool = False
+    batch_size: int = 8
+    rate: float | None = None
+    seed: int = 0
+    device: str = "cpu"
+    precision: str = "float32"
+    pictures: int = 4
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.minutes is None) == (self.steps is None):
+            raise ValueError(f"give minutes or steps, one of them; got minutes={self.minutes} and steps={self.steps}")
+        if self.precision not in ("float32", "bfloat16"):
+            raise ValueError(f"precision must be 'float32' or 'bfloat16', got {self.precision!r}")
+        if self.rank < 1 or self.batch_size < 1:
+            raise ValueError(f"rank and batch_size must be >= 1, got {self.rank} and {self.batch_size}")
+
+
+def remember_settings(folder: Path, recipe: str, settings: FineTuneSettings) -> None:
+    """Write the settings beside the run's state, or refuse to go on with a run that had others.
+
+    Raises:
+        TrainingInputError: the folder holds a run with other settings; names them.
+    """
+    now = {"recipe": recipe, **asdict(settings)}
+    file = folder / SETTINGS_FILE
+    if file.is_file():
+        before = json.loads(file.read_text(encoding="utf-8"))
+        differing = [f"{name} {before.get(name)!r} (now {value!r})" for name, value in now.items() if before.get(name) != value]
+        differing = [text for text in differing if text.split(" ", 1)[0] not in FREE]
+        if differing:
+            raise TrainingInputError(
+                f"{folder.parent} holds a run with other settings: {', '.join(differing)}; use --restart to begin anew, or another --out"
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps(now, indent=2) + "\n", encoding="utf-8")
+    part.replace(file)

@@ -1,0 +1,51 @@
+"""What a transform is given: shapes and grids checked once, MONAI types to plain tensors and back."""
+
+from __future__ import annotations
+
+import torch
+from monai.config.type_definitions import NdarrayOrTensor
+from monai.data.meta_tensor import MetaTensor
+from monai.utils.type_conversion import convert_to_dst_type, convert_to_tensor
+from torch import Tensor
+
+from monai_diffaug.errors import GridMismatchError
+
+__all__ = ["affine_of", "check_grid", "check_image", "like", "plain"]
+
+
+def check_image(img: NdarrayOrTensor) -> None:
+    """Raise ValueError unless the image is (1 or 3, H, W) or (1 or 3, H, W, D)."""
+    if img.ndim not in (3, 4) or img.shape[0] not in (1, 3):
+        raise ValueError(
+            f"an image must be (C, H, W) or (C, H, W, D) with C 1 or 3, got shape {tuple(img.shape)}; add EnsureChannelFirstd before"
+        )
+
+
+def check_grid(name: str, array: NdarrayOrTensor, img: NdarrayOrTensor, channels: tuple[int, ...] | None = (1,)) -> None:
+    """Raise GridMismatchError unless ``array`` is (C, ...) on the image's grid, with C one of ``channels`` (None: any)."""
+    if tuple(array.shape[1:]) != tuple(img.shape[1:]) or (channels is not None and array.shape[0] not in channels):
+        expected = " or ".join(str((c, *img.shape[1:])) for c in channels or ("C",))
+        raise GridMismatchError(
+            f"{name} {tuple(array.shape)} is not on the grid of the image {tuple(img.shape)}: expected {expected}; "
+            "add ResampleToMatchd before (and EnsureChannelFirstd when the channel is missing)"
+        )
+
+
+def plain(array: NdarrayOrTensor) -> Tensor:
+    """A plain tensor that shares memory where it can; unsigned types that torch cannot compute with become int64."""
+    tensor = convert_to_tensor(array, track_meta=False)
+    bare = tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor
+    wide = bare.dtype in (torch.uint16, torch.uint32, torch.uint64)
+    result: Tensor = bare.to(torch.int64) if wide else bare
+    return result
+
+
+def like(tensor: Tensor, target: NdarrayOrTensor) -> NdarrayOrTensor:
+    """The tensor in the target's type, dtype, device and meta data."""
+    converted: NdarrayOrTensor = convert_to_dst_type(tensor, target)[0]
+    return converted
+
+
+def affine_of(img: NdarrayOrTensor) -> Tensor | None:
+    """(4, 4) voxel to world of an image that carries one, on the CPU."""
+    return img.affine.detach().cpu() if isinstance(img, MetaTensor) else None

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import argparse
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from monai_diffaug.cli import _explain
+from monai_diffaug.commands import train
+from monai_diffaug.commands.options import WrongInputError
+from monai_diffaug.finetune.settings import TrainingInputError
+
+
+def options(*arguments: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("-q", "--quiet", action="store_true")
+    train.add_parser(parser.add_subparsers(), common)
+    return parser.parse_args(["train", *arguments])
+
+
+@pytest.fixture
+def datalist(tmp_path):
+    disc = np.hypot(*(np.indices((64, 64)) - 32)) < 10
+    Image.fromarray((60 + 120 * disc + np.random.RandomState(0).randint(0, 30, (64, 64))).astype(np.uint8)).save(tmp_path / "i.png")
+    Image.fromarray(disc.astype(np.uint8)).save(tmp_path / "l.png")
+    file = tmp_path / "d.json"
+    file.write_text(json.dumps({"training": [{"image": "i.png", "label": "l.png"}]}))
+    return str(file)
+
+
+WORDS = ("--modality", "ultrasound", "--anatomy", "breast", "--finding", "benign mass")
+
+
+def test_the_written_folder_is_what_model_takes_and_a_second_call_goes_on(tmp_path, datalist, random_inpainter, capsys):
+    from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaint
+
+    out = tmp_path / "out"
+    small = ("--batch-size", "2", "--pictures", "0")
+    arguments = ("inpaint", "--data", datalist, "--model", random_inpainter, "--out", str(out), *WORDS, *small)
+    chosen = options(*arguments, "--steps", "2")
+    assert chosen.run(chosen) == 0
+    assert f"model='{out}'" in capsys.readouterr().out
+    inpaint = DiffusionLocalInpaint(str(out), num_inference_steps=1)
+    assert inpaint.apply(np.random.rand(1, 64, 64), np.ones((1, 64, 64)), "mass", seed=0).record["applied"]
+    again = options(*arguments, "--steps", "3", "-q")
+    assert again.run(again) == 0
+    with pytest.raises(TrainingInputError, match="--restart"):
+        train.run(options(*arguments, "--steps", "3", "--lora"))
+
+
+def test_wrong_data_is_exit_code_2_and_one_line(tmp_path, datalist, capsys):
+    with pytest.raises(TrainingInputError) as caught:
+        train.run(options("inpaint", "--data", datalist, "--out", str(tmp_path / "o")))
+    assert _explain(caught.value) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and "modality, anatomy, finding missing" in message
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_device_that_is_not_there_is_named(tmp_path, datalist):
+    with pytest.raises(WrongInputError, match="--device xpu:7 cannot be used"):
+        train.run(options("inpaint", "--data", datalist, "--out", str(tmp_path / "o"), "--device", "xpu:7", *WORDS))
+
+
+@pytest.mark.parametrize("extra", [("--minutes", "0"), ("--minutes", "1", "--steps", "1"), ("--rank", "0"), ("--plane", "oblique")])
+def test_options_out_of_range_are_refused(tmp_path, extra):
+    with pytest.raises(SystemExit):
+        options("inpaint", "--data", "d.json", "--out", "o", *extra)
+
+
+def test_every_recipe_can_be_imported():
+    from importlib import import_module
+
+    for target, text in train.RECIPES.values():
+        module, _, name = target.partition(":")
+        assert callable(getattr(import_module(module), name)) and text

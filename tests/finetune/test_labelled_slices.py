@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from monai_diffaug.errors import GridMismatchError
+from monai_diffaug.finetune.datalist import Entry, read_datalist
+from monai_diffaug.finetune.labelled_slices import MAX_SLICES, load_slices
+from monai_diffaug.finetune.settings import TrainingInputError
+
+
+def volume_entry(folder, affine=None, label_shape=None, value=2, findings=None):
+    rng = np.random.RandomState(0)
+    image = rng.normal(0, 50, (40, 36, 44)).astype(np.int16)
+    label = np.zeros(label_shape or image.shape, np.uint8)
+    label[10:20, 12:30, 3:43] = value
+    affine = np.diag([1.0, 1, 2, 1]) if affine is None else affine
+    nib.save(nib.Nifti1Image(image, affine), folder / "image.nii.gz")
+    nib.save(nib.Nifti1Image(label, affine), folder / "label.nii.gz")
+    return Entry(folder / "image.nii.gz", folder / "label.nii.gz", findings or {None: "spleen"}, "ct", "abdomen")
+
+
+def test_pictures_stay_upright_and_uint8_keeps_its_full_range(tmp_path):
+    image = np.zeros((20, 30), np.uint8)
+    image[:5], image[0, 0] = 255, 128
+    label = np.zeros((20, 30), np.uint8)
+    label[:5] = 1
+    Image.fromarray(image).save(tmp_path / "i.png")
+    Image.fromarray(label).save(tmp_path / "l.png")
+    (found,) = load_slices([Entry(tmp_path / "i.png", tmp_path / "l.png", {None: "mass"}, "ct", "brain")])
+    assert found.image.shape == (1, 20, 30) and found.lesion.shape == (20, 30)
+    assert found.image[0, 1, 1] == 1 and found.image[0, 10, 1] == -1
+    assert found.lesion[:5].all() and not found.lesion[5:].any()
+
+
+def test_a_volume_gives_the_slices_that_the_label_touches_in_the_anatomical_plane(tmp_path):
+    entry = volume_entry(tmp_path)
+    axial = load_slices([entry], window=(-100, 100))
+    assert len(axial) == MAX_SLICES and axial[0].image.shape == (1, 36, 40)
+    assert float(axial[0].image.min()) == -1 and axial[0].lesion.sum() == 180
+    sagittal = load_slices([entry], plane="sagittal")
+    assert len(sagittal) == 10 and sagittal[0].lesion.sum() == 18 * 40
+
+
+def test_each_label_value_and_each_part_is_a_lesion_of_its_own(tmp_path):
+    label = np.zeros((40, 40), np.uint8)
+    label[2:10, 2:10], label[20:30, 2:12], label[20:30, 25:35] = 1, 1, 2
+    label[38, 38] = 2  # a speck
+    Image.fromarray(np.full((40, 40), 99, np.uint8)).save(tmp_path / "i.png")
+    Image.fromarray(label).save(tmp_path / "l.png")
+    found = load_slices([Entry(tmp_path / "i.png", tmp_path / "l.png", {1: "cyst", 2: "mass"}, "ct", "brain")])
+    assert sorted((s.finding, int(s.lesion.sum())) for s in found) == [("cyst", 64), ("cyst", 100), ("mass", 100)]
+    assert all(s.labelled.sum() == 265 for s in found)
+
+
+def test_normal_images_have_no_lesion(datalist):
+    slices = load_slices(read_datalist(datalist))
+    assert [s.is_normal for s in slices] == [False, False, False, True]
+    assert not slices[-1].lesion.any() and slices[-1].finding == "normal tissue"
+
+
+def test_a_dicom_series_is_read(real_data):
+    folder = real_data / "volumes" / "ct_dicom_series"
+    (first, *_) = load_slices([Entry(folder, None, {}, "ct", "abdomen")])
+    assert first.image.shape[0] == 1 and torch.isfinite(first.image).all() and first.image.std() > 0.1
+
+
+def test_an_image_without_lesion_is_refused_and_named(tmp_path):
+    entry = volume_entry(tmp_path, findings={7: "spleen"})
+    with pytest.raises(TrainingInputError, match=r"label.nii.gz shows no lesion .*value 7; it holds 0, 2"):
+        load_slices([entry])
+
+
+def test_another_shape_or_affine_is_refused(tmp_path):
+    entry = volume_entry(tmp_path, label_shape=(40, 36, 45))
+    with pytest.raises(GridMismatchError, match="not on the grid"):
+        load_slices([entry])
+    entry = volume_entry(tmp_path)
+    label = nib.load(entry.label)
+    nib.save(nib.Nifti1Image(np.asarray(label.dataobj), np.diag([1.0, 1, 3, 1])), entry.label)
+    with pytest.raises(GridMismatchError, match="another affine"):
+        load_slices([entry])
+
+
+def test_an_unreadable_file_is_named(tmp_path):
+    (tmp_path / "i.png").write_text("no picture")
+    with pytest.raises(TrainingInputError, match=r"image .*i.png cannot be read"):
+        load_slices([Entry(tmp_path / "i.png", None, {}, "ct", "brain")])

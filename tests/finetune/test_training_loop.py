@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from monai_diffaug.errors import MissingExtraError
+from monai_diffaug.finetune.loop import fine_tune
+from monai_diffaug.finetune.settings import FineTuneSettings, TrainingInputError
+
+
+class Toy:
+    """Fits a line; notes what the loop asked for."""
+
+    name, rate = "toy", 0.1
+
+    def __init__(self, stop_at: int = -1, broken: bool = False) -> None:
+        self.line = nn.Linear(1, 1)
+        self.line.bias.requires_grad_(False)
+        nn.init.constant_(self.line.weight, 0.0)
+        self.modules = {"line": self.line}
+        self.seeds, self.drawn, self.written = [], [], []
+        self.calls, self.stop_at, self.broken = 0, stop_at, broken
+
+    def reseed(self, seed):
+        self.seeds.append(seed)
+
+    def loss(self):
+        self.calls += 1
+        if self.calls == self.stop_at:
+            raise KeyboardInterrupt
+        return (self.line.weight - 2).square().sum() * (float("nan") if self.broken else 1.0)
+
+    def draw(self, file):
+        self.drawn.append((file.name, float(self.line.weight)))
+        from PIL import Image
+
+        Image.new("RGB", (4, 4)).save(file)
+
+    def write(self, folder):
+        self.written.append(float(self.line.weight))
+
+
+def test_it_trains_writes_the_average_and_draws_as_it_goes(tmp_path):
+    toy = Toy()
+    bias = toy.line.bias.clone()
+    assert fine_tune(toy, FineTuneSettings(minutes=None, steps=100, pictures=2), tmp_path) == 100
+    assert toy.written[0] == pytest.approx(2, abs=0.3) and toy.written[0] != float(toy.line.weight.detach())
+    assert torch.equal(toy.line.bias, bias)
+    assert [name for name, _ in toy.drawn] == ["step_000000.png", "step_000051.png", "step_000100.png"]
+    assert toy.drawn[0][1] == 0.0
+    lines = [json.loads(line) for line in (tmp_path / "training/log.jsonl").read_text().splitlines()]
+    assert lines[-1]["step"] == 100 and lines[-1]["loss"] < lines[0]["loss"]
+
+
+def test_a_stopped_run_goes_on_with_new_random_numbers(tmp_path):
+    settings = FineTuneSettings(minutes=None, steps=30, pictures=0)
+    with pytest.raises(KeyboardInterrupt):
+        fine_tune(Toy(stop_at=11), settings, tmp_path)
+    rest = Toy()
+    assert fine_tune(rest, settings, tmp_path) == 30
+    assert rest.calls == 20 and rest.seeds == [10]
+
+
+def test_minutes_bound_a_run(tmp_path):
+    toy = Toy()
+    steps = fine_tune(toy, FineTuneSettings(minutes=0.01, pictures=0), tmp_path)
+    assert steps > 3 and toy.written
+    assert fine_tune(Toy(), FineTuneSettings(minutes=0.01, pictures=0), tmp_path) == steps
+    assert fine_tune(Toy(), FineTuneSettings(minutes=0.02, pictures=0), tmp_path) > steps
+
+
+def test_another_run_in_the_folder_is_refused_unless_only_its_length_differs(tmp_path):
+    fine_tune(Toy(), FineTuneSettings(minutes=None, steps=2, pictures=0), tmp_path)
+    with pytest.raises(TrainingInputError, match=r"seed 0 \(now 1\).*--restart"):
+        fine_tune(Toy(), FineTuneSettings(minutes=None, steps=2, seed=1), tmp_path)
+    longer = Toy()
+    assert fine_tune(longer, FineTuneSettings(minutes=None, steps=5, pictures=0), tmp_path) == 5
+    assert longer.calls == 3
+
+
+def test_a_diverging_run_ends_with_advice(tmp_path):
+    with pytest.raises(TrainingInputError, match="lower --rate"):
+        fine_tune(Toy(broken=True), FineTuneSettings(minutes=None, steps=5, pictures=0), tmp_path)
+
+
+def test_tensorboard_events_are_written_or_the_extra_is_named(tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard")
+    fine_tune(Toy(), FineTuneSettings(minutes=None, steps=30, pictures=1, tensorboard=True), tmp_path / "a")
+    assert list((tmp_path / "a/training/tensorboard").glob("events*"))
+    monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
+    with pytest.raises(MissingExtraError, match=r"monai_diffaug\[train\]"):
+        fine_tune(Toy(), FineTuneSettings(minutes=None, steps=2, tensorboard=True), tmp_path / "b")
+
+
+def test_settings_need_one_measure_of_length():
+    with pytest.raises(ValueError, match="minutes or steps"):
+        FineTuneSettings(minutes=1, steps=1)

@@ -1,0 +1,175 @@
+"""The options of an edit, through the transform and on random-weight models."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+
+from monai_diffaug.models.inpainter import Inpainter, load_inpainter
+from monai_diffaug.models.registry import ModelSpec
+from monai_diffaug.repaint import RepaintSettings, batch_sizes, in_batches
+from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaint, DiffusionLocalInpaintd
+
+PROMPT = "ultrasound of breast, malignant mass"
+
+
+def picture(size: tuple[int, ...] = (70, 90)) -> torch.Tensor:
+    return torch.rand(1, *size, generator=torch.Generator().manual_seed(0)) * 100 + 20
+
+
+def square_mask(size: tuple[int, ...] = (70, 90)) -> torch.Tensor:
+    mask = torch.zeros(1, *size)
+    mask[:, 30:44, 40:52] = 1
+    return mask
+
+
+@pytest.fixture
+def fast(random_inpainter: str) -> dict[str, object]:
+    return {"model": random_inpainter, "num_inference_steps": 2}
+
+
+@pytest.fixture(scope="module")
+def controlnet(random_inpainter: str) -> object:
+    """A ControlNet with outputs that are not zero, so that it changes something."""
+    from monai_diffaug.models.controlnet import build_controlnet
+
+    model = load_inpainter(ModelSpec("inpainter", random_inpainter), torch.device("cpu"))
+    network = build_controlnet(model.unet, model.factor)
+    generator = torch.Generator().manual_seed(5)
+    for block in [*network.controlnet_down_blocks, network.controlnet_mid_block]:
+        block.weight.data = torch.randn(block.weight.shape, generator=generator) * 0.1
+    embedding = network.controlnet_cond_embedding.conv_out
+    embedding.weight.data = torch.randn(embedding.weight.shape, generator=generator)
+    return network
+
+
+def edit(transform: DiffusionLocalInpaint, **named: object) -> torch.Tensor:
+    return transform.apply(picture(), square_mask(), PROMPT, seed=4, **named).image
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "names"),
+    [
+        ("noise_source", "guessed", "random, inverted"),
+        ("noise_scale", 1.5, r"\[0, 1\]"),
+        ("guidance_interval", (0.6, 0.2), "begin < end"),
+        ("guidance_interval", (0.5,), r"\(begin, end\)"),
+        ("soft_width_mm", -1.0, ">= 0 mm"),
+        ("control_scale", -1.0, ">= 0"),
+        ("slice_batch_size", 0, ">= 1"),
+    ],
+)
+def test_an_option_out_of_range_is_refused_with_its_range(option, value, names) -> None:
+    with pytest.raises(ValueError, match=names):
+        DiffusionLocalInpaint(**{option: value})
+
+
+def test_noise_scale_moves_the_result_away_from_its_twin_and_zero_is_the_twin(fast) -> None:
+    plain = edit(DiffusionLocalInpaint(**fast))
+    assert torch.equal(plain, edit(DiffusionLocalInpaint(**fast, noise_scale=0.0)))
+    distance = [float((edit(DiffusionLocalInpaint(**fast, noise_scale=g)) - plain).abs().mean()) for g in (0.2, 0.6, 1.0)]
+    assert 0 < distance[0] < distance[1] < distance[2]
+
+
+def test_inverted_noise_at_guidance_one_gives_the_image_back_and_random_noise_does_not(monkeypatch) -> None:
+    decode, decoded = Inpainter.decode, []
+    encode, encoded = Inpainter.encode, []
+    monkeypatch.setattr(Inpainter, "decode", lambda self, z: (decoded.append(z), decode(self, z))[1])
+    monkeypatch.setattr(Inpainter, "encode", lambda self, x: (encoded.append(encode(self, x)), encoded[-1])[1])
+    for source in ("inverted", "random"):
+        edit(DiffusionLocalInpaint(num_inference_steps=6, guidance_scale=1.0, noise_source=source))
+    inside = encoded[0][:1] != encoded[0][1:]  # where the masked image differs
+    inverted, random = (float((latents - encoded[0][:1])[inside].abs().mean()) for latents in decoded)
+    assert inverted < 0.25 * random
+
+
+def test_outside_the_guidance_interval_a_step_costs_half(fast, monkeypatch) -> None:
+    denoise, sizes = Inpainter.denoise, []
+    monkeypatch.setattr(Inpainter, "denoise", lambda self, z, t, c: (sizes.append(len(z)), denoise(self, z, t, c))[1])
+    edit(DiffusionLocalInpaint(**{**fast, "num_inference_steps": 4}, guidance_interval=(0.25, 0.75)))
+    assert sizes == [1, 2, 2, 1]
+
+
+def test_a_soft_width_in_mm_is_as_wide_on_every_grid(fast) -> None:
+    reach = []
+    for spacing_mm in (0.5, 1.0):
+        affine = torch.diag(torch.tensor([spacing_mm, spacing_mm, 1.0, 1.0]))
+        size = (round(70 / spacing_mm), round(90 / spacing_mm))
+        mask = torch.zeros(1, *size)
+        mask[:, round(30 / spacing_mm) : round(44 / spacing_mm), round(40 / spacing_mm) : round(52 / spacing_mm)] = 1
+        transform = DiffusionLocalInpaint(**fast, soft_width_mm=2.0)
+        region = transform.soft_region(MetaTensor(picture(size), affine=affine), mask)
+        rows = np.flatnonzero((region[0] > 0.05).any(1).numpy())
+        reach.append((rows[-1] - rows[0] + 1) * spacing_mm - 14)
+    assert reach[0] == pytest.approx(reach[1], abs=1.0) and 4 < reach[0] < 12
+
+
+def test_a_controlnet_at_scale_zero_changes_nothing_and_at_one_it_does(fast, controlnet) -> None:
+    plain = edit(DiffusionLocalInpaint(**fast))
+    off, on = (edit(DiffusionLocalInpaint(**fast, controlnet=controlnet, control_scale=s)) for s in (0.0, 1.0))
+    assert torch.allclose(plain, off, atol=1e-4) and not torch.allclose(plain, on, atol=1e-2)
+
+
+def test_the_controlnet_is_shown_the_control_image_that_is_given(fast, controlnet) -> None:
+    transform = DiffusionLocalInpaint(**fast, controlnet=controlnet)
+    blank, striped = torch.zeros(1, 70, 90), torch.zeros(1, 70, 90)
+    striped[:, ::3] = 1
+    assert not torch.allclose(edit(transform, control=blank), edit(transform, control=striped), atol=1e-3)
+    data = {"image": picture(), "mask": square_mask(), "prompt": PROMPT, "edges": striped}
+    by_key = DiffusionLocalInpaintd("image", control_key="edges", controlnet=controlnet, **fast).edit(data, seed=4)
+    assert torch.equal(by_key["image"], edit(transform, control=striped))
+
+
+def test_a_control_image_without_a_controlnet_is_refused(fast) -> None:
+    with pytest.raises(ValueError, match="set controlnet="):
+        edit(DiffusionLocalInpaint(**fast), control=torch.zeros(1, 70, 90))
+
+
+def test_a_mix_of_prompts_lies_between_them_and_its_text_is_recorded(fast) -> None:
+    transform = DiffusionLocalInpaint(**fast)
+    one, two = "ultrasound of breast, malignant mass", "CT of brain, haemorrhage"
+    pure = transform.apply(picture(), square_mask(), ((1.0, one), (0.0, two)), seed=4)
+    mixed = transform.apply(picture(), square_mask(), [(0.5, one), (0.5, two)], seed=4)
+    assert torch.allclose(pure.image, transform.apply(picture(), square_mask(), one, seed=4).image, atol=1e-3)
+    assert not torch.allclose(mixed.image, pure.image, atol=1e-3)
+    assert mixed.record["prompt"] == f"0.5 * {one} + 0.5 * {two}"
+
+
+def test_a_hard_mask_on_a_nine_channel_model_is_encoded_once(fast, monkeypatch) -> None:
+    encode, sizes = Inpainter.encode, []
+    monkeypatch.setattr(Inpainter, "encode", lambda self, x: (sizes.append(len(x)), encode(self, x))[1])
+    edit(DiffusionLocalInpaint(**fast, soft_width=0))
+    edit(DiffusionLocalInpaint(**fast))
+    assert sizes == [1, 2]
+
+
+def test_batches_are_halved_until_they_fit_and_one_that_never_fits_is_an_error() -> None:
+    sizes: list[int] = []
+
+    def scarce(part: slice) -> torch.Tensor:
+        count = part.stop - part.start
+        sizes.append(count)
+        if count > 2:
+            raise torch.OutOfMemoryError("no memory")
+        return torch.arange(part.start, part.stop)
+
+    assert in_batches(scarce, 9, 8).tolist() == list(range(9))
+    assert sizes == [8, 4, 2, 2, 2, 2, 1]
+
+    def never(part: slice) -> torch.Tensor:
+        raise torch.OutOfMemoryError("no memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        in_batches(never, 3, 2)
+
+
+def test_batch_sizes_are_as_asked_or_eight_on_a_cpu(random_inpainter) -> None:
+    model = load_inpainter(ModelSpec("inpainter", random_inpainter), torch.device("cpu"))
+    assert batch_sizes(model, 64, True, 3) == (3, 3) and batch_sizes(model, 64, True, None) == (8, 8)
+
+
+def test_settings_know_a_hard_edge_in_either_unit() -> None:
+    assert RepaintSettings(soft_width=0).hard_edge and RepaintSettings(soft_width_mm=0.0).hard_edge
+    assert not RepaintSettings(soft_width=0, soft_width_mm=1.0).hard_edge
