@@ -1,110 +1,9 @@
 from __future__ import annotations
 
-import json
-import os
-from pathlib import Path
-
-import itk
-import nibabel as nib
-import numpy as np
-import pytest
-from PIL import Image
+import subprocess
+import sys
 
 from monai_diffaug.cli import main
-
-DATA = Path(os.environ.get("MONAI_DIFFAUG_DATA", Path(__file__).parents[2] / "shared/data")) / "volumes"
-QUICK = ["--steps", "2", "--guidance", "1", "-q"]
-
-
-@pytest.fixture
-def inputs(tmp_path: Path) -> Path:
-    """A folder with a small volume, a picture, their masks, and one of each wrong file."""
-    folder = tmp_path / "in"
-    folder.mkdir()
-    random = np.random.RandomState(0)
-    affine = np.diag([-1.0, 1.5, 2, 1])
-    volume = random.randint(-500, 900, (24, 20, 6)).astype(np.int16)
-    nib.save(nib.Nifti1Image(volume, affine), folder / "ct.nii.gz")
-    mask = np.zeros(volume.shape, np.uint8)
-    mask[8:14, 7:13, 2:4] = 3
-    nib.save(nib.Nifti1Image(mask, affine), folder / "mask.nii.gz")
-    nib.save(nib.Nifti1Image(np.zeros_like(mask), affine), folder / "empty.nii.gz")
-    nib.save(nib.Nifti1Image(mask[:-2], affine), folder / "small.nii.gz")
-    nib.save(nib.Nifti1Image(np.zeros((4, 5, 6, 2), np.int16), affine), folder / "time.nii.gz")
-    bad = volume.astype(np.float32)
-    bad[0, 0, 0] = np.nan
-    nib.save(nib.Nifti1Image(bad, affine), folder / "nan.nii.gz")
-    whole = (folder / "ct.nii.gz").read_bytes()
-    (folder / "cut.nii.gz").write_bytes(whole[: len(whole) // 2])
-    nib.save(nib.Nifti1Image(volume, affine), folder / "whole.nii")
-    (folder / "cut.nii").write_bytes((folder / "whole.nii").read_bytes()[:900])
-    (folder / "noise.nii.gz").write_bytes(b"no image")
-    (folder / "noise.mha").write_bytes(b"no image")
-    (folder / "ct.xyz").write_bytes(b"")
-    colour = random.randint(0, 255, (40, 50, 3), np.uint8)
-    Image.fromarray(colour).save(folder / "a.png")
-    Image.fromarray(colour).save(folder / "a.jpg")
-    Image.fromarray(np.dstack([colour, colour[..., :1]])).save(folder / "rgba.png")
-    (folder / "cut.png").write_bytes((folder / "a.png").read_bytes()[:500])
-    spot = np.zeros((40, 50), np.uint8)
-    spot[10:22, 14:30] = 255
-    Image.fromarray(spot).save(folder / "spot.png")
-    return folder
-
-
-WRONG = {
-    "missing image": (["none.nii.gz", "--mask", "mask.nii.gz"], "no such file"),
-    "missing mask": (["ct.nii.gz", "--mask", "none.nii.gz"], "no such file"),
-    "other grid": (["ct.nii.gz", "--mask", "small.nii.gz"], "(22, 20, 6) is not on the grid of image ct.nii.gz (24, 20, 6); resample"),
-    "label on other grid": (["ct.nii.gz", "--label", "small.nii.gz"], "(22, 20, 6)"),
-    "empty mask": (["ct.nii.gz", "--mask", "empty.nii.gz"], "is empty"),
-    "empty label": (["ct.nii.gz", "--label", "empty.nii.gz"], "is empty"),
-    "label value not there": (["ct.nii.gz", "--label", "mask.nii.gz", "--label-value", "7"], "no voxels of value 7"),
-    "unknown plane": (["ct.nii.gz", "--mask", "mask.nii.gz", "--plane", "oblique"], "axial, coronal, sagittal"),
-    "non-finite": (["nan.nii.gz", "--mask", "mask.nii.gz"], "1 voxels are not finite"),
-    "truncated .nii.gz": (["cut.nii.gz", "--mask", "mask.nii.gz"], "corrupt or truncated"),
-    "truncated .nii": (["cut.nii", "--mask", "mask.nii.gz"], "corrupt or truncated"),
-    "corrupt .nii.gz": (["noise.nii.gz", "--mask", "mask.nii.gz"], "corrupt or truncated"),
-    "corrupt .mha": (["noise.mha", "--mask", "mask.nii.gz"], "corrupt or truncated"),
-    "truncated png": (["cut.png", "--mask", "spot.png"], "corrupt or truncated"),
-    "RGBA": (["rgba.png", "--mask", "spot.png"], "mode RGBA"),
-    "4-D": (["time.nii.gz", "--mask", "mask.nii.gz"], "a 4-D image of shape (4, 5, 6, 2)"),
-    "box outside": (["a.png", "--box", "10,10,60,20"], "X runs 0 to 50, Y 0 to 40"),
-    "box outside volume": (["ct.nii.gz", "--box", "0,0,10,21"], "outside the image"),
-    "box upside down": (["a.png", "--box", "20,10,10,20"], "X0 < X1"),
-    "box of three": (["a.png", "--box", "20,10,10"], "expected X0,Y0,X1,Y1"),
-    "unknown suffix": (["ct.xyz", "--mask", "mask.nii.gz"], "unknown suffix"),
-    "window": (["ct.nii.gz", "--mask", "mask.nii.gz", "--window", "100,100"], "LO < HI"),
-    "window of words": (["ct.nii.gz", "--mask", "mask.nii.gz", "--window", "a,b"], "not a number"),
-    "strength": (["ct.nii.gz", "--mask", "mask.nii.gz", "--strength", "1.5"], "(0, 1]"),
-    "no region": (["ct.nii.gz"], "--label --mask --box"),
-    "two regions": (["ct.nii.gz", "--mask", "mask.nii.gz", "--box", "1,1,2,2"], "not allowed with"),
-    "seed": (["ct.nii.gz", "--mask", "mask.nii.gz", "--seed", "-1"], "must be in 0"),
-    "unknown model": (["ct.nii.gz", "--mask", "mask.nii.gz", "--model", "nowhere"], "unknown inpainter source 'nowhere'"),
-    "unknown medsam": (["a.png", "--box", "1,1,20,20", "--model", ".", "--medsam", "nowhere.pth"], "unknown medsam source"),
-    "no such option": (["ct.nii.gz", "--mask", "mask.nii.gz", "--colour"], "--colour"),
-}
-
-
-@pytest.mark.parametrize("case", WRONG)
-def test_wrong_input_gives_one_line_exit_code_2_and_no_file(case, inputs, capsys, monkeypatch):
-    arguments, message = WRONG[case]
-    monkeypatch.chdir(inputs)
-    before = {p: p.read_bytes() for p in inputs.iterdir()}
-    out = inputs.parent / "out"
-    assert main(["augment", *arguments, "--prompt", "CT of brain", "--out", str(out)]) == 2
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert message in lines[-1]
-    assert sum("error:" in line for line in lines) == 1 and lines[-1].startswith("monai-diffaug: error:")
-    assert "Traceback" not in "".join(lines)
-    assert not out.exists()
-    assert {p: p.read_bytes() for p in inputs.iterdir()} == before
-
-
-def test_an_out_folder_that_is_a_file_is_refused(inputs, capsys):
-    out = inputs / "a.png"
-    assert main(["augment", str(inputs / "ct.nii.gz"), "--mask", str(inputs / "mask.nii.gz"), "--prompt", "x", "--out", str(out)]) == 2
-    assert "is a file" in capsys.readouterr().err
 
 
 def test_no_command_is_wrong_input(capsys):
@@ -112,99 +11,13 @@ def test_no_command_is_wrong_input(capsys):
     assert "COMMAND" in capsys.readouterr().err
 
 
-def test_a_volume_is_edited_on_its_grid_and_nothing_outside_changes(inputs, random_inpainter):
-    out = inputs.parent / "out"
-    image, mask = inputs / "ct.nii.gz", inputs / "mask.nii.gz"
-    arguments = ["augment", str(image), "--mask", str(mask), "--prompt", "CT of brain", "--out", str(out), "--model", random_inpainter]
-    assert main([*arguments, *QUICK, "--n", "2", "--window=-200,600", "--seed", "5"]) == 0
-    names = {p.name for p in out.iterdir()}
-    assert names == {f"ct_diffaug_{k}{end}" for k in (0, 1) for end in (".nii.gz", "_mask.nii.gz", ".json")}
-    before, first, second = (nib.load(p) for p in (image, out / "ct_diffaug_0.nii.gz", out / "ct_diffaug_1.nii.gz"))
-    assert first.get_data_dtype() == np.int16 and np.array_equal(first.affine, before.affine)
-    was, now = np.asarray(before.dataobj), np.asarray(first.dataobj)
-    assert np.array_equal(was[..., [0, 1, 4, 5]], now[..., [0, 1, 4, 5]])
-    inside = np.asarray(nib.load(mask).dataobj) > 0
-    assert (was != now)[inside].mean() > 0.5
-    assert not np.array_equal(now, np.asarray(second.dataobj))
-    record = json.loads((out / "ct_diffaug_1.json").read_text())
-    assert record["figures"]["changed_outside"] == 0 and record["record"]["n_slices"] == 2
-    assert record["seed"] == 6 and record["settings"]["window"] == [-200.0, 600.0]
-
-
-def test_the_same_seed_gives_the_same_file(inputs, random_inpainter):
-    results = []
-    for name in ("one", "two"):
-        out = inputs.parent / name
-        arguments = ["augment", str(inputs / "a.png"), "--mask", str(inputs / "spot.png"), "--prompt", "polyp", "--out", str(out)]
-        assert main([*arguments, "--model", random_inpainter, *QUICK, "--seed", "3"]) == 0
-        results.append(np.asarray(Image.open(out / "a_diffaug.png")))
-    assert np.array_equal(*results)
-    assert not np.array_equal(results[0], np.asarray(Image.open(inputs / "a.png")))
-
-
-def test_a_jpeg_comes_back_as_png_with_the_decoded_pixels_outside(inputs, random_inpainter):
-    out = inputs.parent / "out"
-    arguments = ["augment", str(inputs / "a.jpg"), "--mask", str(inputs / "spot.png"), "--prompt", "polyp", "--out", str(out)]
-    assert main([*arguments, "--model", random_inpainter, *QUICK]) == 0
-    was, now = np.asarray(Image.open(inputs / "a.jpg")), np.asarray(Image.open(out / "a_diffaug.png"))
-    assert np.array_equal(was[36:], now[36:]) and not np.array_equal(was, now)
-
-
-@pytest.mark.parametrize("suffix", [".mha", ".nrrd"])
-def test_itk_formats_come_back_in_their_format(inputs, random_inpainter, suffix):
-    out = inputs.parent / "out"
-    for name in ("ct", "mask"):
-        itk.imwrite(itk.imread(str(inputs / f"{name}.nii.gz")), str(inputs / f"{name}{suffix}"))
-    image, mask = inputs / f"ct{suffix}", inputs / f"mask{suffix}"
-    arguments = ["augment", str(image), "--mask", str(mask), "--prompt", "CT", "--out", str(out), "--model", random_inpainter]
-    assert main([*arguments, *QUICK]) == 0
-    was, now = itk.imread(str(image)), itk.imread(str(out / f"ct_diffaug{suffix}"))
-    assert itk.array_from_image(now).dtype == np.int16
-    assert np.allclose(now.GetOrigin(), was.GetOrigin()) and np.allclose(now.GetSpacing(), was.GetSpacing())
-    assert np.array_equal(itk.array_from_image(now)[[0, 1, 4, 5]], itk.array_from_image(was)[[0, 1, 4, 5]])
-
-
-def test_a_real_volume_stored_psr_is_edited(tmp_path, random_inpainter):
-    image, cord = DATA / "spine_t2.nii.gz", DATA / "spine_t2_cord.nii.gz"
-    if not image.exists():
-        pytest.skip(f"{image} is not here; set MONAI_DIFFAUG_DATA")
-    small = np.asarray(nib.load(cord).dataobj).copy()
-    small[:, :20] = 0
-    small[:, 23:] = 0
-    nib.save(nib.Nifti1Image(small, nib.load(image).affine), tmp_path / "mask.nii.gz")
-    arguments = ["augment", str(image), "--mask", str(tmp_path / "mask.nii.gz"), "--prompt", "MRI of spine", "--out", str(tmp_path)]
-    assert main([*arguments, "--model", random_inpainter, *QUICK]) == 0
-    record = json.loads((tmp_path / "spine_t2_diffaug.json").read_text())
-    assert record["record"]["n_slices"] == 3 and record["figures"]["changed_outside"] == 0
-    now, was = nib.load(tmp_path / "spine_t2_diffaug.nii.gz"), nib.load(image)
-    assert nib.aff2axcodes(now.affine) == ("P", "S", "R")
-    differs = (np.asarray(now.dataobj) != np.asarray(was.dataobj)).any(axis=(0, 2))
-    assert set(np.flatnonzero(differs)) <= {20, 21, 22} and differs.any()
-
-
-def test_an_interrupted_write_leaves_no_half_file(inputs, random_inpainter, monkeypatch, capsys):
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(nib, "save", stop)
-    out = inputs.parent / "out"
-    arguments = ["augment", str(inputs / "ct.nii.gz"), "--mask", str(inputs / "mask.nii.gz"), "--prompt", "CT", "--out", str(out)]
-    assert main([*arguments, "--model", random_inpainter, *QUICK]) == 130
-    assert list(out.iterdir()) == []
-
-
-def test_info_names_versions_models_and_devices(capsys):
-    assert main(["info"]) == 0
-    text = capsys.readouterr().out
-    for part in ("monai_diffaug", "torch", "devices: cpu", "inpainter", "medsam", "validator", "extras"):
-        assert part in text
-
-
-def test_the_demo_names_the_extra_that_is_missing(tmp_path, monkeypatch, capsys):
-    import importlib.util
-
-    found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "nilearn" else found(name, *a))
-    assert main(["demo", "--out", str(tmp_path / "out")]) == 2
-    assert "pip install monai_diffaug[demo]" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+def test_the_help_imports_neither_torch_nor_monai():
+    lines = (
+        "import sys",
+        "from monai_diffaug.cli import main",
+        "try: main(['--help'])",
+        "except SystemExit: pass",
+        "print({'torch', 'monai'} & set(sys.modules))",
+    )
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("set()") and "augment" in done.stdout
