@@ -81,7 +81,7 @@ def control_image(image: Tensor, mask: Tensor, detect: EdgeDetector = canny, *, 
     """
     edges = detect(image).float()
     if not keep_inside:
-        edges = edges * (mask == 0)
+        edges = edges * (mask.float() == 0)
     return (edges + outline(mask)).clamp(0, 1)
 
 

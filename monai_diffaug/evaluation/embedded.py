@@ -22,10 +22,10 @@ from monai_diffaug.evaluation.medsam import box_dice
 from monai_diffaug.evaluation.validator import false_alarm_rate, lesion_dice
 from monai_diffaug.models.inpainter import load_inpainter
 from monai_diffaug.models.registry import ModelSpec, shared_model
+from monai_diffaug.shapes import borrow_shape, place
 from monai_diffaug.training.crops import crop_squares
 from monai_diffaug.training.datasets import SOURCES, load_samples
 from monai_diffaug.training.latent_bank import MaskedCropSampler
-from monai_diffaug.training.shapes import borrow_shape, place
 from monai_diffaug.transforms.latent_validate import LatentValidate
 from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaint
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from monai_diffaug.models.registry import shared_model, spec_of
 from monai_diffaug.models.validator import Validator, load_validator
 from monai_diffaug.seeding import slice_generators
+from monai_diffaug.shapes import largest_component
 from monai_diffaug.training.crops import crop_squares
 from monai_diffaug.training.datasets import SOURCES, load_samples
-from monai_diffaug.training.latent_bank import largest_component
 from monai_diffaug.training.validator import MIN_AREA_PX, SIZE_PX, LesionCropSampler, lesion_square
 from monai_diffaug.transforms.latent_validate import LatentValidate
 

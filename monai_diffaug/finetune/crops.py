@@ -14,10 +14,10 @@ from torch import Tensor
 from monai_diffaug.finetune.labelled_slices import LabelledSlice
 from monai_diffaug.finetune.settings import TrainingInputError
 from monai_diffaug.prompts import NORMAL
+from monai_diffaug.shapes import borrow_shape, place, random_blob
 from monai_diffaug.training.captions import caption, measure
 from monai_diffaug.training.crops import crop_squares
 from monai_diffaug.training.latent_bank import CONTEXT_RANGE, MAX_DILATION_PX, MIN_SIDE_PX, NORMAL_SHARE
-from monai_diffaug.training.shapes import borrow_shape, place, random_blob
 
 __all__ = ["Crop", "SliceCropSampler"]
 

@@ -17,10 +17,10 @@ from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 
 from monai_diffaug.prompts import NORMAL
+from monai_diffaug.shapes import borrow_shape, largest_component, place, random_blob
 from monai_diffaug.training.captions import caption, measure
 from monai_diffaug.training.crops import crop_squares
 from monai_diffaug.training.datasets import SOURCES, Sample, load_samples
-from monai_diffaug.training.shapes import borrow_shape, place, random_blob
 from monai_diffaug.training.tissue import normal_tissue
 
 logger = logging.getLogger(__name__)
@@ -113,15 +113,6 @@ class MaskedCropSampler:
         radius = rng.randint(MAX_DILATION_PX + 1)
         wide = F.max_pool2d(hard.float()[None], 2 * radius + 1, 1, radius)[0]
         return image * 2 - 1, wide, text
-
-
-def largest_component(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The largest connected part of a non-empty mask: a crop is centred on one lesion."""
-    from scipy.ndimage import label
-
-    parts, _ = label(mask)
-    largest: NDArray[np.bool_] = parts == 1 + int(np.argmax(np.bincount(parts.ravel())[1:]))
-    return largest
 
 
 @torch.no_grad()

@@ -26,11 +26,10 @@ from monai_diffaug.models.validator import (
     mask_latents,
     save_validator,
 )
+from monai_diffaug.shapes import borrow_shape, largest_component, place, random_blob
 from monai_diffaug.training.checkpoint import Clock, Ema, cosine_rate, load_state, save_state
 from monai_diffaug.training.crops import crop_squares
 from monai_diffaug.training.datasets import SOURCES, Sample, load_samples
-from monai_diffaug.training.latent_bank import largest_component
-from monai_diffaug.training.shapes import borrow_shape, place, random_blob
 from monai_diffaug.training.tissue import normal_tissue
 
 __all__ = ["LesionCropSampler", "LesionCrops", "lesion_square", "train", "training_loss"]

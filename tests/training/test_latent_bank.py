@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from monai_diffaug.training.latent_bank import MaskedCropSampler, build_chunk, largest_component
+from monai_diffaug.shapes import largest_component
+from monai_diffaug.training.latent_bank import MaskedCropSampler, build_chunk
 from monai_diffaug.training.vae import build_vae
 
 

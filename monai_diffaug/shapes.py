@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["borrow_shape", "place", "random_blob"]
+__all__ = ["borrow_shape", "largest_component", "place", "random_blob"]
 
 
 def random_blob(rng: np.random.RandomState, side: int) -> NDArray[np.bool_]:
@@ -55,3 +55,12 @@ def place(
             mask[top : top + height, left : left + width] = shape
             return mask
     return None
+
+
+def largest_component(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The largest connected part of a non-empty mask: a crop is centred on one lesion."""
+    from scipy.ndimage import label
+
+    parts, _ = label(mask)
+    largest: NDArray[np.bool_] = parts == 1 + int(np.argmax(np.bincount(parts.ravel())[1:]))
+    return largest

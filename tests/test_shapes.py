@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from monai_diffaug.training.shapes import borrow_shape, place, random_blob
+from monai_diffaug.shapes import borrow_shape, place, random_blob
 
 
 def test_a_blob_is_one_piece_inside_its_box() -> None:

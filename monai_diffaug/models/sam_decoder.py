@@ -1,0 +1,39 @@
+"""SAM's mask decoder for many images at once: one box each, one mask each."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from segment_anything.modeling import Sam
+
+__all__ = ["decode_boxes"]
+
+
+def decode_boxes(sam: Sam, embeddings: Tensor, sparse: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
+    """What ``sam.mask_decoder(..., multimask_output=False)`` gives for each image and its prompt alone.
+
+    ``segment_anything``'s own forward takes one image and many prompts; here the i-th prompt belongs to the i-th image. Of the four
+    masks that it predicts only the first is computed, the one that it would return.
+
+    Args:
+        sam: the networks.
+        embeddings: (B, E, g, g) of the images.
+        sparse: (B, T, E) prompt tokens.
+        dense: (B, E, g, g) mask prompts.
+
+    Returns:
+        Logits (B, 1, 4g, 4g) and predicted IoU (B, 1).
+    """
+    decoder = sam.mask_decoder
+    count, width, height_g, width_g = embeddings.shape
+    own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])[None].expand(count, -1, -1)
+    positions = sam.prompt_encoder.get_dense_pe().expand(count, -1, -1, -1)
+    seen, image = decoder.transformer(embeddings + dense, positions, torch.cat([own, sparse], dim=1))
+    upscaled = decoder.output_upscaling(image.transpose(1, 2).view(count, width, height_g, width_g))
+    kernel = decoder.output_hypernetworks_mlps[0](seen[:, 1])
+    logits = torch.einsum("bc,bchw->bhw", kernel, upscaled)[:, None]
+    return logits, decoder.iou_prediction_head(seen[:, 0])[:, :1]

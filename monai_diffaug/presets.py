@@ -1,0 +1,258 @@
+"""The four published systems, each as one line: a ``Compose`` that goes behind the loading part of a pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.config.type_definitions import NdarrayOrTensor
+from monai.transforms.compose import Compose
+from monai.transforms.utility.dictionary import CopyItemsd, DeleteItemsd, Lambdad
+
+from monai_diffaug.transforms.edge_map import EdgeMapd
+from monai_diffaug.transforms.latent_validate import LatentValidated
+from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaintd
+from monai_diffaug.transforms.medsam_mask import MedSAMMaskd
+from monai_diffaug.transforms.place_mask import PlaceMaskd
+from monai_diffaug.transforms.text_prompt import TextPromptd
+
+__all__ = ["diffaug", "emit_diff", "medsoft_diffusion", "mila_tmgdiff"]
+
+Finding = str | Sequence[str] | None
+
+
+def mila_tmgdiff(
+    image_key: str = "image",
+    label_key: str = "label",
+    *,
+    modality: str,
+    finding: Finding = None,
+    label_value: int = 1,
+    noise_scale: float = 0.5,
+    noise_source: str = "inverted",
+    num_inference_steps: int = 12,
+    window: tuple[float, float] | None = None,
+    model: Any = "tiny",
+    medsam: Any = "tiny",
+    device: str | None = None,
+    prob: float = 0.5,
+) -> Compose:
+    """MILA-TMGDiff: MedSAM outlines the labelled lesion, a prompt describes it, controlled local noise repaints it.
+
+    Args:
+        image_key, label_key: image (C, H, W[, D]) and its label (1, H, W[, D]).
+        modality, finding: words of the prompt, see ``TextPromptd``.
+        label_value: the lesion's class id.
+        noise_scale: g in [0, 1], how far the result moves from the original.
+        noise_source: "inverted" (g is the distance to the original) or "random" (to the g = 0 twin).
+        num_inference_steps: steps of the sampler.
+        window: intensities that the models see, e.g. (-160, 240) HU.
+        model, medsam: sources of the inpainter and of MedSAM.
+        device: where they run; default the image's device.
+        prob: probability of an edit.
+
+    Source: Cao et al., Medical Physics 2026.
+    """
+    return Compose(
+        [
+            MedSAMMaskd(image_key, label_key=label_key, label_value=label_value, window=window, model=medsam, device=device),
+            TextPromptd("prompt", modality=modality, finding=finding),
+            DiffusionLocalInpaintd(
+                image_key,
+                label_key=label_key,
+                label_value=label_value,
+                guidance_scale=1.0,
+                noise_source=noise_source,
+                noise_scale=noise_scale,
+                num_inference_steps=num_inference_steps,
+                window=window,
+                model=model,
+                device=device,
+                prob=prob,
+            ),
+        ]
+    )
+
+
+def diffaug(
+    image_key: str = "image",
+    label_key: str = "label",
+    *,
+    modality: str,
+    finding: Finding = None,
+    label_value: int = 1,
+    bank: Sequence[NdarrayOrTensor | str | Path] | None = None,
+    region_key: str | None = None,
+    num_inference_steps: int = 12,
+    max_tries: int = 3,
+    min_dice: float = 0.7,
+    dynamic: bool = False,
+    refine_label: bool = False,
+    window: tuple[float, float] | None = None,
+    model: Any = "tiny",
+    validator: Any = "tiny",
+    device: str | None = None,
+    prob: float = 0.5,
+) -> Compose:
+    """DiffAug: a lesion is painted into normal tissue and kept only when the latent validator finds it again, else painted anew.
+
+    Args:
+        image_key, label_key: image and label; the lesion is placed clear of what is labelled and painted into the label.
+        modality, finding: words of the prompt.
+        label_value: the class id that is painted.
+        bank: real masks (arrays or files) whose outlines are used; None draws random blobs, see ``PlaceMaskd``.
+        region_key: where a lesion may lie, e.g. an organ; None means tissue.
+        num_inference_steps: steps of the sampler; 1 is DiffAug's single-step generation.
+        max_tries: candidates at most; when none is accepted the sample stays as it was.
+        min_dice: least Dice of what the validator finds with the mask.
+        dynamic: raise that threshold with the scores seen, see ``LatentValidated``.
+        refine_label: label what the validator found in place of the whole mask.
+        window: intensities that the models see.
+        model, validator: sources of the inpainter and of the validator (any segmenter can judge).
+        device: where they run; default the image's device.
+        prob: probability of an edit.
+
+    Source: Nazir, Aqeel and Setti 2025.
+    """
+    return Compose(
+        [
+            PlaceMaskd(image_key, label_key=label_key, bank=bank, region_key=region_key),
+            TextPromptd("prompt", modality=modality, finding=finding),
+            LatentValidated(
+                image_key,
+                label_key=label_key,
+                label_value=label_value,
+                model=validator,
+                inpaint=DiffusionLocalInpaintd(
+                    image_key,
+                    label_key=label_key,
+                    label_value=label_value,
+                    num_inference_steps=num_inference_steps,
+                    window=window,
+                    model=model,
+                    device=device,
+                ),
+                on_reject="retry",
+                max_tries=max_tries,
+                min_dice=min_dice,
+                dynamic=dynamic,
+                refine_label=refine_label,
+                window=window,
+                device=device,
+                prob=prob,
+            ),
+        ]
+    )
+
+
+def emit_diff(
+    image_key: str = "image",
+    label_key: str = "label",
+    *,
+    modality: str,
+    finding: Finding = None,
+    num_inference_steps: int = 20,
+    guidance_scale: float = 9.0,
+    control_scale: float = 1.0,
+    window: tuple[float, float] | None = None,
+    model: Any = "tiny",
+    controlnet: Any = "tiny",
+    device: str | None = None,
+    prob: float = 0.5,
+) -> Compose:
+    """EMIT-Diff: the whole slice is made anew from its edges and the label's outline, so that the label stays valid.
+
+    Args:
+        image_key, label_key: image and label; the label is not changed.
+        modality, finding: words of the prompt.
+        num_inference_steps, guidance_scale, control_scale: the authors' settings are 20, 9 and 1.
+        window: intensities that the models see.
+        model, controlnet: sources of the inpainter and of the ControlNet.
+        device: where they run; default the image's device.
+        prob: probability of an edit.
+
+    Source: Zhang et al., IEEE Transactions on Medical Imaging 2024.
+    """
+    return Compose(
+        [
+            EdgeMapd(image_key, mask_key=label_key, output_key="edges", window=window),
+            CopyItemsd(label_key, names="mask"),
+            Lambdad("mask", everything),
+            TextPromptd("prompt", modality=modality, finding=finding),
+            DiffusionLocalInpaintd(
+                image_key,
+                control_key="edges",
+                controlnet=controlnet,
+                control_scale=control_scale,
+                num_inference_steps=num_inference_steps,
+                guidance_scale=guidance_scale,
+                soft_width=0.0,
+                window=window,
+                model=model,
+                device=device,
+                prob=prob,
+            ),
+            DeleteItemsd("edges"),
+        ]
+    )
+
+
+def medsoft_diffusion(
+    image_key: str = "image",
+    label_key: str = "label",
+    *,
+    modality: str,
+    finding: Finding = None,
+    label_value: int = 1,
+    soft_width: float = 4.0,
+    soft_width_mm: float | None = None,
+    num_inference_steps: int = 12,
+    window: tuple[float, float] | None = None,
+    model: Any = "tiny",
+    semantic_controller: Any = "tiny",
+    medsam: Any = "tiny",
+    device: str | None = None,
+    prob: float = 0.5,
+) -> Compose:
+    """MedSoft-Diffusion: features predicted from the surround steer the repainting, and the mask is soft in sampler and composite.
+
+    Args:
+        image_key, label_key: image and label.
+        modality, finding: words of the prompt.
+        label_value: the lesion's class id.
+        soft_width, soft_width_mm: width of the soft edge, see ``DiffusionLocalInpaint``.
+        num_inference_steps: steps of the sampler.
+        window: intensities that the models see.
+        model, semantic_controller, medsam: sources of the inpainter, of the semantic controller and of MedSAM.
+        device: where they run; default the image's device.
+        prob: probability of an edit.
+
+    Source: MedSoft-Diffusion, MICCAI 2025.
+    """
+    return Compose(
+        [
+            MedSAMMaskd(image_key, label_key=label_key, label_value=label_value, window=window, model=medsam, device=device),
+            TextPromptd("prompt", modality=modality, finding=finding),
+            DiffusionLocalInpaintd(
+                image_key,
+                label_key=label_key,
+                label_value=label_value,
+                semantic_controller=semantic_controller,
+                soft_width=soft_width,
+                soft_width_mm=soft_width_mm,
+                num_inference_steps=num_inference_steps,
+                window=window,
+                model=model,
+                device=device,
+                prob=prob,
+            ),
+        ]
+    )
+
+
+def everything(label: NdarrayOrTensor) -> NdarrayOrTensor:
+    """A mask of ones on the label's grid: the whole slice is repainted."""
+    ones: NdarrayOrTensor = torch.ones_like(label) if isinstance(label, torch.Tensor) else label * 0 + 1
+    return ones

@@ -1,0 +1,248 @@
+"""``PlaceMask`` and ``PlaceMaskd``: draw where a lesion shall be painted into a normal image (DiffAug)."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config.type_definitions import KeysCollection, NdarrayOrTensor
+from monai.transforms.transform import MapTransform, RandomizableTransform
+from monai.utils.type_conversion import convert_to_dst_type
+from numpy.typing import NDArray
+
+from monai_diffaug.grids import affine_of, check_grid, check_image, plain
+from monai_diffaug.intensity import window_of
+from monai_diffaug.seeding import draw_seed
+from monai_diffaug.shapes import borrow_shape, largest_component, place, random_blob
+from monai_diffaug.slices import PLANES, from_slices, slice_plane, to_slices
+
+__all__ = ["PlaceMask", "PlaceMaskD", "PlaceMaskDict", "PlaceMaskd"]
+
+MIN_SHAPE_PX = 4
+SLICE_TRIES = 5
+
+
+class PlaceMask(RandomizableTransform):
+    """A lesion-shaped mask at a random place of an image: a shape from a bank of real masks, or a smooth random blob.
+
+    In 3-D the shape is drawn on one slice and shrinks towards its ends like an ellipsoid. Where no place is found the mask is
+    empty, and ``DiffusionLocalInpaint`` then leaves the image as it is and says so in its record.
+
+    Args:
+        bank: real masks, (H, W) or (1, H, W) arrays or files that MONAI's ``LoadImage`` reads; None draws ellipses with four random
+            harmonics. Shapes are mirrored, scaled and shifted. Arrays travel with the transform, files do not.
+        size_range: longer side of a random blob, as a share of the slice's shorter side.
+        scale_range: scaling of a shape from the bank.
+        depth_mm: height of the region in a volume; 0 is one slice.
+        tissue_above: the region must lie where the image is brighter than this share of its window (0.5 to 99.5 percentiles), unless
+            a region is given: not on the black frame around a scan.
+        plane: anatomical plane of the slices of a 3-D image.
+        prob: probability of drawing one; else the mask is empty.
+
+    Raises:
+        ValueError: an option out of range, an empty bank or an empty mask in it.
+    """
+
+    def __init__(
+        self,
+        bank: Sequence[NdarrayOrTensor | str | Path] | None = None,
+        *,
+        size_range: tuple[float, float] = (0.08, 0.35),
+        scale_range: tuple[float, float] = (0.7, 1.3),
+        depth_mm: float = 8.0,
+        tissue_above: float = 0.05,
+        plane: str = "axial",
+        prob: float = 1.0,
+    ) -> None:
+        RandomizableTransform.__init__(self, prob)
+        for name, (low, high), most in (("size_range", size_range, 1.0), ("scale_range", scale_range, np.inf)):
+            if not 0 < low <= high <= most:
+                raise ValueError(f"{name} must be (smallest, largest) with 0 < smallest <= largest <= {most}, got {(low, high)}")
+        if depth_mm < 0:
+            raise ValueError(f"depth_mm must be >= 0, got {depth_mm}")
+        if not 0 <= tissue_above < 1:
+            raise ValueError(f"tissue_above must be in [0, 1), got {tissue_above}")
+        if plane not in PLANES:
+            raise ValueError(f"plane must be one of {', '.join(PLANES)}, got {plane!r}")
+        if bank is not None and len(bank) == 0:
+            raise ValueError("the bank of masks is empty; give masks, or bank=None for random blobs")
+        self.bank = None if bank is None else [item if isinstance(item, (str, Path)) else _outline(item) for item in bank]
+        self.size_range, self.scale_range = tuple(size_range), tuple(scale_range)
+        self.depth_mm = depth_mm
+        self.tissue_above = tissue_above
+        self.plane = plane
+        self.seed = 0
+
+    def randomize(self, data: Any | None = None) -> None:
+        """Draw the coin and one seed, always both."""
+        super().randomize(None)
+        self.seed = draw_seed(self.R)
+
+    def __call__(self, img: NdarrayOrTensor, region: NdarrayOrTensor | None = None, randomize: bool = True) -> NdarrayOrTensor:
+        """The mask (1, H, W[, D]) uint8, of the image's type and meta data.
+
+        Args:
+            img: (C, H, W[, D]), C 1 or 3.
+            region: (1, ...) on the same grid, non-zero where the mask may lie, e.g. an organ; None means tissue.
+            randomize: draw coin and seed anew.
+
+        Raises:
+            GridMismatchError: the region is on another grid.
+        """
+        if randomize:
+            self.randomize()
+        return self.apply(img, region, seed=self.seed, triggered=self._do_transform)
+
+    def apply(self, img: NdarrayOrTensor, region: NdarrayOrTensor | None = None, *, seed: int, triggered: bool = True) -> NdarrayOrTensor:
+        """The mask of a given seed."""
+        check_image(img)
+        if region is not None:
+            check_grid("region", region, img)
+        volume = plain(img)
+        plane = slice_plane(affine_of(img), self.plane, volume.ndim - 1)
+        if region is None:
+            level = window_of(volume).to_model(volume).amax(0, keepdim=True)
+            allowed = level > 2 * self.tissue_above - 1
+        else:
+            allowed = plain(region) != 0
+        slices = to_slices(allowed, plane)[:, 0].cpu().numpy()
+        mask = np.zeros_like(slices)
+        if triggered:
+            self._draw(mask, slices, np.random.RandomState(seed), self._thickness_mm(img, plane))
+        stacked = from_slices(torch.from_numpy(mask)[:, None], plane).contiguous()
+        result: NdarrayOrTensor = convert_to_dst_type(stacked.to(torch.uint8), dst=img, dtype=torch.uint8)[0]
+        return result
+
+    def _draw(self, mask: NDArray[np.bool_], allowed: NDArray[np.bool_], rng: np.random.RandomState, thickness_mm: float) -> None:
+        """Write one lesion into the stack, in place."""
+        shares = allowed.mean((1, 2))
+        if not shares.any():
+            return
+        shape = self._shape(rng, min(allowed.shape[1:]))
+        for _ in range(SLICE_TRIES):
+            middle = int(rng.choice(len(allowed), p=shares / shares.sum()))
+            found = place(rng, shape, allowed[middle])
+            if found is None:
+                continue
+            half = self.depth_mm / 2 / thickness_mm
+            for index in range(max(0, int(np.ceil(middle - half))), min(len(mask), int(np.floor(middle + half)) + 1)):
+                share = 1.0 if half == 0 else np.sqrt(max(1 - ((index - middle) / (half + 0.5)) ** 2, 0))
+                mask[index] = _shrunk(found, float(share)) & allowed[index]
+            return
+
+    def _shape(self, rng: np.random.RandomState, shorter_side: int) -> NDArray[np.bool_]:
+        if self.bank is None:
+            return random_blob(rng, max(MIN_SHAPE_PX, round(rng.uniform(*self.size_range) * shorter_side)))
+        chosen = self.bank[rng.randint(len(self.bank))]
+        outline = _outline(_load(chosen)) if isinstance(chosen, (str, Path)) else chosen
+        return borrow_shape(rng, outline, rng.uniform(*self.scale_range))
+
+    @staticmethod
+    def _thickness_mm(img: NdarrayOrTensor, plane: Any) -> float:
+        affine = affine_of(img)
+        return 1.0 if affine is None or plane is None else float(affine[:3, plane.axes[0]].norm())
+
+
+class PlaceMaskd(RandomizableTransform, MapTransform):
+    """Write a lesion-shaped mask at a random place of each image, see ``PlaceMask`` for the options.
+
+    Args:
+        keys: images, each (C, H, W[, D]); those of one sample share the mask, drawn on the first.
+        mask_key: where the mask is written; always there, empty when not triggered or when no place was found.
+        region_key: where it may lie, e.g. an organ's label; None means tissue.
+        label_key: class ids of the image; the mask stays clear of all of them (a lesion is painted beside those that are there).
+        allow_missing_keys: skip samples that lack the image.
+
+    Raises:
+        KeyError: the sample has no region.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        *,
+        mask_key: str = "mask",
+        region_key: str | None = None,
+        label_key: str | None = None,
+        bank: Sequence[NdarrayOrTensor | str | Path] | None = None,
+        size_range: tuple[float, float] = (0.08, 0.35),
+        scale_range: tuple[float, float] = (0.7, 1.3),
+        depth_mm: float = 8.0,
+        tissue_above: float = 0.05,
+        plane: str = "axial",
+        prob: float = 1.0,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        MapTransform.__init__(self, keys, allow_missing_keys)
+        RandomizableTransform.__init__(self, prob)
+        self.place = PlaceMask(
+            bank, size_range=size_range, scale_range=scale_range, depth_mm=depth_mm, tissue_above=tissue_above, plane=plane
+        )
+        self.mask_key, self.region_key, self.label_key = mask_key, region_key, label_key
+        self.seed = 0
+
+    def randomize(self, data: Any | None = None) -> None:
+        """Draw the coin and one seed, always both."""
+        super().randomize(None)
+        self.seed = draw_seed(self.R)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        self.randomize()
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d[self.mask_key] = self.place.apply(d[key], self._region(d, d[key]), seed=self.seed, triggered=self._do_transform)
+            break
+        return d
+
+    def _region(self, d: Mapping[Hashable, Any], img: NdarrayOrTensor) -> NdarrayOrTensor | None:
+        """Where the mask may lie: the region, or tissue, without what is labelled."""
+        for key in (self.region_key, self.label_key):
+            if key is not None and key not in d:
+                raise KeyError(f"the sample has no {key!r} (it has {', '.join(map(str, d))}); name the key that holds it")
+        region = None if self.region_key is None else d[self.region_key]
+        if self.label_key is None:
+            return region
+        check_grid("label", d[self.label_key], img)
+        free = plain(d[self.label_key]) == 0
+        if region is not None:
+            check_grid("region", region, img)
+            return free & (plain(region) != 0).to(free.device)
+        level = window_of(plain(img)).to_model(plain(img)).amax(0, keepdim=True)
+        return free.to(level.device) & (level > 2 * self.place.tissue_above - 1)
+
+
+PlaceMaskD = PlaceMaskDict = PlaceMaskd
+
+
+def _load(path: str | Path) -> NdarrayOrTensor:
+    from monai.transforms import LoadImage
+
+    loaded: NdarrayOrTensor = LoadImage(image_only=True)(str(path))
+    return loaded
+
+
+def _outline(mask: NdarrayOrTensor) -> NDArray[np.bool_]:
+    """The largest part of a mask, cut out of its frame: (h, w) bool."""
+    values = plain(mask).cpu().numpy()
+    flat = values.reshape(values.shape[-2:]) if values.ndim == 3 and values.shape[0] == 1 else values
+    if flat.ndim != 2:
+        raise ValueError(f"a mask of the bank must be (H, W) or (1, H, W), got {tuple(values.shape)}")
+    if not flat.any():
+        raise ValueError("a mask of the bank is empty; leave it out")
+    part = largest_component(flat != 0)
+    rows, columns = np.nonzero(part)
+    return part[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1].copy()
+
+
+def _shrunk(mask: NDArray[np.bool_], share: float) -> NDArray[np.bool_]:
+    """A mask shrunk about its centre to ``share`` of its diameter: where its distance from the border is large enough."""
+    from scipy.ndimage import distance_transform_edt
+
+    if share >= 1:
+        return mask
+    depth = distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
+    kept: NDArray[np.bool_] = depth > (1 - share) * depth.max()
+    return kept

@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from monai_diffaug.errors import ModelSourceError
+from monai_diffaug.models.inpainter import Inpainter, load_inpainter
+from monai_diffaug.models.registry import ModelSpec, spec_of
+from monai_diffaug.models.semantic_controller import (
+    SemanticDenoiser,
+    SemanticModel,
+    build_semantic_model,
+    load_semantic_controller,
+    patch_mask,
+    save_semantic_controller,
+)
+from monai_diffaug.sampling.inpaint import inpaint_latents
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def inpainter(random_inpainter) -> Inpainter:
+    return load_inpainter(ModelSpec("inpainter", random_inpainter), CPU)
+
+
+@pytest.fixture(scope="module")
+def untrained(inpainter) -> SemanticModel:
+    torch.manual_seed(0)
+    model = build_semantic_model(inpainter, grid=8)
+    model.parts.requires_grad_(False)
+    return model
+
+
+@pytest.fixture(scope="module")
+def steering(inpainter) -> SemanticModel:
+    """A model whose value maps are not zero, as after training."""
+    torch.manual_seed(0)
+    model = build_semantic_model(inpainter, grid=8)
+    for processor in model.adapter.processors:
+        torch.nn.init.normal_(processor.to_v_ip[0].weight)
+    model.parts.requires_grad_(False)
+    return model
+
+
+@pytest.fixture
+def crops() -> tuple[torch.Tensor, torch.Tensor]:
+    """Two images (2, 3, 64, 64) in [-1, 1] and hard masks."""
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    hard = torch.zeros(2, 1, 64, 64)
+    hard[:, :, 20:40, 24:44] = 1
+    return images, hard
+
+
+def unet_input() -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.randn(2, 9, 16, 16, generator=torch.Generator().manual_seed(2)), torch.tensor(400)
+
+
+def test_an_untrained_adapter_reproduces_the_plain_unet_exactly(inpainter, untrained, crops) -> None:
+    context = inpainter.encode_text(["a mass", "a cyst"])
+    denoise = SemanticDenoiser(inpainter, untrained, images=crops[0], hard=crops[1], context=context)
+    latents, timestep = unet_input()
+    with torch.no_grad():
+        assert torch.equal(denoise(latents, timestep, context), inpainter.denoise(latents, timestep, context))
+
+
+def test_the_tokens_steer_the_conditional_half_and_are_dropped_from_the_unconditional_one(inpainter, steering, crops) -> None:
+    context, negative = inpainter.encode_text(["a mass", "a cyst"]), inpainter.encode_text(["", ""])
+    denoise = SemanticDenoiser(inpainter, steering, images=crops[0], hard=crops[1], context=context)
+    latents, timestep = unet_input()
+    with torch.no_grad():
+        unconditional, conditional = denoise(torch.cat([latents] * 2), timestep, torch.cat([negative, context])).chunk(2)
+        plain = inpainter.denoise(torch.cat([latents] * 2), timestep, torch.cat([negative, context]))
+        alone = denoise(latents, timestep, context)
+    assert torch.allclose(unconditional, plain[:2], atol=1e-5)
+    assert (conditional - plain[2:]).abs().max() > 1e-3
+    assert torch.allclose(conditional, alone, atol=1e-5)
+
+
+def test_the_shared_unet_keeps_its_processors_its_config_and_its_output(inpainter, steering, crops) -> None:
+    latents, timestep = unet_input()
+    context = inpainter.encode_text(["a mass", "a cyst"])
+    processors, config = dict(inpainter.unet.attn_processors), dict(inpainter.unet.config)
+    with torch.no_grad():
+        before = inpainter.denoise(latents, timestep, context)
+        denoise = SemanticDenoiser(inpainter, steering, images=crops[0], hard=crops[1], context=context)
+        denoise(latents, timestep, context)
+        assert torch.equal(before, inpainter.denoise(latents, timestep, context))
+    assert inpainter.unet.attn_processors == processors and dict(inpainter.unet.config) == config
+    own = {id(p) for name, p in denoise.unet.named_parameters() if "processor" not in name}
+    assert own == {id(p) for p in inpainter.unet.parameters()}
+
+
+def test_all_threads_get_the_one_unet_of_a_model(inpainter, steering) -> None:
+    found: list[object] = []
+    threads = [threading.Thread(target=lambda: found.append(steering.unet_of(inpainter.unet))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4 and len({id(unet) for unet in found}) == 1
+
+
+def test_the_tokens_of_a_sample_do_not_depend_on_its_batch_or_on_what_the_mask_hides(inpainter, steering, crops) -> None:
+    images, hard = crops
+    context = inpainter.encode_text(["a mass", "a cyst"])
+    together = steering.tokens(images, hard, context)
+    assert torch.allclose(together[1:], steering.tokens(images[1:], hard[1:], context[1:]), atol=1e-4)
+    assert torch.equal(together, steering.tokens(torch.where(hard > 0.5, images.flip(0), images), hard, context))
+    assert together.shape == (2, 8 * 8 + 1, steering.config.token_dim)
+
+
+def test_predictions_replace_the_features_under_the_mask_only(inpainter, steering, crops) -> None:
+    text = inpainter.encode_text(["a mass", "a cyst"])
+    patches, pooled = steering.encoder(crops[0] * (crops[1] < 0.5))
+    hidden = patch_mask(crops[1], 8)
+    torch.nn.init.normal_(steering.parts["controller"].to_patches.weight)
+    moved = steering.tokens_of(patches, pooled, text, hidden) - steering.tokens_of(patches, pooled, text, torch.zeros_like(hidden))
+    size = moved[:, :-1].abs().amax(dim=2, keepdim=True)
+    assert (size[hidden == 0] == 0).all() and (size[hidden == 1] > 0).all()
+
+
+def test_a_patch_is_hidden_when_one_of_its_pixels_is() -> None:
+    mask = torch.zeros(1, 1, 64, 64)
+    mask[..., 17, 40] = 1
+    hidden = patch_mask(mask, 8).reshape(8, 8)
+    assert hidden.sum() == 1 and hidden[2, 5] == 1
+
+
+def test_the_sampler_takes_it_and_batches_that_do_not_fit_are_refused(inpainter, steering, crops) -> None:
+    images, hard = crops
+    context = inpainter.encode_text(["a mass", "a cyst"])
+    denoise = SemanticDenoiser(inpainter, steering, images=images, hard=hard, context=context)
+    with torch.no_grad():
+        clean = inpainter.encode(images)
+        result = inpaint_latents(
+            denoise,
+            inpainter.scheduler,
+            clean=clean,
+            masked=inpainter.encode(images * (hard < 0.5)),
+            noise=torch.randn(clean.shape, generator=torch.Generator().manual_seed(0)),
+            mask=inpainter.latent_mask(hard),
+            context=context,
+            negative_context=inpainter.encode_text(["", ""]),
+            guidance_scale=2.0,
+            num_inference_steps=2,
+        )
+    assert torch.isfinite(result).all()
+    with pytest.raises(ValueError, match="made for 2 images"):
+        denoise(torch.zeros(3, 9, 16, 16), torch.tensor(1), context)
+
+
+def test_a_saved_model_comes_back_with_the_same_tokens_in_half_precision(tmp_path: Path, inpainter, steering, crops) -> None:
+    save_semantic_controller(steering.config, steering.parts, tmp_path)
+    again = load_semantic_controller(ModelSpec("semantic_controller", str(tmp_path)), CPU)
+    context = inpainter.encode_text(["a mass", "a cyst"])
+    assert torch.allclose(again.tokens(*crops, context), steering.tokens(*crops, context), atol=0.05)
+    assert not any(p.requires_grad for p in again.parts.parameters())
+
+
+def test_the_embedded_size_stays_below_five_megabytes(tmp_path: Path) -> None:
+    tiny = load_inpainter(ModelSpec("inpainter"), CPU)
+    model = build_semantic_model(tiny)
+    assert save_semantic_controller(model.config, model.parts, tmp_path) < 5_000_000
+
+
+def test_a_live_model_is_taken_as_it_is_and_anything_else_refused(steering) -> None:
+    assert load_semantic_controller(spec_of("semantic_controller", steering), CPU) is steering
+    with pytest.raises(ValueError, match="SemanticModel"):
+        load_semantic_controller(spec_of("semantic_controller", object()), CPU)
+
+
+def test_a_missing_folder_is_named_with_the_command_that_makes_one(tmp_path: Path) -> None:
+    with pytest.raises(ModelSourceError, match="training.semantic_controller"):
+        load_semantic_controller(ModelSpec("semantic_controller", str(tmp_path / "none")), CPU)
+
+
+@pytest.mark.parametrize(("change", "message"), [({"encoder_fingerprint": "0" * 16}, "another"), ({"grid": 4}, "holds no semantic")])
+def test_a_config_that_does_not_fit_is_refused(tmp_path: Path, steering, change, message) -> None:
+    save_semantic_controller(steering.config, steering.parts, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(ValueError, match=message):
+        load_semantic_controller(ModelSpec("semantic_controller", str(tmp_path)), CPU)
+
+
+def test_a_controller_made_for_another_unet_is_refused(steering, crops) -> None:
+    tiny = load_inpainter(ModelSpec("inpainter"), CPU)
+    with pytest.raises(ValueError, match="widths"):
+        SemanticDenoiser(tiny, steering, images=crops[0], hard=crops[1], context=tiny.encode_text(["", ""]))

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+from monai.transforms import Compose
+
+from monai_diffaug import presets
+from monai_diffaug.models.inpainter import load_inpainter
+from monai_diffaug.models.registry import ModelSpec
+
+
+def sample() -> dict[str, torch.Tensor]:
+    image = torch.rand(1, 64, 64, generator=torch.Generator().manual_seed(0)) * 80 + 60
+    label = torch.zeros(1, 64, 64)
+    label[:, 24:38, 26:42] = 1
+    image[label > 0] -= 50
+    return {"image": image, "label": label}
+
+
+@pytest.fixture(scope="module")
+def controlnet(random_inpainter: str) -> object:
+    from monai_diffaug.models.controlnet import build_controlnet
+
+    model = load_inpainter(ModelSpec("inpainter", random_inpainter), torch.device("cpu"))
+    return build_controlnet(model.unet, model.factor)
+
+
+@pytest.fixture(scope="module")
+def semantic_controller(random_inpainter: str) -> object:
+    from monai_diffaug.models.semantic_controller import build_semantic_model
+
+    model = load_inpainter(ModelSpec("inpainter", random_inpainter), torch.device("cpu"))
+    return build_semantic_model(model)
+
+
+def run(transform: Compose, data: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    before = {key: value.clone() for key, value in data.items()}
+    assert len(pickle.dumps(transform)) < 100_000
+    result = transform.set_random_state(0)(data)
+    assert all(torch.equal(data[key], before[key]) for key in before)
+    return result
+
+
+def test_mila_tmgdiff_repaints_inside_the_outline_of_the_labelled_lesion(random_inpainter) -> None:
+    preset = presets.mila_tmgdiff(modality="ultrasound", finding="benign mass", model=random_inpainter, num_inference_steps=2, prob=1.0)
+    result = run(preset, sample())
+    changed = result["image"] != sample()["image"]
+    assert result["image_diffaug"]["applied"] and changed.any() and not changed[:, :12].any()
+    assert result["image_diffaug"]["prompt"].startswith("ultrasound of breast")
+
+
+def test_diffaug_paints_clear_of_the_lesion_that_is_there_and_counts_its_tries(random_inpainter) -> None:
+    preset = presets.diffaug(
+        modality="ultrasound",
+        model=random_inpainter,
+        validator=lambda images: torch.zeros(len(images), 1, 128, 128),
+        num_inference_steps=1,
+        prob=1.0,
+    )
+    result = run(preset, sample())
+    assert not (result["mask"].bool() & (sample()["label"] > 0)).any() and result["mask"].any()
+    assert result["image_diffaug"]["tries"] == 3 and not result["image_diffaug"]["accepted"]
+    assert torch.equal(result["image"], sample()["image"]) and torch.equal(result["label"], sample()["label"])
+
+
+def test_emit_diff_makes_the_whole_slice_anew_and_keeps_the_label(random_inpainter, controlnet) -> None:
+    preset = presets.emit_diff(modality="ultrasound", model=random_inpainter, controlnet=controlnet, num_inference_steps=2, prob=1.0)
+    result = run(preset, sample())
+    assert (result["image"] != sample()["image"]).float().mean() > 0.9
+    assert torch.equal(result["label"], sample()["label"]) and "edges" not in result
+
+
+def test_medsoft_diffusion_repaints_with_a_soft_edge(random_inpainter, semantic_controller) -> None:
+    preset = presets.medsoft_diffusion(
+        modality="ultrasound",
+        model=random_inpainter,
+        semantic_controller=semantic_controller,
+        num_inference_steps=2,
+        soft_width_mm=2.0,
+        prob=1.0,
+    )
+    result = run(preset, sample())
+    changed = (result["image"] != sample()["image"])[0]
+    assert result["image_diffaug"]["applied"] and changed.sum() > result["mask"].sum() and not changed[:8].any()

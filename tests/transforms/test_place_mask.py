@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from scipy.ndimage import label as components
+
+from monai_diffaug.errors import GridMismatchError
+from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaintd
+from monai_diffaug.transforms.place_mask import PlaceMask, PlaceMaskd
+
+
+def framed(size: tuple[int, ...] = (80, 96)) -> torch.Tensor:
+    """Tissue in a black frame of 16 pixels."""
+    image = torch.zeros(1, *size)
+    image[:, 16:-16, 16:-16] = 100 + 20 * torch.rand(1, size[0] - 32, size[1] - 32, *size[2:], generator=torch.Generator().manual_seed(0))
+    return image
+
+
+def test_a_blob_lies_on_tissue_in_one_piece_and_repeats_with_its_seed() -> None:
+    image = framed()
+    places = set()
+    for seed in range(20):
+        mask = PlaceMask().apply(image, seed=seed)
+        assert mask.dtype == torch.uint8 and mask.shape == image.shape and mask.any()
+        assert components(mask[0].numpy())[1] == 1
+        assert float((image[mask > 0] > 0).float().mean()) >= 0.95
+        assert torch.equal(mask, PlaceMask().apply(image, seed=seed))
+        places.add(tuple(mask[0].nonzero()[0].tolist()))
+    assert len(places) > 10
+
+
+def test_a_shape_from_the_bank_keeps_its_outline_up_to_mirroring_and_scale() -> None:
+    shape = np.zeros((60, 60), np.uint8)
+    shape[10:30, 10:16] = 1
+    shape[24:30, 10:34] = 1  # an L of 20 x 24 pixels
+    shape[50, 50] = 1  # a speck that is no part of it
+    area = int(shape[:40].sum())
+    for seed in range(5):
+        mask = PlaceMask([shape], scale_range=(1.0, 1.0)).apply(framed(), seed=seed)[0].numpy()
+        rows, columns = np.nonzero(mask)
+        assert (np.ptp(rows) + 1, np.ptp(columns) + 1) == (20, 24) and mask.sum() == area
+        corners = [mask[y, x] for y in (rows.min(), rows.max()) for x in (columns.min(), columns.max())]
+        assert sum(map(int, corners)) == 3
+
+
+def test_a_bank_of_files_is_read_when_it_is_used_and_keeps_the_transform_small(tmp_path) -> None:
+    from PIL import Image
+
+    square = np.zeros((40, 40), np.uint8)
+    square[5:15, 5:25] = 255
+    Image.fromarray(square).save(tmp_path / "a.png")
+    transform = PlaceMask([tmp_path / "a.png"], scale_range=(1.0, 1.0))
+    assert len(pickle.dumps(transform)) < 10_000
+    assert int(transform.apply(framed(), torch.ones(1, 80, 96), seed=1).sum()) == 200
+
+
+def test_a_volume_gets_an_ellipsoid_of_the_given_height_in_mm_in_the_anatomical_plane() -> None:
+    affine = np.zeros((4, 4))
+    affine[2, 0], affine[0, 1], affine[1, 2], affine[3, 3] = 2.0, 1.0, 1.0, 1.0  # stored S, R, A with slices of 2 mm
+    image = MetaTensor(torch.rand(1, 20, 60, 60, generator=torch.Generator().manual_seed(1)) + 1, affine=torch.from_numpy(affine))
+    mask = PlaceMask(depth_mm=12.0, size_range=(0.4, 0.5), tissue_above=0.0).apply(image, torch.ones(1, 20, 60, 60), seed=3)
+    assert isinstance(mask, MetaTensor) and np.allclose(mask.affine, affine)
+    areas = mask[0].sum((1, 2)).numpy()
+    touched = np.flatnonzero(areas)
+    assert 4 <= len(touched) <= 7 and np.array_equal(touched, np.arange(touched[0], touched[-1] + 1))
+    assert areas.argmax() not in (touched[0], touched[-1])
+
+
+def test_the_mask_stays_within_the_region_and_clear_of_the_label() -> None:
+    image, organ, lesion = framed(), torch.zeros(1, 80, 96), torch.zeros(1, 80, 96)
+    organ[:, 20:60, 20:50] = 2
+    lesion[:, 20:60, 35:50] = 1
+    transform = PlaceMaskd("image", region_key="organ", label_key="label", size_range=(0.1, 0.15)).set_random_state(0)
+    for _ in range(5):
+        mask = transform({"image": image, "organ": organ, "label": lesion})["mask"]
+        assert mask.any() and not (mask[organ == 0]).any() and not (mask[lesion > 0]).any()
+
+
+def test_without_a_place_the_mask_is_empty_and_the_inpainter_says_so(random_inpainter) -> None:
+    sample = {"image": framed(), "organ": torch.zeros(1, 80, 96), "prompt": "x"}
+    sample = PlaceMaskd("image", region_key="organ").set_random_state(0)(sample)
+    assert not sample["mask"].any()
+    edited = DiffusionLocalInpaintd("image", model=random_inpainter)(sample)
+    assert edited["image_diffaug"]["reason"] == "empty mask" and edited["image"] is sample["image"]
+
+
+def test_not_triggered_is_an_empty_mask_after_the_same_draws() -> None:
+    never, always = (PlaceMaskd("image", prob=p).set_random_state(5) for p in (0.0, 1.0))
+    empty, drawn = (transform({"image": framed()})["mask"] for transform in (never, always))
+    assert not empty.any() and drawn.any() and empty.shape == drawn.shape and empty.dtype == drawn.dtype
+    assert never.R.rand() == always.R.rand()
+
+
+def test_numpy_stays_numpy() -> None:
+    mask = PlaceMask().apply(framed().numpy(), seed=1)
+    assert isinstance(mask, np.ndarray) and mask.dtype == np.uint8
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"size_range": (0.5, 0.2)}, "size_range"),
+        ({"scale_range": (0.0, 1.0)}, "scale_range"),
+        ({"depth_mm": -1.0}, "depth_mm"),
+        ({"tissue_above": 1.0}, "tissue_above"),
+        ({"plane": "oblique"}, "axial"),
+        ({"bank": []}, "empty"),
+        ({"bank": [np.zeros((5, 5))]}, "empty"),
+        ({"bank": [np.ones((2, 5, 5))]}, r"\(H, W\)"),
+    ],
+)
+def test_an_option_out_of_range_is_refused(options, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        PlaceMask(**options)
+
+
+def test_a_region_on_another_grid_is_refused() -> None:
+    with pytest.raises(GridMismatchError, match="region"):
+        PlaceMask().apply(framed(), torch.ones(1, 8, 8), seed=1)
+    with pytest.raises(KeyError, match="organ"):
+        PlaceMaskd("image", region_key="organ")({"image": framed()})
