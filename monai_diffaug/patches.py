@@ -49,7 +49,7 @@ class Patch(NamedTuple):
     """One touched slice, cropped to the model's size.
 
     Attributes:
-        index: position of the slice in its stack.
+        position: of the slice in its stack.
         roi: the square of the slice.
         soft: (h, w) composite weights on the slice.
         image: (3, size, size) in [-1, 1].
@@ -59,7 +59,7 @@ class Patch(NamedTuple):
         control: (3, size, size) in [0, 1] or None.
     """
 
-    index: int
+    position: int
     roi: Roi
     soft: Tensor
     image: Tensor
@@ -130,9 +130,9 @@ def put_back(stack: Stack, patches: list[Patch], pictures: Tensor) -> Tensor:
     result = stack.slices.clone()
     for patch, picture in zip(patches, pictures, strict=True):
         picture = picture.to(result.device).clamp(-1, 1)
-        image = stack.slices[patch.index]
+        image = stack.slices[patch.position]
         if image.shape[0] == 1:
             picture = picture.mean(0, keepdim=True)
         canvas = paste(image.float(), stack.window.to_image(picture), patch.roi)
-        result[patch.index] = composite(image, canvas, patch.soft[None])
+        result[patch.position] = composite(image, canvas, patch.soft[None])
     return from_slices(result, stack.plane).contiguous()

@@ -248,7 +248,7 @@ def _noise(model: Inpainter, pieces: list[_Piece], settings: RepaintSettings, pu
     parts = []
     for _, group in groupby(pieces, key=lambda piece: piece.owner):
         own = list(group)
-        parts.append(slice_noise(own[0].stack.seed, [piece.patch.index for piece in own], shape, settings.noise_rho, purpose))
+        parts.append(slice_noise(own[0].stack.seed, [piece.patch.position for piece in own], shape, settings.noise_rho, purpose))
     return torch.cat(parts)
 
 
@@ -297,7 +297,7 @@ def _sample(
         num_inference_steps=settings.num_inference_steps,
         strength=settings.strength,
         trajectory=trajectory,
-        generators=[g for piece in pieces for g in slice_generators(piece.stack.seed, [piece.patch.index], STOCHASTIC_STEP)],
+        generators=[g for piece in pieces for g in slice_generators(piece.stack.seed, [piece.patch.position], STOCHASTIC_STEP)],
     )
 
 

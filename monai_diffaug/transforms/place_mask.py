@@ -70,7 +70,7 @@ class PlaceMask(RandomizableTransform):
         if bank is not None and len(bank) == 0:
             raise ValueError("the bank of masks is empty; give masks, or bank=None for random blobs")
         self.bank = None if bank is None else [item if isinstance(item, (str, Path)) else _outline(item) for item in bank]
-        self.size_range, self.scale_range = tuple(size_range), tuple(scale_range)
+        self.size_range, self.scale_range = (size_range[0], size_range[1]), (scale_range[0], scale_range[1])
         self.depth_mm = depth_mm
         self.tissue_above = tissue_above
         self.plane = plane
