@@ -295,7 +295,7 @@ def _needs(check: _Check, id_: str) -> set[str]:
     """Ids that have to be resolved before ``id_``, at any depth; a circle is a fault."""
     resolver = check.parser.ref_resolver
     seen: set[str] = set()
-    waiting = [(id_, (id_,))]
+    waiting: list[tuple[str, tuple[str, ...]]] = [(id_, (id_,))]
     while waiting:
         current, way = waiting.pop()
         item = resolver.items.get(current)

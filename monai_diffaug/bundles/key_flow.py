@@ -17,6 +17,9 @@ from monai_diffaug.transforms.text_prompt import TextPromptd
 
 __all__ = ["key_faults"]
 
+# options of MONAI's transforms that make new keys out of the given ones
+KEY_MAKERS = ("new_key_prefix", "output_postfixes", "output_key", "output_keys", "new_key", "prefix")
+
 
 @dataclass(frozen=True)
 class _Need:
@@ -94,8 +97,10 @@ def _needs(step: Any) -> Iterator[_Need]:
     elif isinstance(step, DiffusionLocalInpaintd):
         yield _Need(step.mask_key, "mask_key", MedSAMMaskd)
         yield _Need(step.prompt_key, "prompt_key", TextPromptd, is_array=False)
-    if isinstance(step, (MedSAMMaskd, DiffusionLocalInpaintd)) and step.label_key is not None:
-        yield _Need(step.label_key, "label_key")
+    for option in ("label_key", "control_key"):
+        named = getattr(step, option, None)
+        if isinstance(step, (MedSAMMaskd, DiffusionLocalInpaintd)) and isinstance(named, str):
+            yield _Need(named, option)
 
 
 def _writes(step: Any) -> tuple[str, ...]:
@@ -112,6 +117,13 @@ def _writes(step: Any) -> tuple[str, ...]:
         return tuple(map(str, step.names))
     name = getattr(step, "name", None)  # ConcatItemsd and its like
     return (name,) if isinstance(name, str) else ()
+
+
+def _named(step: Any) -> set[str]:
+    """Every key that one of this package's transforms names in an option, read or written."""
+    if not type(step).__module__.startswith("monai_diffaug."):
+        return set()
+    return {value for name, value in vars(step).items() if name.endswith("_key") and isinstance(value, str)}
 
 
 def _fault(need: _Need, known: _Known, earlier: Sequence[Any], later: Sequence[Any]) -> str:
@@ -151,11 +163,13 @@ def _advance(known: _Known, step: Any) -> None:
         known.removed.update(dict.fromkeys(_keys(step), "DeleteItemsd"))
         known.keys -= set(_keys(step))
     elif isinstance(step, MapTransform):
-        new = {*_keys(step), *_writes(step), *(need.key for need in _needs(step))}
+        new = {*_keys(step), *_writes(step), *_named(step)}
         known.keys |= new
         for key in new:
             known.removed.pop(key, None)
         known.arrays_are_loaded |= isinstance(step, LoadImaged)
+        if not type(step).__module__.startswith(("monai.", "monai_diffaug.")) or any(getattr(step, name, None) for name in KEY_MAKERS):
+            known.is_complete = known.arrays_are_loaded = False
     else:
         # a plain function, or a transform without keys, may add anything
         known.is_complete = known.arrays_are_loaded = False

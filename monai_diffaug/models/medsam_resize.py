@@ -11,6 +11,9 @@ from torch import Tensor
 
 __all__ = ["cubic_matrix", "resize_cubic"]
 
+# A sample's weight falls by 0.27 from pixel to pixel and soon is a denormal number, with which processors calculate ten times slower.
+NEGLIGIBLE = 1e-12
+
 
 def _mirror(index: np.ndarray[Any, Any], n: int) -> np.ndarray[Any, Any]:
     """Indices reflected about the centres of the first and the last sample."""
@@ -48,7 +51,9 @@ def cubic_matrix(n_in: int, n_out: int) -> Tensor:
     cubic = ((1 - t) ** 3 / 6, (3 * t**3 - 6 * t**2 + 4) / 6, (-3 * t**3 + 3 * t**2 + 3 * t + 1) / 6, t**3 / 6)
     for tap, values in zip((-1, 0, 1, 2), cubic, strict=True):
         np.add.at(basis, (np.arange(n_out), _mirror(first + tap, n_in)), values)
-    return torch.from_numpy((basis @ np.linalg.solve(knots, blur)).astype(np.float32))
+    matrix = basis @ np.linalg.solve(knots, blur)
+    matrix[np.abs(matrix) < NEGLIGIBLE] = 0.0
+    return torch.from_numpy(matrix.astype(np.float32))
 
 
 @lru_cache(maxsize=32)

@@ -1,1 +1,36 @@
-"""The transforms, an array form and a dictionary form (suffix d) in each file."""
+"""MONAI transforms, one a file, each with its array and its dictionary form; importing this makes their short names known to Bundles."""
+
+from monai_diffaug.transforms.batch import BatchLocalInpaint, PrepareBatchInpaint
+from monai_diffaug.transforms.cached_random import CachedRandomd
+from monai_diffaug.transforms.edge_map import EdgeMap, EdgeMapd
+from monai_diffaug.transforms.latent_validate import LatentValidate, LatentValidated
+from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaint, DiffusionLocalInpaintd
+from monai_diffaug.transforms.medsam_mask import MedSAMMask, MedSAMMaskd
+from monai_diffaug.transforms.patch_merge import RandPatchMerge, RandPatchMerged, RandSynthetic, RandSyntheticd
+from monai_diffaug.transforms.place_mask import PlaceMask, PlaceMaskd
+from monai_diffaug.transforms.soft_mask import SoftMask, SoftMaskd
+from monai_diffaug.transforms.text_prompt import TextPrompt, TextPromptd
+
+__all__ = [
+    "BatchLocalInpaint",
+    "CachedRandomd",
+    "DiffusionLocalInpaint",
+    "DiffusionLocalInpaintd",
+    "EdgeMap",
+    "EdgeMapd",
+    "LatentValidate",
+    "LatentValidated",
+    "MedSAMMask",
+    "MedSAMMaskd",
+    "PlaceMask",
+    "PlaceMaskd",
+    "PrepareBatchInpaint",
+    "RandPatchMerge",
+    "RandPatchMerged",
+    "RandSynthetic",
+    "RandSyntheticd",
+    "SoftMask",
+    "SoftMaskd",
+    "TextPrompt",
+    "TextPromptd",
+]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from monai_diffaug.models.medsam_resize import resize_cubic
+from monai_diffaug.models.medsam_resize import cubic_matrix, resize_cubic
 
 TOLERANCE = 1.3e-4  # grey values of 255
 
@@ -31,3 +31,10 @@ def test_scikit_image_is_not_imported() -> None:
         "resize_cubic(torch.rand(1, 1, 9, 9), 8); assert 'skimage' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(("n_in", "n_out"), [(512, 256), (512, 1024), (640, 256)])
+def test_no_weight_is_a_denormal_number(n_in: int, n_out: int) -> None:
+    weights = cubic_matrix(n_in, n_out).abs()
+    assert weights[weights > 0].min() > 1e-13
+    torch.testing.assert_close(weights.new_ones(n_in) @ cubic_matrix(n_in, n_out).T, torch.ones(n_out), atol=1e-5, rtol=0)

@@ -1,0 +1,158 @@
+"""``CachedRandomd``: any random transform as a deterministic one, so that MONAI's caching data sets keep its result."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import InvertibleTransform
+from monai.transforms.traits import InvertibleTrait
+from monai.transforms.utils import reset_ops_id
+
+__all__ = ["CachedRandomD", "CachedRandomDict", "CachedRandomd", "DrawCounts"]
+
+
+class DrawCounts:
+    """How often each item was drawn in this process: copies share the counts, a pickle starts at zero.
+
+    There is no lock that a fork could inherit while it is held: ``dict.setdefault`` and ``next`` of a ``count`` are atomic.
+    """
+
+    def __init__(self) -> None:
+        self._counts: dict[str, Iterator[int]] = {}
+
+    def take(self, item: str) -> int:
+        return next(self._counts.setdefault(item, itertools.count()))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> DrawCounts:
+        return self
+
+    def __reduce__(self) -> tuple[type[DrawCounts], tuple[()]]:
+        return DrawCounts, ()
+
+
+class CachedRandomd(InvertibleTransform):
+    """Run a random transform with random numbers that follow from (seed, item, draw) alone, as a cacheable transform.
+
+    CacheDataset, SmartCacheDataset, PersistentDataset and LMDBDataset cache everything before the first random transform. This
+    wrapper is none, so what it wraps is cached: a MedSAM mask costs one encoder call an item and not one an epoch, and
+    SmartCacheDataset spreads the cost of diffusion over the epochs. Unlike a bare random transform in a cached part, no two
+    items get the same random numbers.
+
+    The draw is the number of earlier calls for the same item, by all copies of this instance in this process, modulo ``draws``.
+    A cache calls once for each item that it computes, so a replay gives the same bytes for any number of init, replace or
+    thread workers. Each process counts for itself: worker processes that are started anew for each epoch repeat their draws,
+    unless the result does not depend on the count (``draws=1``) or ``set_epoch`` was called before the epoch.
+
+    Each call works on a copy of the wrapped transform, so any number of threads may call at once; what the wrapped transform
+    would count or learn (``LatentValidated.statistics``, its dynamic threshold) is not carried from one call to the next.
+
+    Args:
+        transform: a random dictionary transform, or a ``Compose`` of several; anything with ``set_random_state``.
+        seed: of the whole run. Give two instances that wrap the same class different seeds.
+        id_key: the key that holds the item's identity: text, an integer, a path, or an image whose meta data name its file.
+            Two items with one identity share their draws.
+        draws: number of different results that an item can have; 1 freezes it, in whichever process it is computed.
+            None means no limit.
+
+    Raises:
+        TypeError: ``transform`` is not random.
+        ValueError: ``draws`` is less than 1.
+    """
+
+    def __init__(self, transform: Callable[[Any], Any], *, seed: int, id_key: Hashable, draws: int | None = None) -> None:
+        if not callable(transform) or not hasattr(transform, "set_random_state"):
+            raise TypeError(
+                f"CachedRandomd wraps a random transform, one with set_random_state; got {type(transform).__name__}. Deterministic "
+                "transforms are cached as they are"
+            )
+        if draws is not None and draws < 1:
+            raise ValueError(f"draws must be 1 or more, or None for no limit, got {draws}")
+        self.transform = transform
+        self.seed = int(seed)
+        self.id_key = id_key
+        self.draws = draws
+        self.epoch = 0
+        self._counts = DrawCounts()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Start another series of draws, as ``DistributedSampler.set_epoch`` does; call it in the main process before the epoch."""
+        self.epoch = int(epoch)
+        self._counts = DrawCounts()
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Any:
+        """What the wrapped transform makes of the sample.
+
+        Raises:
+            KeyError: the sample has no ``id_key``.
+            TypeError: its value identifies nothing.
+        """
+        item = item_identity(data, self.id_key)
+        draw = 0 if self.draws == 1 else self._counts.take(item)
+        own: Any = deepcopy(self.transform)
+        own.set_random_state(seed=self._seed_of(item, draw if self.draws is None else draw % self.draws))
+        result = own(data)
+        if isinstance(own, InvertibleTrait):
+            _forget_instance(result, data)
+        return result
+
+    def inverse(self, data: Any) -> Any:
+        """Undo what the wrapped transform has traced; the identity when it is not invertible."""
+        if not isinstance(self.transform, InvertibleTrait):
+            return data
+        own: Any = deepcopy(self.transform)
+        return own.inverse(data)
+
+    def _seed_of(self, item: str, draw: int) -> int:
+        """A uint32 that differs between wrapped classes, so that a mask and a flip of one item are not drawn alike."""
+        name = type(self.transform).__qualname__
+        digest = hashlib.sha256(repr((self.seed, name, item, self.epoch, draw)).encode()).digest()
+        return int.from_bytes(digest[:4], "little")
+
+
+CachedRandomD = CachedRandomDict = CachedRandomd
+
+
+def item_identity(data: Mapping[Hashable, Any], id_key: Hashable) -> str:
+    """The text that identifies a sample.
+
+    Raises:
+        KeyError: the sample has no ``id_key``.
+        TypeError: its value is not text, an integer, a path or an image that knows its file.
+    """
+    if not isinstance(data, Mapping):
+        raise TypeError(f"CachedRandomd takes a dictionary, got {type(data).__name__}")
+    if id_key not in data:
+        raise KeyError(
+            f"id_key {id_key!r} is not in the sample, which has {sorted(map(str, data))}; give each item of the data set an id, "
+            "or name the key of its file"
+        )
+    value = data[id_key]
+    if isinstance(value, MetaTensor) and value.meta.get("filename_or_obj"):
+        return str(value.meta["filename_or_obj"])
+    if isinstance(value, (str, int, np.integer, os.PathLike)):
+        return str(value)
+    if isinstance(value, (np.ndarray, torch.Tensor)):
+        number = np.asarray(value.detach().cpu() if isinstance(value, torch.Tensor) else value)
+        if number.size == 1 and number.dtype.kind in "iu":
+            return str(int(number.item()))
+    raise TypeError(
+        f"id_key {id_key!r} holds a {type(value).__name__}; an item is identified by text, an integer, a path, or an image whose "
+        "meta data hold 'filename_or_obj'"
+    )
+
+
+def _forget_instance(result: Any, given: Mapping[Hashable, Any]) -> None:
+    """Traces name the instance that made them; that was a copy, so the check of the inverse is told to skip them."""
+    untouched = {id(value) for value in given.values()}
+    for sample in result if isinstance(result, (list, tuple)) else [result]:
+        for value in sample.values() if isinstance(sample, Mapping) else [sample]:
+            if isinstance(value, MetaTensor) and id(value) not in untouched:
+                reset_ops_id(value)

@@ -1,0 +1,413 @@
+"""A bounded bank of edited variants of each sample, filled in the background and drawn from in no time."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import queue
+import threading
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import RandomizableTransform
+from monai.utils import convert_to_dst_type
+from torch import Tensor
+
+from monai_diffaug.data.transform_hash import transform_hashing
+from monai_diffaug.seeding import draw_seed
+from monai_diffaug.transforms.cached_random import item_identity
+
+__all__ = ["DrawVariantD", "DrawVariantDict", "DrawVariantd", "FolderStore", "MemoryStore", "VariantBank", "VariantKey"]
+
+logger = logging.getLogger(__name__)
+
+ABANDONED_S = 3600.0  # a part file of this age belongs to a process that died while it wrote
+PART = ".part"
+PENDING = 64  # variants ordered at once; an order holds its sample in memory
+
+
+class VariantKey(NamedTuple):
+    """One variant: the sample (a hash of content, settings and seed), its place in the bank, and how often that was refreshed."""
+
+    sample: str
+    slot: int
+    generation: int
+
+
+class VariantStore(Protocol):
+    """Where variants are kept. Every method may be called from any thread."""
+
+    def get(self, key: VariantKey) -> dict[Hashable, Any] | None: ...
+    def put(self, key: VariantKey, values: dict[Hashable, Any]) -> None: ...
+    def discard(self, key: VariantKey) -> None: ...
+    def known(self, sample: str) -> list[VariantKey]: ...
+
+
+class MemoryStore:
+    """Variants in memory; beyond ``limit`` the one not used for longest goes."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._held: OrderedDict[VariantKey, dict[Hashable, Any]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: VariantKey) -> dict[Hashable, Any] | None:
+        with self._lock:
+            if key not in self._held:
+                return None
+            self._held.move_to_end(key)
+            return self._held[key]
+
+    def put(self, key: VariantKey, values: dict[Hashable, Any]) -> None:
+        with self._lock:
+            self._held[key] = values
+            while len(self._held) > self.limit:
+                self._held.popitem(last=False)
+
+    def discard(self, key: VariantKey) -> None:
+        with self._lock:
+            self._held.pop(key, None)
+
+    def known(self, sample: str) -> list[VariantKey]:
+        with self._lock:
+            return [key for key in self._held if key.sample == sample]
+
+
+class FolderStore:
+    """Variants as files ``SAMPLE/SLOT-GENERATION.pt``, which the next run finds again; beyond ``limit`` the oldest used goes.
+
+    A file is written under another name and renamed when it is complete, so a crash leaves whole variants and at most a part file,
+    which is not read and is removed an hour later. A file that cannot be read counts as missing. Several processes may share a folder.
+    """
+
+    def __init__(self, folder: str | Path, limit: int) -> None:
+        self.folder = Path(folder)
+        self.limit = limit
+        self._lock = threading.Lock()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for part in self.folder.glob(f"*/*{PART}"):
+            _remove_if_older(part, ABANDONED_S)
+
+    def get(self, key: VariantKey) -> dict[Hashable, Any] | None:
+        file = self._file(key)
+        try:
+            values: dict[Hashable, Any] = torch.load(file, map_location="cpu", weights_only=True)
+            os.utime(file)
+        except FileNotFoundError:
+            return None
+        except Exception as error:  # torch.load raises whatever a damaged archive makes its parts raise
+            logger.warning("%s cannot be read (%s) and is made again", file, error)
+            file.unlink(missing_ok=True)
+            return None
+        return values
+
+    def put(self, key: VariantKey, values: dict[Hashable, Any]) -> None:
+        file = self._file(key)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_name(f"{file.name}.{uuid.uuid4().hex}{PART}")
+        try:
+            torch.save(values, part)
+            part.replace(file)
+        finally:
+            part.unlink(missing_ok=True)
+        with self._lock:
+            self._bound()
+
+    def discard(self, key: VariantKey) -> None:
+        self._file(key).unlink(missing_ok=True)
+
+    def known(self, sample: str) -> list[VariantKey]:
+        numbers = (file.stem.split("-") for file in sorted((self.folder / sample).glob("*-*.pt")))
+        return [VariantKey(sample, int(slot), int(generation)) for slot, generation in numbers]
+
+    def _file(self, key: VariantKey) -> Path:
+        return self.folder / key.sample / f"{key.slot}-{key.generation}.pt"
+
+    def _bound(self) -> None:
+        files = list(self.folder.glob("*/*.pt"))
+        if len(files) > self.limit:
+            for file in sorted(files, key=_last_use)[: len(files) - self.limit]:
+                file.unlink(missing_ok=True)
+
+
+def _last_use(file: Path) -> float:
+    try:
+        return file.stat().st_mtime
+    except FileNotFoundError:  # another process removed it
+        return 0.0
+
+
+def _remove_if_older(file: Path, seconds: float) -> None:
+    if time.time() - _last_use(file) > seconds:
+        file.unlink(missing_ok=True)
+
+
+class VariantBank:
+    """Edited variants of each sample that comes by, made by a thread in the background and replaced after so many uses.
+
+    The first draw of a sample waits for its first variant; the others follow in the background, one at a time. Which of them are
+    there already depends on timing; with ``background=False`` all are made at the first draw, and the same draws always give the same.
+    A variant depends on the sample, the transform's settings, ``seed``, its place and its generation alone.
+
+    Copies are the same bank. A pickle is an empty bank with the same settings: with ``folder``, processes share what they make.
+
+    Args:
+        transform: a random dictionary transform, or a ``Compose`` of several, whose results are kept: ``DiffusionLocalInpaintd``, say,
+            with what makes its mask and prompt. It must leave samples on their grid.
+        seed: of all variants.
+        variants: kept of each sample.
+        uses: draws after which a variant is replaced by a new one: one edit for so many samples. None never replaces.
+        limit: variants kept in all; those not used for longest go.
+        folder: keep them there, None in memory.
+        id_key: the key of the sample's identity (text, integer, path, or an image that knows its file). None hashes the whole content,
+            which costs milliseconds a megabyte.
+        background: make variants in a thread of this process.
+
+    Raises:
+        TypeError: the transform is not random.
+        ValueError: a number is less than 1.
+    """
+
+    _thread: threading.Thread | None
+
+    def __init__(
+        self,
+        transform: Callable[[Any], Any],
+        *,
+        seed: int,
+        variants: int = 4,
+        uses: int | None = 10,
+        limit: int = 1024,
+        folder: str | Path | None = None,
+        id_key: Hashable | None = None,
+        background: bool = True,
+    ) -> None:
+        if not callable(transform) or not hasattr(transform, "set_random_state"):
+            raise TypeError(f"a bank holds results of a random transform, one with set_random_state; got {type(transform).__name__}")
+        for name, number in (("variants", variants), ("uses", uses), ("limit", limit)):
+            if number is not None and number < 1:
+                raise ValueError(f"{name} must be 1 or more, got {number}")
+        self.transform = transform
+        self.seed, self.variants, self.uses, self.limit = int(seed), variants, uses, limit
+        self.folder = None if folder is None else str(folder)
+        self.id_key = id_key
+        self.background = background
+        self.made = 0
+        self._store: VariantStore | None = None
+        self._settings: str | None = None
+        self._start_afresh()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> VariantBank:
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = ("transform", "seed", "variants", "uses", "limit", "folder", "id_key", "background")
+        return {name: getattr(self, name) for name in kept}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state.pop("transform"), **state)  # type: ignore[misc]
+
+    def draw(self, data: Mapping[Hashable, Any], choice: int) -> dict[Hashable, Any]:
+        """One of the sample's variants.
+
+        Args:
+            data: the sample; what the variant does not change is handed on by reference.
+            choice: any number; taken modulo the variants that are there.
+
+        Raises:
+            Exception: whatever the transform raised when it was asked for a variant of this sample.
+        """
+        self._after_fork()
+        sample = self._key_of(data)
+        ready = self._ready(sample)
+        wanted = self.variants if not self.background else 1
+        for slot in range(self.variants):
+            if len(ready) >= wanted:
+                break
+            if slot not in ready:
+                ready[slot] = self._make(data, VariantKey(sample, slot, self._generation(sample, slot)))
+        slot = sorted(ready)[choice % len(ready)]
+        values = self._stored().get(ready[slot])
+        if values is None:  # evicted in between, or a damaged file
+            values = self._values(data, ready[slot])
+            self._stored().put(ready[slot], values)
+        self._plan(data, ready, slot)
+        return _restored(values, data)
+
+    def close(self) -> None:
+        """End the background thread after what it is making; the bank stays usable."""
+        thread, self._thread = self._thread, None
+        if thread is not None and self._pid == os.getpid():
+            self._jobs.put(None)
+            thread.join()
+
+    def _start_afresh(self) -> None:
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._jobs: queue.Queue[tuple[Mapping[Hashable, Any], VariantKey] | None] = queue.Queue()
+        self._thread = None
+        self._under_way: set[VariantKey] = set()
+        self._used: dict[VariantKey, int] = {}
+        self._failed: dict[str, Exception] = {}
+
+    def _after_fork(self) -> None:
+        """A forked child has no thread and may hold a locked lock."""
+        if self._pid != os.getpid():
+            self._store = None
+            self._start_afresh()
+
+    def _stored(self) -> VariantStore:
+        if self._store is None:
+            self._store = MemoryStore(self.limit) if self.folder is None else FolderStore(self.folder, self.limit)
+        return self._store
+
+    def _key_of(self, data: Mapping[Hashable, Any]) -> str:
+        """40 hexadecimal digits of content (or identity), settings and seed."""
+        if self._settings is None:
+            self._settings = transform_hashing(self.transform).decode()
+        if self.id_key is not None:
+            content = item_identity(data, self.id_key)
+        else:
+            placed = {k: (v, v.affine) if isinstance(v, MetaTensor) else v for k, v in data.items()}
+            content = transform_hashing(placed).decode()
+        return hashlib.sha256(repr((content, self._settings, self.seed)).encode()).hexdigest()[:40]
+
+    def _ready(self, sample: str) -> dict[int, VariantKey]:
+        """The newest variant in each slot that has one."""
+        error = self._failed.pop(sample, None)
+        if error is not None:
+            raise error
+        newest: dict[int, VariantKey] = {}
+        for key in self._stored().known(sample):
+            if key.slot < self.variants and key.generation >= newest.get(key.slot, key).generation:
+                newest[key.slot] = key
+        return newest
+
+    def _generation(self, sample: str, slot: int) -> int:
+        return max((key.generation for key in self._used if key[:2] == (sample, slot)), default=0)
+
+    def _make(self, data: Mapping[Hashable, Any], key: VariantKey) -> VariantKey:
+        self._stored().put(key, self._values(data, key))
+        return key
+
+    def _values(self, data: Mapping[Hashable, Any], key: VariantKey) -> dict[Hashable, Any]:
+        """What the transform adds to or changes in the sample, as plain tensors and values."""
+        own: Any = deepcopy(self.transform)
+        digest = hashlib.sha256(repr(tuple(key)).encode()).digest()
+        own.set_random_state(seed=int.from_bytes(digest[:4], "little"))
+        result = own(dict(data))
+        self.made += 1
+        return {k: _plain(v) for k, v in result.items() if k not in data or v is not data[k]}
+
+    def _plan(self, data: Mapping[Hashable, Any], ready: Mapping[int, VariantKey], slot: int) -> None:
+        """Count the use, and order what is missing or worn out."""
+        key = ready[slot]
+        with self._lock:
+            self._used[key] = self._used.get(key, 0) + 1
+            worn = self.uses is not None and self._used[key] >= self.uses
+        missing = next((s for s in range(self.variants) if s not in ready), None)
+        if worn:
+            self._order(data, key._replace(generation=key.generation + 1))
+        elif missing is not None:
+            self._order(data, VariantKey(key.sample, missing, self._generation(key.sample, missing)))
+
+    def _order(self, data: Mapping[Hashable, Any], key: VariantKey) -> None:
+        if not self.background:
+            self._replace(data, key)
+            return
+        with self._lock:
+            if len(self._under_way) >= PENDING or any(other.sample == key.sample for other in self._under_way):
+                return  # a later draw will order it
+            self._under_way.add(key)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="variants", daemon=True)
+                self._thread.start()
+        self._jobs.put((data, key))
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            data, key = job
+            try:
+                self._replace(data, key)
+            except Exception as error:  # the next draw of this sample raises it in its own thread
+                logger.warning("no variant of a sample: %s", error)
+                self._failed[key.sample] = error
+            finally:
+                with self._lock:
+                    self._under_way.discard(key)
+
+    def _replace(self, data: Mapping[Hashable, Any], key: VariantKey) -> None:
+        """Make a variant, then drop the older ones of its slot."""
+        self._make(data, key)
+        for older in self._stored().known(key.sample):
+            if older.slot == key.slot and older.generation < key.generation:
+                self._stored().discard(older)
+                with self._lock:
+                    self._used.pop(older, None)
+                    self._used.setdefault(key, 0)
+
+
+class DrawVariantd(RandomizableTransform):
+    """Replace each sample by one of its variants in a bank: a random transform that costs no model call most of the time.
+
+    A variant need not be an edit: the chance of that is the wrapped transform's own ``prob``, and the keys are the same either way.
+
+    Args:
+        bank: where the variants are.
+
+    Example:
+        ``DrawVariantd(VariantBank(Compose([MedSAMMaskd(...), TextPromptd(...), DiffusionLocalInpaintd(...)]), seed=0, folder="bank"))``
+    """
+
+    def __init__(self, bank: VariantBank) -> None:
+        RandomizableTransform.__init__(self, 1.0)
+        self.bank = bank
+        self.choice = 0
+
+    def randomize(self, data: Any | None = None) -> None:
+        """Draw the coin, which always falls on its face, and the choice."""
+        super().randomize(data)
+        self.choice = draw_seed(self.R)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        self.randomize()
+        return self.bank.draw(data, self.choice)
+
+
+DrawVariantD = DrawVariantDict = DrawVariantd
+
+
+def _plain(value: Any) -> Any:
+    """A value that can be stored and read back without running code; arrays become tensors on the CPU that own their memory."""
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value.copy())
+    if isinstance(value, Tensor):
+        tensor = value.as_tensor() if isinstance(value, MetaTensor) else value
+        return tensor.detach().cpu().clone()
+    if isinstance(value, np.generic):
+        return value.item()
+    return deepcopy(value)
+
+
+def _restored(values: Mapping[Hashable, Any], data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+    """The sample with a variant's values, each in the type and with the meta data of what it replaces."""
+    result = dict(data)
+    image = next((value for value in data.values() if isinstance(value, (Tensor, np.ndarray)) and value.ndim >= 3), None)
+    for key, value in values.items():
+        before = data.get(key)
+        if isinstance(value, Tensor):
+            like = before if isinstance(before, (Tensor, np.ndarray)) else image if value.ndim >= 3 else None
+            copied = value.clone()
+            result[key] = copied if like is None else convert_to_dst_type(copied, like, dtype=copied.dtype)[0]
+        else:
+            result[key] = deepcopy(value)
+    return result
