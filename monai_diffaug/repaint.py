@@ -34,6 +34,7 @@ NOISE_SOURCES = ("random", "inverted")
 CPU_BATCH = 8
 LARGEST_UNET_BATCH, LARGEST_VAE_BATCH = 64, 8  # 8 decodes of 512 px fill a GPU already
 FREE_SHARE = 0.8
+CONSTANT = 1e-6  # of the model's range [-1, 1]
 VAE_MAPS = 3.0  # peak of a decode in full-size feature maps of block_out_channels[1]: 0.4 GB for SD at 512 px in bfloat16
 UNET_MAPS = 26.0  # peak of a UNet call in feature maps of block_out_channels[0] at the latents' size: 68 MB for SD-1.5 in bfloat16
 
@@ -188,6 +189,9 @@ def _assemble(stack: Stack, patches: list[Patch], pictures: list[Tensor]) -> Rep
     generated = torch.stack(pictures)
     if not bool(torch.isfinite(generated).all()):
         return Repainted(None, 0, "the model returned non-finite values")
+    spread = generated.flatten(1).amax(1) - generated.flatten(1).amin(1)
+    if bool((spread < CONSTANT).any()):
+        return Repainted(None, 0, "the model returned a constant picture")
     return Repainted(put_back(stack, patches, generated), len(patches), "")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -188,7 +189,7 @@ def _load_folder(folder: Path, dtype: torch.dtype, device: torch.device) -> Inpa
         vae = (AutoencoderTiny if tiny_vae else AutoencoderKL).from_pretrained(folder / "vae", torch_dtype=dtype, local_files_only=True)
         unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=dtype, local_files_only=True)
         text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=dtype, local_files_only=True)
-    except (OSError, RuntimeError, ValueError, TypeError) as error:
+    except (OSError, RuntimeError, ValueError, TypeError, pickle.UnpicklingError) as error:
         fault = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"the weights under {folder} cannot be loaded ({fault}); fetch the folder again") from error
     finally:

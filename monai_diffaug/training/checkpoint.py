@@ -68,8 +68,11 @@ def save_state(path: Path, parts: dict[str, Any], progress: float) -> None:
     """Write ``{name: part.state_dict()}`` and the progress in [0, 1]; never leaves a half-written file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
-    torch.save({"progress": progress, **{name: value.state_dict() for name, value in parts.items()}}, part)
-    part.replace(path)
+    try:
+        torch.save({"progress": progress, **{name: value.state_dict() for name, value in parts.items()}}, part)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def load_state(path: Path, parts: dict[str, Any]) -> float:

@@ -60,8 +60,8 @@ class DiffusionLocalInpaint(RandomizableTransform):
         guidance_scale: classifier-free guidance; <= 1 switches it off and halves the UNet's work.
         negative_prompt: what the unconditional branch is told.
         noise_rho: correlation of the initial noise of neighbouring slices, in [0, 1].
-        noise_source: "random", or "inverted": the noise that the sampler would turn into the image itself (DDIM inversion, four
-            more UNet evaluations a step), so that ``noise_scale`` is the distance to the original.
+        noise_source: "random", or "inverted": the noise that the sampler would turn into the image itself (DDIM inversion, two
+            more UNet evaluations a step and twelve at the last), so that ``noise_scale`` is the distance to the original.
         noise_scale: share g of fresh noise under the mask, sqrt(1 - g^2) eps + g eta, in [0, 1]. With "random" it moves a result
             away from its g = 0 twin, with "inverted" away from the original (MILA-TMGDiff).
         guidance_interval: share of the steps, from the noisiest on, in which guidance acts; outside it a step costs half.

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from monai_diffaug.training.checkpoint import Ema, cosine_rate, load_state, save_state
+from monai_diffaug.training.checkpoint import Clock, Ema, cosine_rate, load_state, save_state
 
 
 def test_a_run_resumes_where_it_stopped(tmp_path) -> None:
@@ -33,3 +35,29 @@ def test_the_rate_warms_up_and_falls() -> None:
     rate = cosine_rate(1e-3, 1e-6)
     assert rate(0.0) < rate(0.01) < rate(0.02) == pytest.approx(1e-3, rel=0.01)
     assert rate(1.0) == pytest.approx(1e-6)
+
+
+def test_a_write_that_fails_leaves_the_older_state_and_no_part(tmp_path, monkeypatch) -> None:
+    module = torch.nn.Linear(2, 2)
+    save_state(tmp_path / "run.ckpt", {"module": module}, 0.5)
+    before = (tmp_path / "run.ckpt").read_bytes()
+
+    def full(state: object, target: Path) -> None:
+        Path(target).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space"):
+        save_state(tmp_path / "run.ckpt", {"module": module}, 0.6)
+    assert (tmp_path / "run.ckpt").read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["run.ckpt"]
+
+
+def test_the_clock_counts_a_suspended_machine_as_ten_seconds(monkeypatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("monai_diffaug.training.checkpoint.time.monotonic", lambda: now[0])
+    clock = Clock(minutes=1.0, progress=0.5)
+    now[0] = 6.0
+    assert clock.progress() == pytest.approx(0.6)
+    now[0] += 3600
+    assert clock.progress() == pytest.approx(0.6 + 10 / 60)
+    assert Clock(minutes=0.0).progress() == 1.0
