@@ -18,7 +18,8 @@ from monai.data import MetaTensor, list_data_collate
 from monai.transforms import Compose, RandomizableTransform
 
 from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaintd
-from monai_diffaug.variants import DrawVariantd, FolderStore, VariantBank, VariantKey
+from monai_diffaug.variant_store import FolderStore, VariantKey
+from monai_diffaug.variants import DrawVariantd, VariantBank
 
 
 class Painted(RandomizableTransform):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from monai_diffaug.finetune.crops import SliceCropSampler
-from monai_diffaug.finetune.folder import replace_parts
+from monai_diffaug.finetune.folder import replace_parts, without_progress_bars
 from monai_diffaug.finetune.labelled_slices import LabelledSlice
 from monai_diffaug.finetune.latent_ring import LatentRing
 from monai_diffaug.finetune.lora import CLIP_ATTENTION, UNET_ATTENTION, add_adapters, merged
@@ -133,7 +133,7 @@ class InpaintRecipe:
         model = copy(self.model)
         for name in self.adapters:
             setattr(model, name, merged(getattr(model, name)))
-        pipeline_class(
+        pipeline = pipeline_class(
             vae=model.vae,
             text_encoder=model.text_encoder,
             tokenizer=model.tokenizer,
@@ -142,7 +142,9 @@ class InpaintRecipe:
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,
-        ).save_pretrained(part, safe_serialization=True)
+        )
+        with without_progress_bars():
+            pipeline.save_pretrained(part, safe_serialization=True)
         if self.adapters:
             self._write_adapter(pipeline_class, part / "adapter")
         replace_parts(part, folder)

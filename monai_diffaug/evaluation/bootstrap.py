@@ -1,0 +1,53 @@
+"""Percentile bootstrap intervals that resample whole groups: near-duplicate images are no independent evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["Interval", "interval"]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure and its interval; n is the number of images behind it."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def interval(
+    statistic: Callable[[NDArray[np.int64]], float], groups: ArrayLike, *, resamples: int = 2000, level: float = 0.95, seed: int = 0
+) -> Interval:
+    """Value and percentile interval of a statistic of images.
+
+    Args:
+        statistic: from the indices of images (with repetitions) to a number; nan results of a resample are left out.
+        groups: (n,) group of each image; groups are drawn with replacement, with all their images.
+        resamples: how often.
+        level: of the interval, in (0, 1).
+        seed: same seed, same interval.
+
+    Raises:
+        ValueError: no images, or a level outside (0, 1).
+    """
+    names = np.asarray(groups)
+    if names.ndim != 1 or len(names) == 0 or not 0 < level < 1:
+        raise ValueError(f"groups must be (n,) with n >= 1 and level in (0, 1), got {names.shape} and {level}")
+    members = [np.flatnonzero(names == name) for name in np.unique(names)]
+    rng = np.random.RandomState(seed)
+    draws = [statistic(np.concatenate([members[i] for i in rng.randint(len(members), size=len(members))])) for _ in range(resamples)]
+    known = np.array([d for d in draws if np.isfinite(d)])
+    value = float(statistic(np.arange(len(names))))
+    if len(known) == 0:
+        return Interval(value, float("nan"), float("nan"), len(names))
+    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(value, float(low), float(high), len(names))

@@ -1,0 +1,293 @@
+"""Does it help? The same network, steps and seeds, trained with and without synthetic images, tested on held-out groups.
+
+``python -m monai_diffaug.evaluation.downstream --study breast_ultrasound --arms none,copy_paste,diffaug --seeds 3 --out runs/study``
+
+Each (arm, number of images, seed) is a run with a file of its own under ``--out/runs``; what is there is not run again, so a study can
+be made in pieces, and arms can be added later. ``summary.json``, ``table.md`` and ``study.png`` are written anew each time.
+
+The labelled images are drawn once (``--subset-seed``), the same for all arms and seeds; a seed changes the network's start, the
+batches and the synthetic images. ``--export-datalist DIR`` writes them for ``monai-diffaug train``, so that a generator can be fine-tuned
+on exactly these images: ``--generator clean=DIR2 --seen clean="..." --arms none,diffaug@clean``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import re
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from monai_diffaug.evaluation.arms import WITHOUT_GENERATOR, Case, Generator, arm_factory
+from monai_diffaug.evaluation.classification import score_classification, train_classification
+from monai_diffaug.evaluation.segmentation import TaskSettings, score_segmentation, train_segmentation
+from monai_diffaug.evaluation.summary import summarise, table_of
+from monai_diffaug.evaluation.synthetic_cache import SyntheticImages, load_or_make
+from monai_diffaug.prompts import NORMAL
+from monai_diffaug.training.datasets import Sample, load_samples
+
+__all__ = ["STUDIES", "Study", "held_out_cases", "labelled_cases", "run_one"]
+
+logger = logging.getLogger(__name__)
+
+SHIPPED = "shipped"
+SHIPPED_SEEN = "shipped weights: all other training images of this data set too, with labels; no test group"
+NO_GENERATOR = "no generator"
+TASKS = ("segmentation", "classification")
+
+
+@dataclass(frozen=True)
+class Study:
+    """Which data a study uses: a name in ``training.datasets.SOURCES``, and the finding that classification calls positive."""
+
+    source: str
+    positive: str
+
+
+STUDIES = {"breast_ultrasound": Study("breast_ultrasound", "malignant mass")}
+
+
+def case_of(sample: Sample) -> Case:
+    """A sample as the study sees it: any finding is the lesion; grey pictures have one channel."""
+    image = sample.image.transpose(2, 0, 1)
+    grey = bool((image == image[:1]).all())
+    findings = [finding for finding, _ in sample.masks()]
+    return Case(
+        image=np.ascontiguousarray(image[:1] if grey else image),
+        label=sample.label > 0,
+        finding=findings[0] if findings else NORMAL,
+        modality=sample.source.modality,
+        anatomy=sample.source.anatomy,
+        group=sample.group,
+        index=sample.index,
+    )
+
+
+def labelled_cases(study: Study, n: int, subset_seed: int = 0, root: str | None = None) -> list[Case]:
+    """``n`` images of the training split, of all findings and normal tissue in the proportions of the split.
+
+    A smaller ``n`` is a part of a larger one. At most one image a group.
+
+    Raises:
+        ValueError: the split has fewer groups.
+    """
+    rng = np.random.RandomState(subset_seed)
+    samples = load_samples(study.source, "train", root)
+    order = [samples[i] for i in rng.permutation(len(samples))]
+    pools: dict[str, list[Case]] = {}
+    seen: set[int] = set()
+    for sample in order:
+        if sample.group not in seen:
+            seen.add(sample.group)
+            case = case_of(sample)
+            pools.setdefault(case.finding, []).append(case)
+    total = sum(map(len, pools.values()))
+    if not 1 <= n <= total:
+        raise ValueError(f"the training split has {total} groups; cannot draw {n} labelled images of different groups")
+    # the finding that is furthest behind its share comes next: any beginning of this list has about the right proportions
+    chosen: list[Case] = []
+    taken = dict.fromkeys(sorted(pools), 0)
+    while len(chosen) < n:
+        behind = max(taken, key=lambda f: (len(pools[f]) / total) * (len(chosen) + 1) - taken[f] if taken[f] < len(pools[f]) else -np.inf)
+        chosen.append(pools[behind][taken[behind]])
+        taken[behind] += 1
+    return chosen
+
+
+def held_out_cases(study: Study, root: str | None = None) -> list[Case]:
+    """All images of the validation groups, which no shipped model has seen."""
+    return [case_of(sample) for sample in load_samples(study.source, "validation", root)]
+
+
+def run_one(
+    study: Study,
+    task: str,
+    real: Sequence[Case],
+    test: Sequence[Case],
+    synthetic: Sequence[Case],
+    settings: TaskSettings,
+    seed: int,
+) -> list[dict[str, float | int | str]]:
+    """Train once and score each test image.
+
+    Raises:
+        ValueError: unknown task.
+    """
+    if task == "segmentation":
+        return score_segmentation(train_segmentation(real, synthetic, settings, seed), test, settings)
+    if task == "classification":
+        network = train_classification(real, synthetic, study.positive, settings, seed)
+        return score_classification(network, test, study.positive, settings)
+    raise ValueError(f"task must be one of {', '.join(TASKS)}, got {task!r}")
+
+
+def file_name(*parts: object) -> str:
+    """The parts as a file's stem."""
+    return re.sub(r"[^\w.@-]+", "-", "_".join(map(str, parts)))
+
+
+def run_arm(options: argparse.Namespace, arm: str, n: int, seed: int) -> dict[str, Any]:
+    """One run: read its file, or make the synthetic images, train, score and write it.
+
+    Raises:
+        ValueError: the file there was made with other settings, or the arm or its generator is unknown.
+    """
+    study = STUDIES[options.study]
+    settings = TaskSettings(options.steps, options.batch_size, synthetic_share=options.synthetic_share)
+    name, _, generator_name = arm.partition("@")
+    factory = arm_factory(name)
+    generator = options.generators.get(generator_name or SHIPPED)
+    if generator is None:
+        raise ValueError(f"arm {arm!r}: no generator {generator_name!r}; add --generator {generator_name}=SOURCE")
+    needs = factory is not None and name not in WITHOUT_GENERATOR
+    setup = {
+        "study": options.study,
+        "task": options.task,
+        "arm": arm,
+        "n_train": n,
+        "seed": seed,
+        "subset_seed": options.subset_seed,
+        "settings": asdict(settings),
+        "synthetic_wanted": options.synthetic if factory else 0,
+        "generator": asdict(generator) if needs else {"source": "", "seen": NO_GENERATOR, "validator": None},
+    }
+    file = options.out / "runs" / (file_name(options.task, arm, f"n{n}", f"s{seed}") + ".json")
+    if file.is_file():
+        known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        differing = [key for key, value in setup.items() if known.get(key) != value]
+        if differing:
+            raise ValueError(f"{file} was made with another {', '.join(differing)}; use another --out, or delete it")
+        return known
+    real, test = labelled_cases(study, n, options.subset_seed), held_out_cases(study)
+    made = SyntheticImages([], 0, 0.0)
+    if factory is not None:
+        folder = options.out / "synthetic" / file_name(arm, f"n{n}", f"s{seed}")
+        made = load_or_make(folder, factory(real, generator), real, options.synthetic, seed=seed, max_seconds=options.max_synthesis_s)
+    began = time.monotonic()
+    rows = run_one(study, options.task, real, test, made.cases, settings, seed)
+    result = {
+        **setup,
+        "n_synthetic": len(made.cases),
+        "attempts": made.attempts,
+        "synthesis_s": round(made.seconds, 1),
+        "training_s": round(time.monotonic() - began, 1),
+        "images": rows,
+    }
+    _write(file, json.dumps(result))
+    return result
+
+
+def export_datalist(study: Study, n: int, subset_seed: int, folder: Path) -> Path:
+    """Write the labelled images as PNG with ``datalist.json``, for ``monai-diffaug train``; returns its path."""
+    from PIL import Image
+
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for case in labelled_cases(study, n, subset_seed):
+        pixels = case.image[0] if len(case.image) == 1 else case.image.transpose(1, 2, 0)
+        name = f"{case.index:04d}"
+        Image.fromarray(pixels).save(folder / f"{name}.png")
+        Image.fromarray(case.label.astype(np.uint8)).save(folder / f"{name}_label.png")
+        words = {"modality": case.modality, "anatomy": case.anatomy, "finding": case.finding}
+        rows.append({"image": f"{name}.png", "label": f"{name}_label.png", **words})
+    _write(folder / "datalist.json", json.dumps({"training": rows}, indent=1))
+    return folder / "datalist.json"
+
+
+def _write(file: Path, text: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(".part")
+    part.write_text(text + "\n", encoding="utf-8")
+    part.replace(file)
+
+
+def _named(pairs: Sequence[str], option: str) -> dict[str, str]:
+    table = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not (name and equals and value):
+            raise ValueError(f"{option} must be NAME=VALUE, got {pair!r}")
+        table[name] = value
+    return table
+
+
+def _generators(options: argparse.Namespace) -> dict[str, Generator]:
+    """The shipped one and those given; a generator whose past nobody states is not used."""
+    sources, seen = _named(options.generator, "--generator"), _named(options.seen, "--seen")
+    validators = _named(options.validator, "--validator")
+    missing = sorted(set(sources) - set(seen))
+    if missing:
+        raise ValueError(f'say what the generator has seen: --seen {missing[0]}="..."')
+    table = {SHIPPED: Generator("tiny", SHIPPED_SEEN)}
+    for name, source in sources.items():
+        chosen = validators.get(name, "none")
+        table[name] = Generator(source, seen[name], None if chosen == "none" else chosen)
+    return table
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--study", choices=tuple(STUDIES), default="breast_ultrasound")
+    parser.add_argument("--task", choices=TASKS, default="segmentation")
+    parser.add_argument("--out", type=Path, default=Path("runs/downstream"))
+    parser.add_argument("--arms", default="none,copy_paste,repaint,inpaint,diffaug", help="NAME, NAME@GENERATOR or package.module:function")
+    parser.add_argument("--seeds", type=int, default=3, help="how many, from 0")
+    parser.add_argument("--n-train", default="40", help="labelled images, e.g. 10,20,40")
+    parser.add_argument("--subset-seed", type=int, default=0, help="of the draw of the labelled images")
+    parser.add_argument("--steps", type=int, default=500, help="optimiser steps of each network")
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--synthetic", type=int, default=64, help="synthetic images of a run, made once and used again and again")
+    parser.add_argument("--synthetic-share", type=float, default=0.5, help="of a batch")
+    parser.add_argument("--max-synthesis-s", type=float, default=110.0, help="stop making synthetic images after this time")
+    parser.add_argument("--generator", action="append", default=[], metavar="NAME=SOURCE")
+    parser.add_argument("--seen", action="append", default=[], metavar="NAME=TEXT", help="what that generator has seen")
+    parser.add_argument("--validator", action="append", default=[], metavar="NAME=SOURCE", help="of that generator's diffaug; default none")
+    parser.add_argument("--export-datalist", type=Path, metavar="DIR", help="write the labelled images for fine-tuning, and stop")
+    parser.add_argument("--threads", type=int, default=1)
+    return parser
+
+
+def main() -> None:
+    parser = build_parser()
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(options.threads)
+    try:
+        options.generators = _generators(options)
+        sizes = [int(text) for text in options.n_train.split(",")]
+        if options.export_datalist is not None:
+            file = export_datalist(STUDIES[options.study], max(sizes), options.subset_seed, options.export_datalist)
+            sys.stdout.write(f"{file}\n")
+            return
+        runs = []
+        # by seed first: a study that is cut short has whole rows of few seeds rather than few rows
+        for seed in range(options.seeds):
+            for n in sizes:
+                for arm in options.arms.split(","):
+                    result = run_arm(options, arm, n, seed)
+                    spent = f"{result['synthesis_s']:.0f} s + {result['training_s']:.0f} s"
+                    logger.info("%s n=%d seed %d: %d synthetic, %s", arm, n, seed, result["n_synthetic"], spent)
+                    runs.append(result)
+    except ValueError as error:
+        parser.error(str(error))
+    summary = summarise(runs)
+    _write(options.out / f"summary_{options.task}.json", json.dumps(summary, indent=1))
+    text = table_of(summary)
+    _write(options.out / f"table_{options.task}.md", text)
+    sys.stdout.write(text + "\n")
+    from monai_diffaug.evaluation.study_plot import plot_study
+
+    plot_study(summary, options.out / f"study_{options.task}.png")
+
+
+if __name__ == "__main__":
+    main()

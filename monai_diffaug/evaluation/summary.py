@@ -1,0 +1,132 @@
+"""The table of a downstream study: figures of each arm with bootstrap intervals, and what its generator had seen."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from monai_diffaug.evaluation.bootstrap import interval
+from monai_diffaug.evaluation.classification import accuracy, auc, f1
+from monai_diffaug.evaluation.segmentation import SIZES
+
+__all__ = ["summarise", "table_of"]
+
+BASELINE = "none"
+SCORES: dict[str, Callable[[Any, Any], float]] = {"auc": auc, "accuracy": accuracy, "f1": f1}
+
+
+def summarise(runs: Sequence[Mapping[str, Any]], resamples: int = 1000) -> list[dict[str, Any]]:
+    """One row for each arm and number of labelled images.
+
+    Images are averaged over the seeds first; the interval resamples the groups of the test images (the seeds' spread is given
+    beside it as "seed_means"). "gain" is the paired difference to the arm "none" on the same images.
+
+    Args:
+        runs: results of ``monai_diffaug.evaluation.downstream.run_arm``.
+        resamples: of the bootstrap.
+    """
+    table: dict[tuple[int, str], list[Mapping[str, Any]]] = defaultdict(list)
+    for run in runs:
+        table[(int(run["n_train"]), str(run["arm"]))].append(run)
+    rows = []
+    for (n, arm), members in table.items():
+        baseline = table.get((n, BASELINE), [])
+        row: dict[str, Any] = {
+            "arm": arm,
+            "task": members[0]["task"],
+            "n_train": n,
+            "seeds": len(members),
+            "steps": members[0]["settings"]["steps"],
+            "n_synthetic": [run["n_synthetic"] for run in members],
+            "generator": members[0]["generator"]["source"],
+            "generator_has_seen": members[0]["generator"]["seen"],
+        }
+        by_task = _segmentation if members[0]["task"] == "segmentation" else _classification
+        row["figures"] = by_task(members, baseline if arm != BASELINE else [], resamples)
+        rows.append(row)
+    return rows
+
+
+def _segmentation(members: Sequence[Mapping[str, Any]], baseline: Sequence[Mapping[str, Any]], resamples: int) -> dict[str, Any]:
+    figures: dict[str, Any] = {}
+    for name in ("dice", "hd95", "missed", "false_alarm"):
+        figures[name] = _mean(members, name, lambda row: True, resamples)
+    for size in SIZES:
+        figures[f"fnr_{size}"] = _mean(members, "fnr", partial(_is_of, size), resamples)
+    if baseline:
+        figures["dice_gain"] = _gain(members, baseline, "dice", resamples)
+    return {name: value for name, value in figures.items() if value is not None}
+
+
+def _is_of(size: str, row: Mapping[str, Any]) -> bool:
+    return bool(row.get("size") == size)
+
+
+def _columns(members: Sequence[Mapping[str, Any]], name: str, keep: Callable[[Any], bool]) -> tuple[NDArray[np.float64], list[int]]:
+    """(seeds, images) of a figure, and the images' groups."""
+    kept = [[row for row in run["images"] if name in row and keep(row)] for run in members]
+    return np.array([[row[name] for row in rows] for rows in kept], np.float64), [int(row["group"]) for row in kept[0]]
+
+
+def _mean(members: Sequence[Mapping[str, Any]], name: str, keep: Callable[[Any], bool], resamples: int) -> dict[str, Any] | None:
+    values, groups = _columns(members, name, keep)
+    if values.size == 0:
+        return None
+    by_image = values.mean(0)
+    found = interval(lambda picks: float(by_image[picks].mean()), groups, resamples=resamples)
+    return {**asdict(found), "seed_means": [float(v) for v in values.mean(1)]}
+
+
+def _gain(members: Sequence[Mapping[str, Any]], baseline: Sequence[Mapping[str, Any]], name: str, resamples: int) -> dict[str, Any]:
+    """Over the seeds that both have."""
+    shared = sorted({run["seed"] for run in members} & {run["seed"] for run in baseline})
+    ours, groups = _columns([run for run in members if run["seed"] in shared], name, lambda row: True)
+    theirs, _ = _columns([run for run in baseline if run["seed"] in shared], name, lambda row: True)
+    difference = ours.mean(0) - theirs.mean(0)
+    found = interval(lambda picks: float(difference[picks].mean()), groups, resamples=resamples)
+    return {**asdict(found), "seed_means": [float(v) for v in (ours - theirs).mean(1)]}
+
+
+def _classification(members: Sequence[Mapping[str, Any]], baseline: Sequence[Mapping[str, Any]], resamples: int) -> dict[str, Any]:
+    probabilities, groups = _columns(members, "probability", lambda row: True)
+    targets, _ = _columns(members, "target", lambda row: True)
+
+    def over_seeds(score: Callable[[Any, Any], float], picks: NDArray[np.int64]) -> float:
+        return float(np.mean([score(p[picks], t[picks]) for p, t in zip(probabilities, targets, strict=True)]))
+
+    everything = np.arange(len(groups))
+    figures: dict[str, Any] = {}
+    for name, score in SCORES.items():
+        found = interval(partial(over_seeds, score), groups, resamples=resamples)
+        means = [score(p[everything], t[everything]) for p, t in zip(probabilities, targets, strict=True)]
+        figures[name] = {**asdict(found), "seed_means": means}
+    return figures
+
+
+def table_of(summary: Sequence[Mapping[str, Any]]) -> str:
+    """A Markdown table; figures in percent except HD95, which is in pixels; 95 % intervals over the test images."""
+    if not summary:
+        return ""
+    names = list(dict.fromkeys(name for row in summary for name in row["figures"]))
+    lines = [
+        "| arm | images | seeds | " + " | ".join(names) + " | the generator has seen |",
+        "|" + "---|" * (len(names) + 4),
+    ]
+    for row in summary:
+        cells = [_cell(name, row["figures"].get(name)) for name in names]
+        lines.append(f"| {row['arm']} | {row['n_train']} | {row['seeds']} | " + " | ".join(cells) + f" | {row['generator_has_seen']} |")
+    return "\n".join(lines)
+
+
+def _cell(name: str, figure: Mapping[str, Any] | None) -> str:
+    if figure is None:
+        return ""
+    scale = 1.0 if name == "hd95" else 100.0
+    sign = "+" if name.endswith("gain") else ""
+    return f"{scale * figure['value']:{sign}.1f} [{scale * figure['low']:.1f}, {scale * figure['high']:.1f}]"
