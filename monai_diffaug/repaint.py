@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 STOCHASTIC_STEP = 1  # the ``purpose`` of the generators that stochastic schedulers draw from
 SOFT_WIDTH_REFERENCE_PX = 512
 NOISE_SOURCES = ("random", "inverted")
-CPU_BATCH = 8
+CPU_BATCH = 16  # of 64 px slices 6 % faster than 8, of 128 px slices as fast
 LARGEST_UNET_BATCH, LARGEST_VAE_BATCH = 64, 8  # 8 decodes of 512 px fill a GPU already
 FREE_SHARE = 0.8
 CONSTANT = 1e-6  # of the model's range [-1, 1]
@@ -228,7 +228,7 @@ def in_batches(run: Callable[[slice], Tensor], count: int, batch_size: int) -> T
 
 
 def batch_sizes(model: Inpainter, side_px: int, guided: bool, asked: int | None) -> tuple[int, int]:
-    """Slices in one UNet call and in one VAE call: as asked, else what fits into the free memory of the GPU, and 8 on a CPU.
+    """Slices in one UNet call and in one VAE call: as asked, else what fits into the free memory of the GPU, and 16 on a CPU.
 
     The peak of memory is the VAE's decoder, not the UNet: the UNet runs wide, the VAE narrow.
     """

@@ -9,11 +9,12 @@ MASK = torch.zeros(40, 40)
 MASK[14:26, 14:26] = 1
 
 
-def test_grow_is_one_inside_and_falls_off_outside() -> None:
+def test_grow_is_one_inside_and_falls_off_outside_without_a_step() -> None:
     soft = soft_mask(MASK, 2.0, "grow")
     assert bool((soft[MASK > 0] == 1).all())
-    assert 0.2 < soft[13, 20] < 0.8
-    assert soft[20, 14 - 9] == 0
+    profile = soft[5:15, 20]
+    assert soft[20, 14 - 9] == 0 and bool((profile.diff() >= 0).all())
+    assert profile[-1] == 1 and profile[-2] > 0.75 and float(profile.diff().max()) < 0.4
 
 
 def test_inner_is_zero_outside() -> None:

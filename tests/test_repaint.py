@@ -165,9 +165,9 @@ def test_batches_are_halved_until_they_fit_and_one_that_never_fits_is_an_error()
         in_batches(never, 3, 2)
 
 
-def test_batch_sizes_are_as_asked_or_eight_on_a_cpu(random_inpainter) -> None:
+def test_batch_sizes_are_as_asked_or_sixteen_on_a_cpu(random_inpainter) -> None:
     model = load_inpainter(ModelSpec("inpainter", random_inpainter), torch.device("cpu"))
-    assert batch_sizes(model, 64, True, 3) == (3, 3) and batch_sizes(model, 64, True, None) == (8, 8)
+    assert batch_sizes(model, 64, True, 3) == (3, 3) and batch_sizes(model, 64, True, None) == (16, 16)
 
 
 def test_settings_know_a_hard_edge_in_either_unit() -> None:

@@ -18,6 +18,7 @@ from monai_diffaug.prompts import NORMAL
 from monai_diffaug.seeding import MAX_SEED
 from monai_diffaug.shapes import borrow_shape, largest_component, place
 from monai_diffaug.training.captions import caption, measure
+from monai_diffaug.training.tissue import normal_tissue
 from monai_diffaug.transforms.latent_validate import LatentValidated
 from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaintd
 
@@ -88,7 +89,7 @@ class BorrowedLesiond(Randomizable, MapTransform):
         donors = [c for c in self.donors if d["finding"] in (NORMAL, c.finding)] or self.donors
         donor = donors[self.R.randint(len(donors))]
         outline, scale = largest_component(donor.label), self.R.uniform(*SCALE_RANGE)
-        tissue = _tissue(image, label)
+        tissue = normal_tissue(image.max(0) / 255, label)
         pixels, shape = _cut_out(self.R, donor, outline, scale) if self.paste else (None, borrow_shape(self.R, outline, scale))
         mask = place(self.R, shape, tissue)
         d["mask"] = torch.from_numpy((np.zeros_like(label) if mask is None else mask)[None].astype(np.uint8))
@@ -113,14 +114,6 @@ class OwnLesiond(Randomizable, MapTransform):
         words = (d["modality"], d["anatomy"], d["finding"])
         d["prompt"] = caption(self.R, *words, measure(image.mean(0), own, float(own.mean())) if own.any() else None)
         return d
-
-
-def _tissue(image: NDArray[np.uint8], label: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Where a lesion may go: not the letterbox, not on or beside a lesion."""
-    from scipy.ndimage import binary_dilation, uniform_filter
-
-    free: NDArray[np.bool_] = (uniform_filter(image.max(0).astype(np.float32), 9) > 8) & ~binary_dilation(label, iterations=4)
-    return free
 
 
 def _cut_out(

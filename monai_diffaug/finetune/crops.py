@@ -18,10 +18,10 @@ from monai_diffaug.shapes import borrow_shape, place, random_blob
 from monai_diffaug.training.captions import caption, measure
 from monai_diffaug.training.crops import crop_squares
 from monai_diffaug.training.latent_bank import CONTEXT_RANGE, MAX_DILATION_PX, MIN_SIDE_PX, NORMAL_SHARE
+from monai_diffaug.training.tissue import normal_tissue
 
 __all__ = ["Crop", "SliceCropSampler"]
 
-DARK = 8 / 255  # of the window: below it, on average over 9 pixels, there is no tissue
 BLOB_SHARE = (0.04, 0.42)  # diameter of a free shape, as a share of the slice's longer side
 NORMAL_TRIES = 20
 
@@ -100,12 +100,9 @@ class SliceCropSampler:
 
     def _tissue_of(self, index: int) -> NDArray[np.bool_]:
         """Where normal tissue can be repainted: not the dark surround, not near anything labelled."""
-        from scipy.ndimage import binary_dilation, uniform_filter
-
         if index not in self._tissue:
             chosen = self.slices[index]
-            bright = uniform_filter((chosen.image.amax(0).numpy() + 1) / 2, 9) > DARK
-            self._tissue[index] = bright & ~binary_dilation(chosen.labelled, iterations=4)
+            self._tissue[index] = normal_tissue((chosen.image.amax(0).numpy() + 1) / 2, chosen.labelled)
         return self._tissue[index]
 
     def _cut(self, chosen: LabelledSlice, mask: NDArray[np.bool_], *, is_normal: bool) -> Crop:

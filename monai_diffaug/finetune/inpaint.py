@@ -99,10 +99,10 @@ class InpaintRecipe:
         drop = torch.rand(len(captions), generator=self.generator) < TEXT_DROPOUT
         texts = ["" if bool(d) else text for d, text in zip(drop, captions, strict=True)]
         if self.settings.text_encoder:
-            self.model._prompts.clear()  # states of an older text encoder
+            self.model.forget_prompts()  # states of an older text encoder
         states = self.model.encode_text(texts)
         if self.settings.text_encoder:
-            self.model._prompts.clear()  # they hold this step's graph
+            self.model.forget_prompts()  # they hold this step's graph
         return states
 
     def loss(self) -> Tensor:
@@ -121,7 +121,7 @@ class InpaintRecipe:
         return lesion_weighted_loss(predicted.float(), target.float(), mask.float(), alphas[steps].to(latents.device), self.prediction_type)
 
     def draw(self, file: Path) -> None:
-        self.model._prompts.clear()
+        self.model.forget_prompts()
         draw_inpainted(self.model, self.held_out, file, seed=self.settings.seed)
 
     def write(self, folder: Path) -> None:

@@ -111,6 +111,10 @@ class Inpainter:
             self._prompts.popitem(last=False)
         return result
 
+    def forget_prompts(self) -> None:
+        """Drop the kept text states: after the text encoder's weights have changed."""
+        self._prompts.clear()
+
     def encode(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> scaled latents (B, 4, H/f, W/f), the mode of the posterior: no noise is added."""
         encoded = self.vae.encode(images.to(self.device, self.dtype))

@@ -218,15 +218,16 @@ def training_loss(
     n = len(z0)
     uniform = torch.randint(NUM_TRAIN_TIMESTEPS, (n,), generator=generator)
     last = torch.rand(n, generator=generator) < LAST_STEP_SHARE
-    timesteps = torch.where(last, NUM_TRAIN_TIMESTEPS - 1, uniform)
-    noise = torch.randn(z0.shape, generator=generator)
+    timesteps = torch.where(last, NUM_TRAIN_TIMESTEPS - 1, uniform).to(z0.device)
+    noise = torch.randn(z0.shape, generator=generator).to(z0)
     z_t = segmenter.add_noise(z0, noise, timesteps)
     prediction = segmenter(crops.images, z_t, timesteps)
     z0hat = segmenter.z0_of(prediction, z_t, timesteps)
     loss = Z0_WEIGHT * F.l1_loss(z0hat, z0)
     if segmenter.prediction_type == "epsilon":
         loss = loss + F.l1_loss(prediction, noise)
-    read = F.conv2d(z0hat, *probe, padding=1)
+    weight, bias = probe
+    read = F.conv2d(z0hat, weight.to(z0hat), bias.to(z0hat), padding=1)
     return loss + DICE_WEIGHT * soft_dice_and_entropy(read, F.adaptive_avg_pool2d(crops.masks, (read.shape[-2], read.shape[-1])))
 
 

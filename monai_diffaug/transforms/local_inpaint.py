@@ -72,7 +72,7 @@ class DiffusionLocalInpaint(RandomizableTransform):
         soft_width_mm: the same width in millimetres (2-D images without an affine: pixels); takes the place of ``soft_width``.
         soft_mode: "grow", "inner" or "centre", see ``monai_diffaug.blending.soft_mask``.
         label_value: the class id that the edit paints into the label; 0 erases.
-        slice_batch_size: slices in one model call; None takes what fits into the GPU's memory, and 8 on a CPU. Halved when memory
+        slice_batch_size: slices in one model call; None takes what fits into the GPU's memory, and 16 on a CPU. Halved when memory
             runs out, with the same result.
         roi: repaint a square around the mask, resampled to the model's size; False repaints whole slices as they are.
         roi_context: side of that square as a multiple of the mask's extent.

@@ -201,13 +201,18 @@ class MedSAMMask(RandomizableTransform):
         size = (mask_hw.shape[0], mask_hw.shape[1])
         return [enlarged(box_around(part), g, size) for part, g in zip(parts, grow, strict=True)]
 
-    def _answer(self, medsam: MedSAM, embedding: Tensor, boxes: list[Box], size_hw: tuple[int, int]) -> Tensor:
-        """Union (h, w) bool of the masks of a slice's boxes that pass the gate."""
-        found, predicted_iou = medsam.decode(embedding.expand(len(boxes), *embedding.shape), torch.tensor(boxes), size_hw)
-        believed = [mask for mask, quality in zip(found, predicted_iou.tolist(), strict=True) if self.gate.passes(mask, quality)]
+    def _answers(self, medsam: MedSAM, embeddings: Tensor, boxes: list[list[Box]], size_hw: tuple[int, int]) -> list[Tensor]:
+        """For each slice the union (h, w) bool of the masks of its boxes that pass the gate; the boxes of all slices decoded together."""
+        counts = [len(own) for own in boxes]
+        repeated = embeddings.repeat_interleave(torch.tensor(counts, device=embeddings.device), dim=0)
+        found, predicted_iou = medsam.decode(repeated, torch.tensor([box for own in boxes for box in own]), size_hw)
+        parts = zip(found.split(counts), predicted_iou.split(counts), strict=True)
+        return [self._union(masks, qualities.tolist(), size_hw) for masks, qualities in parts]
+
+    def _union(self, found: Tensor, qualities: list[float], size_hw: tuple[int, int]) -> Tensor:
+        believed = [mask for mask, quality in zip(found, qualities, strict=True) if self.gate.passes(mask, quality)]
         return torch.stack(believed).any(0) if believed else torch.zeros(size_hw, dtype=torch.bool, device=found.device)
 
-    @torch.no_grad()
     def _masks(self, slices: Tensor, label_slices: Tensor | None, seed: int) -> Tensor:
         """Masks (S, h, w) bool of slices (S, C, h, w)."""
         device = torch.device(self.device) if self.device else slices.device
@@ -225,8 +230,9 @@ class MedSAMMask(RandomizableTransform):
         medsam = shared_model(self.spec, device, load_medsam)
         for start in range(0, len(asked), self.batch_size):
             chunk = asked[start : start + self.batch_size]
-            for index, embedding in zip(chunk, self._encode(medsam, slices[chunk]), strict=True):
-                masks[index] = self._answer(medsam, embedding, boxes[index], size).to(masks.device)
+            answers = self._answers(medsam, self._encode(medsam, slices[chunk]), [boxes[i] for i in chunk], size)
+            for index, answer in zip(chunk, answers, strict=True):
+                masks[index] = answer.to(masks.device)
                 if not masks[index].any():
                     logger.debug("slice %d: no mask passed the gate", index)
         if self.propagate:
@@ -249,7 +255,7 @@ class MedSAMMask(RandomizableTransform):
                 boxes = self._boxes_around(masks[index - order.step], index, seed)
                 if not boxes:
                     return
-                masks[index] = self._answer(medsam, embedding, boxes, size).to(masks.device)
+                masks[index] = self._answers(medsam, embedding[None], [boxes], size)[0].to(masks.device)
 
 
 class MedSAMMaskd(RandomizableTransform, MapTransform):
