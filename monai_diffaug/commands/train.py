@@ -14,6 +14,7 @@ __all__ = ["RECIPES", "add_parser", "run"]
 # Name -> (class with the interface of monai_diffaug.finetune.loop.Trainee, what it does). A further recipe is one line.
 RECIPES: dict[str, tuple[str, str]] = {
     "inpaint": ("monai_diffaug.finetune.inpaint:InpaintRecipe", "the model that repaints lesions"),
+    "controlnet": ("monai_diffaug.finetune.controlnet:ControlNetRecipe", "a network that keeps edges, beside the frozen --model"),
     "validator": ("monai_diffaug.finetune.validator:ValidatorRecipe", "the network that checks what was painted"),
     "medsam": ("monai_diffaug.finetune.medsam:MedSAMRecipe", "the outlines of lesions in boxes"),
 }

@@ -32,11 +32,11 @@ def prompt_of(chosen: LabelledSlice) -> str:
     return chosen.prompt or compose_prompt(chosen.modality, chosen.anatomy, chosen.finding)
 
 
-def draw_inpainted(model: Any, slices: Sequence[LabelledSlice], file: Path, *, seed: int) -> None:
-    """One row a case: original, mask, the lesion repainted from noise, difference."""
+def draw_inpainted(model: Any, slices: Sequence[LabelledSlice], file: Path, *, seed: int, controlnet: Any = None) -> None:
+    """One row a case: original, mask, the lesion repainted from noise (with the ControlNet's edges, if there is one), difference."""
     from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaint
 
-    inpaint = DiffusionLocalInpaint(model, window=MODEL_WINDOW, device=str(model.device))
+    inpaint = DiffusionLocalInpaint(model, controlnet=controlnet, window=MODEL_WINDOW, device=str(model.device))
     shown = evenly(slices)
     texts = [prompt_of(chosen) for chosen in shown]
     masks = [torch.from_numpy(chosen.lesion[None].astype(np.uint8)) for chosen in shown]

@@ -27,7 +27,7 @@ from monai_diffaug.training.checkpoint import Clock, Ema, cosine_rate, load_stat
 from monai_diffaug.training.control_bank import ControlBank, build_missing_chunks
 from monai_diffaug.training.inpaint import velocity_loss
 
-__all__ = ["control_loss", "embed_controlnet", "train"]
+__all__ = ["control_loss", "embed_controlnet", "noisy_steps", "train"]
 
 logger = logging.getLogger(__name__)
 
@@ -61,9 +61,9 @@ def control_loss(
     return velocity_loss(predicted, target, mask, model.scheduler.alphas_cumprod[steps])
 
 
-def noisy_steps(count: int, timesteps: int) -> Tensor:
+def noisy_steps(count: int, timesteps: int, generator: torch.Generator | None = None) -> Tensor:
     """(count,) random timesteps with the density of T2I-Adapter's cubic sampling: (1 - u^3) T, u uniform."""
-    return ((1 - torch.rand(count) ** 3) * timesteps).long().clamp_max(timesteps - 1)
+    return ((1 - torch.rand(count, generator=generator) ** 3) * timesteps).long().clamp_max(timesteps - 1)
 
 
 def _optimizer(controlnet: Any) -> torch.optim.Optimizer:
