@@ -27,7 +27,7 @@ GLIOMA_PROMPT = "MRI of brain, glioma, large, irregular, hypointense"
 # the photograph has 1411 x 1411 pixels; 512 is about the resolution the embedded models saw discs at
 RETINA_PX = 512
 DISC_BOX_XYXY = (36.0, 186.0, 122.0, 284.0)  # read off the picture at 512 x 512
-DISC_PROMPT = "fundus photograph of retina, optic disc, brighter than retina"
+DISC_PROMPT = "fundus photograph of retina, enlarged optic cup"
 
 
 @dataclass(frozen=True)
