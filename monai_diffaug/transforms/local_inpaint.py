@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from monai.config import KeysCollection, NdarrayOrTensor
-from monai.transforms import MapTransform, RandomizableTransform
+from monai.transforms import MapTransform
 from torch import Tensor
 
 from monai_diffaug.grids import affine_of, check_grid, check_image, like, plain
@@ -20,8 +20,8 @@ from monai_diffaug.patches import Stack, open_stack
 from monai_diffaug.provenance import DiffAugRecord, record_key
 from monai_diffaug.repaint import Models, Repainted, RepaintSettings, repaint, soft_region
 from monai_diffaug.sampling.prompt_mix import prompt_mix_text
-from monai_diffaug.seeding import draw_seed
 from monai_diffaug.slices import pixel_mm, slice_plane
+from monai_diffaug.transforms.seeded import SeededTransform
 
 __all__ = ["DiffusionLocalInpaint", "DiffusionLocalInpaintD", "DiffusionLocalInpaintDict", "DiffusionLocalInpaintd", "Edit"]
 
@@ -50,7 +50,7 @@ class _Sample(NamedTuple):
     seed: int
 
 
-class DiffusionLocalInpaint(RandomizableTransform):
+class DiffusionLocalInpaint(SeededTransform):
     """Repaint an image inside a mask, slice by slice; voxels outside the soft mask stay bit-identical.
 
     Args:
@@ -123,7 +123,7 @@ class DiffusionLocalInpaint(RandomizableTransform):
         dtype: str = "float32",
         prob: float = 1.0,
     ) -> None:
-        RandomizableTransform.__init__(self, prob)
+        SeededTransform.__init__(self, prob)
         if on_error not in ON_ERROR:
             raise ValueError(f"on_error must be one of {', '.join(ON_ERROR)}, got {on_error!r}")
         if window is not None and len(window) != 2:
@@ -158,12 +158,6 @@ class DiffusionLocalInpaint(RandomizableTransform):
         self.label_value = label_value
         self.on_error = on_error
         self.device = None if device is None else str(device)
-        self.seed = 0
-
-    def randomize(self, data: Any | None = None) -> None:
-        """Draw the coin and one seed, always both."""
-        super().randomize(None)
-        self.seed = draw_seed(self.R)
 
     def __call__(
         self,
@@ -331,7 +325,7 @@ def _prompt_text(prompt: Prompt) -> str:
     return prompt if isinstance(prompt, str) else prompt_mix_text(prompt)
 
 
-class DiffusionLocalInpaintd(RandomizableTransform, MapTransform):
+class DiffusionLocalInpaintd(SeededTransform, MapTransform):
     """Repaint each image inside its mask, slice by slice; voxels outside the soft mask stay bit-identical.
 
     Writes the image, the label and a record ``{key}_diffaug`` (see ``monai_diffaug.provenance``), with the same keys
@@ -391,7 +385,7 @@ class DiffusionLocalInpaintd(RandomizableTransform, MapTransform):
         allow_missing_keys: bool = False,
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
-        RandomizableTransform.__init__(self, prob)
+        SeededTransform.__init__(self, prob)
         self.inpaint = DiffusionLocalInpaint(
             model,
             strength=strength,
@@ -425,12 +419,6 @@ class DiffusionLocalInpaintd(RandomizableTransform, MapTransform):
         self.label_key = label_key
         self.control_key = control_key
         self.keep_original = keep_original
-        self.seed = 0
-
-    def randomize(self, data: Any | None = None) -> None:
-        """Draw the coin and one seed, always both."""
-        super().randomize(None)
-        self.seed = draw_seed(self.R)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         self.randomize()

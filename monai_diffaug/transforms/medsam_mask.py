@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from monai.config.type_definitions import KeysCollection, NdarrayOrTensor
-from monai.transforms.transform import MapTransform, RandomizableTransform
+from monai.transforms.transform import MapTransform
 from monai.utils.enums import TransformBackends
 from monai.utils.type_conversion import convert_to_dst_type, convert_to_tensor
 from torch import Tensor
@@ -19,8 +19,8 @@ from monai_diffaug.boxes import Box, box_around, connected_components, enlarged
 from monai_diffaug.grids import affine_of, check_grid, check_image
 from monai_diffaug.models.medsam import MedSAM, load_medsam
 from monai_diffaug.models.registry import shared_model, spec_of
-from monai_diffaug.seeding import draw_seed
 from monai_diffaug.slices import from_slices, slice_plane, to_slices
+from monai_diffaug.transforms.seeded import SeededTransform
 
 __all__ = ["BoxSource", "MedSAMMask", "MedSAMMaskd"]
 
@@ -52,7 +52,7 @@ class _Gate:
         return fraction > 0 and predicted_iou >= self.min_iou and self.area_range[0] <= fraction <= self.area_range[1]
 
 
-class MedSAMMask(RandomizableTransform):
+class MedSAMMask(SeededTransform):
     """Outline what a box holds, slice by slice, with MedSAM; slices that fail the gate come back empty.
 
     Args:
@@ -103,7 +103,7 @@ class MedSAMMask(RandomizableTransform):
         dtype: str = "float32",
         prob: float = 1.0,
     ) -> None:
-        RandomizableTransform.__init__(self, prob)
+        SeededTransform.__init__(self, prob)
         if isinstance(box, str) and box not in ("label", "image"):
             raise ValueError(f"box must be 'label', 'image', four numbers or a callable, got {box!r}")
         if box is not None and not isinstance(box, str) and not callable(box):
@@ -131,12 +131,6 @@ class MedSAMMask(RandomizableTransform):
         self.window = window
         self.batch_size = batch_size
         self.device = None if device is None else str(device)
-        self.seed = 0
-
-    def randomize(self, data: Any = None) -> None:
-        """Draw the coin and the seed of the jitter: two draws, whatever the data."""
-        super().randomize(data)
-        self.seed = draw_seed(self.R)
 
     def __call__(self, image: NdarrayOrTensor, label: NdarrayOrTensor | None = None, randomize: bool = True) -> NdarrayOrTensor:
         """The mask (1, H, W[, D]) uint8 on the image's grid, of the image's type, with its meta data.
@@ -258,7 +252,7 @@ class MedSAMMask(RandomizableTransform):
                 masks[index] = self._answers(medsam, embedding[None], [boxes], size)[0].to(masks.device)
 
 
-class MedSAMMaskd(RandomizableTransform, MapTransform):
+class MedSAMMaskd(SeededTransform, MapTransform):
     """Add the MedSAM mask of each image to the sample; the mask key is present whether or not the coin fell.
 
     Args:
@@ -298,7 +292,7 @@ class MedSAMMaskd(RandomizableTransform, MapTransform):
         allow_missing_keys: bool = False,
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
-        RandomizableTransform.__init__(self, prob)
+        SeededTransform.__init__(self, prob)
         mask_keys = (mask_key,) if isinstance(mask_key, str) else tuple(mask_key)
         if len(mask_keys) != len(self.keys) or len(set(mask_keys)) != len(mask_keys):
             raise ValueError(f"{len(self.keys)} image keys {self.keys} need as many different mask keys, got {mask_keys}")
@@ -321,12 +315,6 @@ class MedSAMMaskd(RandomizableTransform, MapTransform):
         )
         if self.masker.box == "label" and label_key is None:
             raise ValueError("the box comes from the label, and there is none; give label_key, or box=")
-        self.seed = 0
-
-    def randomize(self, data: Any = None) -> None:
-        """Draw the coin and the seed of the jitter: two draws, whatever the data."""
-        super().randomize(data)
-        self.seed = draw_seed(self.R)
 
     def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, NdarrayOrTensor]:
         sample = dict(data)

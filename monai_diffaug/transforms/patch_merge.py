@@ -14,6 +14,7 @@ from torch import Tensor
 from monai_diffaug.errors import GridMismatchError
 from monai_diffaug.patch_grid import ALPHA, PATCH_FRACTION, bernoulli, check_merge, grid_shape, upsampled
 from monai_diffaug.seeding import draw_seed, slice_generators
+from monai_diffaug.transforms.seeded import SeededTransform
 
 __all__ = [
     "Merge",
@@ -35,7 +36,7 @@ class Merge(NamedTuple):
     mask: NdarrayOrTensor
 
 
-class RandPatchMerge(RandomizableTransform):
+class RandPatchMerge(SeededTransform):
     """x R + x' (1 - R) with R = up_nearest(Bernoulli(alpha)) (EMIT-Diff, Zhang et al., TMI 2024); voxels are copied, never mixed.
 
     Args:
@@ -48,16 +49,10 @@ class RandPatchMerge(RandomizableTransform):
     """
 
     def __init__(self, alpha: float = ALPHA, patch_fraction: float = PATCH_FRACTION, *, prob: float = 1.0) -> None:
-        RandomizableTransform.__init__(self, prob)
+        SeededTransform.__init__(self, prob)
         check_merge(alpha, patch_fraction)
         self.alpha = alpha
         self.patch_fraction = patch_fraction
-        self.seed = 0
-
-    def randomize(self, data: Any | None = None) -> None:
-        """Draw the coin and one seed, always both."""
-        super().randomize(None)
-        self.seed = draw_seed(self.R)
 
     def __call__(self, real: NdarrayOrTensor, synthetic: NdarrayOrTensor, randomize: bool = True) -> Merge:
         """Merge two images (C, H, W[, D]) of one shape; the result has the type, dtype and meta data of the real one."""
@@ -87,7 +82,7 @@ class RandPatchMerge(RandomizableTransform):
         return Merge(merged, convert_to_dst_type(is_real, real, dtype=torch.uint8)[0])
 
 
-class RandPatchMerged(RandomizableTransform, MapTransform):
+class RandPatchMerged(SeededTransform, MapTransform):
     """Dictionary form of ``RandPatchMerge``; the same patches for all keys of a sample.
 
     Args:
@@ -116,18 +111,12 @@ class RandPatchMerged(RandomizableTransform, MapTransform):
         allow_missing_keys: bool = False,
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
-        RandomizableTransform.__init__(self, prob)
+        SeededTransform.__init__(self, prob)
         self.synthetic_keys = ensure_tuple(synthetic_keys)
         if len(self.synthetic_keys) != len(self.keys):
             raise ValueError(f"synthetic_keys must name one key for each of {self.keys}, got {self.synthetic_keys}")
         self.patches = RandPatchMerge(alpha, patch_fraction)
         self.merge_mask_key = merge_mask_key
-        self.seed = 0
-
-    def randomize(self, data: Any | None = None) -> None:
-        """Draw the coin and one seed, always both."""
-        super().randomize(None)
-        self.seed = draw_seed(self.R)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         self.randomize()
@@ -145,7 +134,7 @@ class RandPatchMerged(RandomizableTransform, MapTransform):
 RandPatchMergeD = RandPatchMergeDict = RandPatchMerged
 
 
-class RandSynthetic(RandomizableTransform):
+class RandSynthetic(SeededTransform):
     """Pick one of the first ``ratio`` synthetic candidates of a real image: the ratio of synthetic to real images.
 
     Args:
@@ -156,16 +145,10 @@ class RandSynthetic(RandomizableTransform):
     """
 
     def __init__(self, ratio: int = 50) -> None:
-        RandomizableTransform.__init__(self, 1.0)
+        SeededTransform.__init__(self, 1.0)
         if ratio < 1:
             raise ValueError(f"ratio must be >= 1, got {ratio}")
         self.ratio = ratio
-        self.seed = 0
-
-    def randomize(self, data: Any | None = None) -> None:
-        """Draw the coin and one seed, always both."""
-        super().randomize(None)
-        self.seed = draw_seed(self.R)
 
     def __call__(self, candidates: Sequence[Any], randomize: bool = True) -> Any:
         """One of the candidates (file names or images).

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 from monai.config.type_definitions import KeysCollection, NdarrayOrTensor
-from monai.transforms.transform import MapTransform, RandomizableTransform
+from monai.transforms.transform import MapTransform
 from monai.utils.type_conversion import convert_to_dst_type
 from numpy.typing import NDArray
 
 from monai_diffaug.grids import affine_of, check_grid, check_image, plain
 from monai_diffaug.intensity import window_of
-from monai_diffaug.seeding import draw_seed
 from monai_diffaug.shapes import borrow_shape, largest_component, place, random_blob
 from monai_diffaug.slices import PLANES, from_slices, slice_plane, to_slices
+from monai_diffaug.transforms.seeded import SeededTransform
 
 __all__ = ["PlaceMask", "PlaceMaskD", "PlaceMaskDict", "PlaceMaskd"]
 
@@ -25,7 +25,7 @@ MIN_SHAPE_PX = 4
 SLICE_TRIES = 5
 
 
-class PlaceMask(RandomizableTransform):
+class PlaceMask(SeededTransform):
     """A lesion-shaped mask at a random place of an image: a shape from a bank of real masks, or a smooth random blob.
 
     In 3-D the shape is drawn on one slice and shrinks towards its ends like an ellipsoid. Where no place is found the mask is
@@ -57,7 +57,7 @@ class PlaceMask(RandomizableTransform):
         plane: str = "axial",
         prob: float = 1.0,
     ) -> None:
-        RandomizableTransform.__init__(self, prob)
+        SeededTransform.__init__(self, prob)
         for name, (low, high), most in (("size_range", size_range, 1.0), ("scale_range", scale_range, np.inf)):
             if not 0 < low <= high <= most:
                 raise ValueError(f"{name} must be (smallest, largest) with 0 < smallest <= largest <= {most}, got {(low, high)}")
@@ -74,12 +74,6 @@ class PlaceMask(RandomizableTransform):
         self.depth_mm = depth_mm
         self.tissue_above = tissue_above
         self.plane = plane
-        self.seed = 0
-
-    def randomize(self, data: Any | None = None) -> None:
-        """Draw the coin and one seed, always both."""
-        super().randomize(None)
-        self.seed = draw_seed(self.R)
 
     def __call__(self, img: NdarrayOrTensor, region: NdarrayOrTensor | None = None, randomize: bool = True) -> NdarrayOrTensor:
         """The mask (1, H, W[, D]) uint8, of the image's type and meta data.
@@ -146,7 +140,7 @@ class PlaceMask(RandomizableTransform):
         return 1.0 if affine is None or plane is None else float(affine[:3, plane.axes[0]].norm())
 
 
-class PlaceMaskd(RandomizableTransform, MapTransform):
+class PlaceMaskd(SeededTransform, MapTransform):
     """Write a lesion-shaped mask at a random place of each image, see ``PlaceMask`` for the options.
 
     Args:
@@ -177,17 +171,11 @@ class PlaceMaskd(RandomizableTransform, MapTransform):
         allow_missing_keys: bool = False,
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
-        RandomizableTransform.__init__(self, prob)
+        SeededTransform.__init__(self, prob)
         self.place = PlaceMask(
             bank, size_range=size_range, scale_range=scale_range, depth_mm=depth_mm, tissue_above=tissue_above, plane=plane
         )
         self.mask_key, self.region_key, self.label_key = mask_key, region_key, label_key
-        self.seed = 0
-
-    def randomize(self, data: Any | None = None) -> None:
-        """Draw the coin and one seed, always both."""
-        super().randomize(None)
-        self.seed = draw_seed(self.R)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         self.randomize()

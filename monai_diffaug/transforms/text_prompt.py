@@ -6,16 +6,15 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from monai.transforms import RandomizableTransform
 from monai.transforms.transform import MapTransform
 
 from monai_diffaug.prompts import DEFAULT_TEMPLATE, Vocabulary, compose_prompt, vocabulary_of
-from monai_diffaug.seeding import draw_seed
+from monai_diffaug.transforms.seeded import SeededTransform
 
 __all__ = ["TextPrompt", "TextPromptD", "TextPromptDict", "TextPromptd"]
 
 
-class TextPrompt(RandomizableTransform):
+class TextPrompt(SeededTransform):
     """Draw one prompt "{modality} of {anatomy}, {finding}, {attributes}".
 
     Args:
@@ -45,7 +44,7 @@ class TextPrompt(RandomizableTransform):
         vocabulary: Vocabulary | None = None,
         prob: float = 1.0,
     ) -> None:
-        RandomizableTransform.__init__(self, prob)
+        SeededTransform.__init__(self, prob)
         table = vocabulary if vocabulary is not None else vocabulary_of(modality)
         if not 0.0 <= attribute_prob <= 1.0:
             raise ValueError(f"attribute_prob must be in [0, 1], got {attribute_prob}")
@@ -63,16 +62,10 @@ class TextPrompt(RandomizableTransform):
         self.attributes = _attribute_words(table, attributes)
         self.attribute_prob = attribute_prob
         self.template = template
-        self.seed = 0
         try:
             compose_prompt(self.modality, self.pairs[0][0], self.pairs[0][1][0], (), template)
         except (KeyError, IndexError) as error:
             raise ValueError(f"template {template!r} has a field other than modality, anatomy, finding and attributes: {error}") from error
-
-    def randomize(self, data: Any | None = None) -> None:
-        """Draw the coin and one seed, always both."""
-        super().randomize(None)
-        self.seed = draw_seed(self.R)
 
     def __call__(self, randomize: bool = True) -> str:
         """The next prompt."""
@@ -94,7 +87,7 @@ class TextPrompt(RandomizableTransform):
         return compose_prompt(self.modality, place, findings[0], (), self.template)
 
 
-class TextPromptd(RandomizableTransform, MapTransform):
+class TextPromptd(SeededTransform, MapTransform):
     """Write a drawn prompt into each key, see ``TextPrompt`` for the options.
 
     Args:
@@ -115,7 +108,7 @@ class TextPromptd(RandomizableTransform, MapTransform):
         prob: float = 1.0,
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys=True)
-        RandomizableTransform.__init__(self, prob)
+        SeededTransform.__init__(self, prob)
         self.text = TextPrompt(
             modality,
             anatomy=anatomy,
@@ -125,12 +118,6 @@ class TextPromptd(RandomizableTransform, MapTransform):
             template=template,
             vocabulary=vocabulary,
         )
-        self.seed = 0
-
-    def randomize(self, data: Any | None = None) -> None:
-        """Draw the coin and one seed, always both."""
-        super().randomize(None)
-        self.seed = draw_seed(self.R)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         self.randomize()
