@@ -10,7 +10,7 @@ from torch import Tensor
 
 from monai_diffaug.errors import GridMismatchError
 
-__all__ = ["affine_of", "check_grid", "check_image", "like", "plain"]
+__all__ = ["affine_of", "check_finite", "check_grid", "check_image", "like", "plain"]
 
 
 def check_image(img: NdarrayOrTensor) -> None:
@@ -19,6 +19,12 @@ def check_image(img: NdarrayOrTensor) -> None:
         raise ValueError(
             f"an image must be (C, H, W) or (C, H, W, D) with C 1 or 3, got shape {tuple(img.shape)}; add EnsureChannelFirstd before"
         )
+
+
+def check_finite(volume: Tensor) -> None:
+    """Raise ValueError when a plain image has NaN or infinity."""
+    if volume.dtype.is_floating_point and not bool(torch.isfinite(volume).all()):
+        raise ValueError("the image has non-finite voxels (NaN or infinity); replace them first, e.g. with torch.nan_to_num")
 
 
 def check_grid(name: str, array: NdarrayOrTensor, img: NdarrayOrTensor, channels: tuple[int, ...] | None = (1,)) -> None:

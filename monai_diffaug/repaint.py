@@ -265,7 +265,8 @@ def _sample(
     hard = torch.stack([piece.patch.hard for piece in pieces]).to(model.device)
     clean, masked = _encode(model, image, hard, settings, vae_batch_size)
     mask = model.latent_mask(hard)
-    context = torch.cat([mix_prompts(model.encode_text, piece.stack.prompt) for piece in pieces])
+    states = {mix: mix_prompts(model.encode_text, mix) for mix in dict.fromkeys(piece.stack.prompt for piece in pieces)}
+    context = torch.cat([states[piece.stack.prompt] for piece in pieces])
     denoise = _denoiser(models, pieces, image, hard, context, settings)
     noise = noise.to(model.device, model.dtype)
     trajectory = None

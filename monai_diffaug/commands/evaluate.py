@@ -26,7 +26,6 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         "evaluate",
         help="run a study and print its table",
         description=f"Run a study. {table}. What follows STUDY goes to it: monai-diffaug evaluate seam --help",
-        add_help=True,
     )
     evaluate.add_argument("study", choices=tuple(STUDIES), metavar="STUDY", help=", ".join(STUDIES))
     evaluate.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="options of the study")

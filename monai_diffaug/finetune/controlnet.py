@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from monai_diffaug.edges import control_image
 from monai_diffaug.finetune.crops import SliceCropSampler
-from monai_diffaug.finetune.folder import replace_parts, without_progress_bars
+from monai_diffaug.finetune.folder import replace_parts
 from monai_diffaug.finetune.labelled_slices import LabelledSlice
 from monai_diffaug.finetune.pictures import draw_inpainted
 from monai_diffaug.finetune.settings import FineTuneSettings, TrainingInputError
 from monai_diffaug.models.controlnet import build_controlnet
 from monai_diffaug.models.inpainter import load_inpainter
+from monai_diffaug.models.progress_bars import without_progress_bars
 from monai_diffaug.models.registry import ModelSpec
 from monai_diffaug.training.controlnet import PEAK_RATE, TEXT_DROPOUT, control_loss, noisy_steps
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["replace_parts", "without_progress_bars"]
+__all__ = ["replace_parts"]
 
 
 def replace_parts(written: Path, folder: Path) -> None:
@@ -19,17 +17,3 @@ def replace_parts(written: Path, folder: Path) -> None:
             shutil.rmtree(target)
         part.replace(target)
     written.rmdir()
-
-
-@contextmanager
-def without_progress_bars() -> Iterator[None]:
-    """Within the block transformers and diffusers write their shards in silence."""
-    from transformers.utils import logging as transformers_logging
-
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from monai_diffaug.finetune.crops import SliceCropSampler
-from monai_diffaug.finetune.folder import replace_parts, without_progress_bars
+from monai_diffaug.finetune.folder import replace_parts
 from monai_diffaug.finetune.labelled_slices import LabelledSlice
 from monai_diffaug.finetune.latent_ring import LatentRing
 from monai_diffaug.finetune.lora import CLIP_ATTENTION, UNET_ATTENTION, add_adapters, merged
 from monai_diffaug.finetune.pictures import draw_inpainted
 from monai_diffaug.finetune.settings import FineTuneSettings
 from monai_diffaug.models.inpainter import load_inpainter
+from monai_diffaug.models.progress_bars import without_progress_bars
 from monai_diffaug.models.registry import ModelSpec
 from monai_diffaug.training.inpaint import MIN_SNR_GAMMA, TEXT_DROPOUT, velocity_loss
 

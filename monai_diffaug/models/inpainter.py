@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from monai_diffaug.errors import ModelSourceError
 from monai_diffaug.models.compiled import compile_regions
+from monai_diffaug.models.progress_bars import without_progress_bars
 from monai_diffaug.models.registry import ModelSpec, live_object, tiny_folder
 
 __all__ = ["Inpainter", "load_inpainter"]
@@ -178,7 +179,6 @@ def load_inpainter(spec: ModelSpec, device: torch.device) -> Inpainter:
 def _load_folder(folder: Path, dtype: torch.dtype, device: torch.device) -> Inpainter:
     from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
-    from transformers.utils import logging as transformers_logging
 
     for part, file in PARTS.items():
         if not (folder / file).is_file() and not (part == "tokenizer" and (folder / "tokenizer/vocab.json").is_file()):
@@ -187,18 +187,14 @@ def _load_folder(folder: Path, dtype: torch.dtype, device: torch.device) -> Inpa
                 f"DiffusionPipeline.save_pretrained with {', '.join(PARTS)}; fetch one with: hf download ORG/NAME --local-dir {folder}"
             )
     tiny_vae = '"AutoencoderTiny"' in (folder / PARTS["vae"]).read_text()
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()  # a library loads in silence; the command line shows its own progress
     try:
-        vae = (AutoencoderTiny if tiny_vae else AutoencoderKL).from_pretrained(folder / "vae", torch_dtype=dtype, local_files_only=True)
-        unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=dtype, local_files_only=True)
-        text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=dtype, local_files_only=True)
+        with without_progress_bars():
+            vae = (AutoencoderTiny if tiny_vae else AutoencoderKL).from_pretrained(folder / "vae", torch_dtype=dtype, local_files_only=True)
+            unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=dtype, local_files_only=True)
+            text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=dtype, local_files_only=True)
     except (OSError, RuntimeError, ValueError, TypeError, pickle.UnpicklingError) as error:
         fault = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"the weights under {folder} cannot be loaded ({fault}); fetch the folder again") from error
-    finally:
-        if bars:
-            transformers_logging.enable_progress_bar()
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
     scheduler = _scheduler(folder / "scheduler")
     return Inpainter(vae.to(device), unet.to(device), text_encoder.to(device), tokenizer, scheduler)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from monai_diffaug.models.inpainter import Inpainter, load_inpainter
 from monai_diffaug.models.registry import ModelSpec, tiny_folder
 from monai_diffaug.training.checkpoint import Clock, Ema, cosine_rate, load_state, save_state
 from monai_diffaug.training.control_bank import ControlBank, build_missing_chunks
+from monai_diffaug.training.embed import write_embedded
 from monai_diffaug.training.inpaint import velocity_loss
 
 __all__ = ["control_loss", "embed_controlnet", "noisy_steps", "train"]
@@ -145,14 +145,7 @@ def embed_controlnet(source: Path, target: Path) -> int:
     """Write ``source`` (a ControlNet folder) to ``target`` as float16 safetensors; returns the bytes written."""
     from diffusers import ControlNetModel
 
-    part = target.with_name(target.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    network: Any = ControlNetModel.from_pretrained(source, torch_dtype=torch.float16, local_files_only=True)
-    network.save_pretrained(part, safe_serialization=True)
-    if target.exists():
-        shutil.rmtree(target)
-    part.rename(target)
-    return sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
+    return write_embedded(ControlNetModel.from_pretrained(source, torch_dtype=torch.float16, local_files_only=True), target)
 
 
 def main() -> None:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import argparse
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from monai_diffaug.models.registry import tiny_folder
 
-__all__ = ["embed_inpainter"]
+__all__ = ["embed_inpainter", "write_embedded"]
 
 
 def embed_inpainter(source: Path, target: Path) -> int:
@@ -21,10 +22,14 @@ def embed_inpainter(source: Path, target: Path) -> int:
     from diffusers import StableDiffusionInpaintPipeline
 
     pipeline = StableDiffusionInpaintPipeline.from_pretrained(str(source), torch_dtype=torch.float16, local_files_only=True)
+    return write_embedded(pipeline, target)
+
+
+def write_embedded(model: Any, target: Path) -> int:
+    """Write a diffusers model or pipeline beside ``target``, then put it in its place; returns the bytes written."""
     part = target.with_name(target.name + ".part")
-    if part.exists():
-        shutil.rmtree(part)
-    pipeline.save_pretrained(part, safe_serialization=True)
+    shutil.rmtree(part, ignore_errors=True)
+    model.save_pretrained(part, safe_serialization=True)
     if target.exists():
         shutil.rmtree(target)
     part.rename(target)

@@ -8,13 +8,12 @@ from typing import Any
 
 import torch
 from monai.config import KeysCollection, NdarrayOrTensor
-from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
-from monai.utils import convert_to_dst_type, convert_to_tensor, ensure_tuple
+from monai.utils import convert_to_dst_type, ensure_tuple
 from torch import Tensor, nn
 
 from monai_diffaug.edges import EdgeDetector, canny, control_image, scharr
-from monai_diffaug.errors import GridMismatchError
+from monai_diffaug.grids import affine_of, check_finite, check_grid, plain
 from monai_diffaug.intensity import window_of
 from monai_diffaug.models.registry import ModelSpec, live_object, shared_model, spec_of
 from monai_diffaug.slices import PLANES, from_slices, slice_plane, to_slices
@@ -88,16 +87,11 @@ class EdgeMap(Transform):
             GridMismatchError: the mask is on another grid.
             ValueError: non-finite voxels, or neither 2 nor 3 spatial dimensions.
         """
-        if tuple(mask.shape) != (1, *img.shape[1:]):
-            raise GridMismatchError(
-                f"mask {tuple(mask.shape)} is not on the grid of the image {tuple(img.shape)}: expected {(1, *img.shape[1:])}; "
-                "add ResampleToMatchd before (and EnsureChannelFirstd when the channel is missing)"
-            )
-        volume: Tensor = convert_to_tensor(img, track_meta=False)
-        region: Tensor = convert_to_tensor(mask, track_meta=False).to(volume.device)
-        if volume.dtype.is_floating_point and not bool(torch.isfinite(volume).all()):
-            raise ValueError("the image has non-finite voxels (NaN or infinity); replace them first, e.g. with torch.nan_to_num")
-        plane = slice_plane(img.affine.cpu().numpy() if isinstance(img, MetaTensor) else None, self.plane, volume.ndim - 1)
+        check_grid("mask", mask, img)
+        volume = plain(img)
+        region = plain(mask).to(volume.device)
+        check_finite(volume)
+        plane = slice_plane(affine_of(img), self.plane, volume.ndim - 1)
         seen = (window_of(volume, self.window).to_model(volume) + 1) / 2
         with torch.no_grad():
             control = control_image(

@@ -11,7 +11,7 @@ from monai.config import KeysCollection, NdarrayOrTensor
 from monai.transforms import MapTransform
 from torch import Tensor
 
-from monai_diffaug.grids import affine_of, check_grid, check_image, like, plain
+from monai_diffaug.grids import affine_of, check_finite, check_grid, check_image, like, plain
 from monai_diffaug.intensity import Window, window_of
 from monai_diffaug.labels import paint_label
 from monai_diffaug.models.inpainter import load_inpainter
@@ -226,7 +226,7 @@ class DiffusionLocalInpaint(SeededTransform):
             ValueError: not as many masks, prompts, labels, controls or seeds as images; otherwise as ``apply``.
         """
         absent = [None] * len(images)
-        columns = (images, masks, prompts, labels or absent, controls or absent, seeds)
+        columns = (images, masks, prompts, absent if labels is None else labels, absent if controls is None else controls, seeds)
         if len({len(column) for column in columns}) > 1:
             names = ("images", "masks", "prompts", "labels", "controls", "seeds")
             counts = ", ".join(f"{len(column)} {name}" for column, name in zip(columns, names, strict=True))
@@ -285,15 +285,14 @@ class DiffusionLocalInpaint(SeededTransform):
         plane = slice_plane(affine, self.settings.plane, volume.ndim - 1)
         window = Window(0.0, 1.0)  # of an empty mask nothing will be asked
         if bool((region != 0).any()):
-            if volume.dtype.is_floating_point and not bool(torch.isfinite(volume).all()):
-                raise ValueError("the image has non-finite voxels (NaN or infinity); replace them first, e.g. with torch.nan_to_num")
+            check_finite(volume)
             window = self.settings.window or window_of(volume)
         return open_stack(
             volume,
             region,
             plane,
             window,
-            prompt=((1.0, sample.prompt),) if isinstance(sample.prompt, str) else tuple(sample.prompt),
+            prompt=((1.0, sample.prompt),) if isinstance(sample.prompt, str) else tuple((weight, text) for weight, text in sample.prompt),
             seed=sample.seed,
             pixel_mm=pixel_mm(affine, plane),
             control=None if sample.control is None else plain(sample.control),

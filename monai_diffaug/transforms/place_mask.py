@@ -12,6 +12,7 @@ from monai.config.type_definitions import KeysCollection, NdarrayOrTensor
 from monai.transforms.transform import MapTransform
 from monai.utils.type_conversion import convert_to_dst_type
 from numpy.typing import NDArray
+from torch import Tensor
 
 from monai_diffaug.grids import affine_of, check_grid, check_image, plain
 from monai_diffaug.intensity import window_of
@@ -97,11 +98,7 @@ class PlaceMask(SeededTransform):
             check_grid("region", region, img)
         volume = plain(img)
         plane = slice_plane(affine_of(img), self.plane, volume.ndim - 1)
-        if region is None:
-            level = window_of(volume).to_model(volume).amax(0, keepdim=True)
-            allowed = level > 2 * self.tissue_above - 1
-        else:
-            allowed = plain(region) != 0
+        allowed = self.tissue(volume) if region is None else plain(region) != 0
         slices = to_slices(allowed, plane)[:, 0].cpu().numpy()
         mask = np.zeros_like(slices)
         if triggered:
@@ -109,6 +106,11 @@ class PlaceMask(SeededTransform):
         stacked = from_slices(torch.from_numpy(mask)[:, None], plane).contiguous()
         result: NdarrayOrTensor = convert_to_dst_type(stacked.to(torch.uint8), dst=img, dtype=torch.uint8)[0]
         return result
+
+    def tissue(self, volume: Tensor) -> Tensor:
+        """(1, H, W[, D]) bool: where a plain image is brighter than ``tissue_above`` of its window."""
+        level = window_of(volume).to_model(volume).amax(0, keepdim=True)
+        return level > 2 * self.tissue_above - 1
 
     def _draw(self, mask: NDArray[np.bool_], allowed: NDArray[np.bool_], rng: np.random.RandomState, thickness_mm: float) -> None:
         """Write one lesion into the stack, in place."""
@@ -198,8 +200,8 @@ class PlaceMaskd(SeededTransform, MapTransform):
         if region is not None:
             check_grid("region", region, img)
             return free & (plain(region) != 0).to(free.device)
-        level = window_of(plain(img)).to_model(plain(img)).amax(0, keepdim=True)
-        return free.to(level.device) & (level > 2 * self.place.tissue_above - 1)
+        tissue = self.place.tissue(plain(img))
+        return free.to(tissue.device) & tissue
 
 
 PlaceMaskD = PlaceMaskDict = PlaceMaskd

@@ -295,6 +295,8 @@ def test_one_bad_sample_of_a_batch_passes_through_and_the_others_are_edited(fast
 def test_a_batch_with_a_mask_too_few_is_refused(fast) -> None:
     with pytest.raises(ValueError, match="2 images, 1 masks"):
         DiffusionLocalInpaint(**fast).apply_batch([picture()] * 2, [square_mask()], [PROMPT] * 2, seeds=[1, 2])
+    with pytest.raises(ValueError, match="0 labels"):
+        DiffusionLocalInpaint(**fast).apply_batch([picture()], [square_mask()], [PROMPT], [], seeds=[1])
 
 
 def test_the_soft_region_holds_every_voxel_that_changes(fast) -> None:
