@@ -72,9 +72,7 @@ def measure(grey: NDArray[np.floating], mask: NDArray[np.bool_], image_fraction:
     return MaskAttributes(size, _shape_word(mask), 0 if sharp else 1, grey_word)
 
 
-def caption(
-    rng: np.random.RandomState, modality: str, anatomy: str, finding: str, measured: MaskAttributes | None
-) -> str:
+def caption(rng: np.random.RandomState, modality: str, anatomy: str, finding: str, measured: MaskAttributes | None) -> str:
     """One of several paraphrases; each measured attribute is named half of the time, none for normal tissue."""
     vocabulary = vocabulary_of(modality)
     words: list[str] = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["SOURCES", "Sample", "Source", "data_root", "load_samples"]
+__all__ = ["SOURCES", "Sample", "Source", "data_root", "load_samples", "names_without"]
 
 SPLIT_SEED = 20250101
 VALIDATION_FRACTION = 0.2
@@ -57,6 +57,19 @@ SOURCES: tuple[Source, ...] = (
     Source("spleen_ct", "ct", "abdomen", {1: "spleen"}),
     Source("spine_mri", "mri", "spine", {1: "vertebra", 2: "disc or spinal canal"}),
 )
+
+
+def names_without(left_out: Collection[str]) -> tuple[str, ...]:
+    """Names of the sources except those ``left_out``: for models that must not have seen a data set.
+
+    Raises:
+        ValueError: no such source.
+    """
+    names = tuple(source.name for source in SOURCES)
+    unknown = sorted(set(left_out) - set(names))
+    if unknown:
+        raise ValueError(f"no data set {unknown[0]!r} to leave out; the data sets are {', '.join(names)}")
+    return tuple(name for name in names if name not in left_out)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from monai_diffaug.prompts import NORMAL
 from monai_diffaug.shapes import borrow_shape, largest_component, place, random_blob
 from monai_diffaug.training.captions import caption, measure
 from monai_diffaug.training.crops import crop_squares
-from monai_diffaug.training.datasets import SOURCES, Sample, load_samples
+from monai_diffaug.training.datasets import SOURCES, Sample, load_samples, names_without
 from monai_diffaug.training.tissue import normal_tissue
 
 logger = logging.getLogger(__name__)
@@ -141,6 +141,7 @@ def main() -> None:
     parser.add_argument("--chunks", type=int, default=8)
     parser.add_argument("--chunk-size", type=int, default=1600)
     parser.add_argument("--split", default="train")
+    parser.add_argument("--without", nargs="+", default=(), metavar="DATA_SET", help="data sets that the model must not see")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -151,7 +152,7 @@ def main() -> None:
         target = args.out / f"{args.split}-{index:03d}.pt"
         if target.is_file():
             continue
-        chunk = build_chunk(vae, MaskedCropSampler(args.split, seed=1000 + index), args.chunk_size)
+        chunk = build_chunk(vae, MaskedCropSampler(args.split, seed=1000 + index, sources=names_without(args.without)), args.chunk_size)
         torch.save(chunk, target.with_suffix(".part"))
         target.with_suffix(".part").replace(target)
         logger.info("%s: %d crops", target, args.chunk_size)

@@ -135,9 +135,7 @@ class PromptSampler:
             image, masks = pairs[rng.randint(len(pairs))]
             chosen = [masks[i] for i in rng.permutation(len(masks))[:PROMPTS_PER_IMAGE]]
             anchor, union = chosen[0], np.any(masks, axis=0)
-            stack = torch.from_numpy(
-                np.stack([*(image.transpose(2, 0, 1) / np.float32(255)), union, *chosen]).astype(np.float32)
-            )
+            stack = torch.from_numpy(np.stack([*(image.transpose(2, 0, 1) / np.float32(255)), union, *chosen]).astype(np.float32))
             grid = F.affine_grid(self._theta(anchor)[None], [1, 1, SIZE_PX, SIZE_PX], align_corners=False)
             stack = F.grid_sample(stack[None], grid, padding_mode="border", align_corners=False)[0]
             labelled = (stack[3] > 0.5).numpy()
@@ -157,9 +155,7 @@ class PromptSampler:
             targets.append(torch.from_numpy(np.stack(order)).float())
             boxes.append(box_list)
             real.append(is_real)
-        return Batch(
-            torch.stack(images), torch.stack(targets), torch.tensor(boxes, dtype=torch.float32), torch.tensor(real)
-        )
+        return Batch(torch.stack(images), torch.stack(targets), torch.tensor(boxes, dtype=torch.float32), torch.tensor(real))
 
 
 def mask_loss(logits: Tensor, targets: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from monai_diffaug.training.checkpoint import Clock, Ema, cosine_rate, load_state, save_state
 from monai_diffaug.training.crops import crop_squares
-from monai_diffaug.training.datasets import SOURCES, load_samples
+from monai_diffaug.training.datasets import load_samples, names_without
 
 logger = logging.getLogger(__name__)
 
@@ -47,10 +48,9 @@ def build_vae() -> AutoencoderKL:
 class CropSampler:
     """Draws random crops, each modality equally often, scaled, rotated, mirrored and with a random gamma."""
 
-    def __init__(self, split: str, seed: int) -> None:
+    def __init__(self, split: str, seed: int, left_out: Collection[str] = ()) -> None:
         self.images = [
-            torch.from_numpy(np.stack([s.image for s in load_samples(source.name, split)])).permute(0, 3, 1, 2)
-            for source in SOURCES
+            torch.from_numpy(np.stack([s.image for s in load_samples(name, split)])).permute(0, 3, 1, 2) for name in names_without(left_out)
         ]
         self.generator = torch.Generator().manual_seed(seed)
 
@@ -77,9 +77,18 @@ def reconstruction_loss(out: Tensor, target: Tensor) -> Tensor:
 
 
 def train(
-    out: Path, minutes: float, batch_size: int = 32, freeze_encoder: bool = False, bf16: bool = False, seed: int = 0
+    out: Path,
+    minutes: float,
+    batch_size: int = 32,
+    freeze_encoder: bool = False,
+    bf16: bool = False,
+    seed: int = 0,
+    left_out: Collection[str] = (),
 ) -> AutoencoderKL:
-    """Train for ``minutes`` of wall time (resumes what ``out`` holds) and write ``out/vae`` in diffusers layout."""
+    """Train for ``minutes`` of wall time (resumes what ``out`` holds) and write ``out/vae`` in diffusers layout.
+
+    ``left_out`` names data sets that the model must not see.
+    """
     torch.manual_seed(seed)
     vae = build_vae()
     if freeze_encoder:
@@ -88,14 +97,12 @@ def train(
         vae.quant_conv.requires_grad_(False)
     vae.to(memory_format=torch.channels_last)
     ema = Ema(vae)
-    optimizer = torch.optim.AdamW(
-        [p for p in vae.parameters() if p.requires_grad], lr=1e-3, betas=(0.9, 0.99), weight_decay=1e-4
-    )
+    optimizer = torch.optim.AdamW([p for p in vae.parameters() if p.requires_grad], lr=1e-3, betas=(0.9, 0.99), weight_decay=1e-4)
     rate = cosine_rate(5e-4 if freeze_encoder else 1.5e-3, 1e-5)
     parts = {"vae": vae, "ema": ema, "optimizer": optimizer}
     state = out / ("decoder.ckpt" if freeze_encoder else "vae.ckpt")
     done = load_state(state, parts)
-    sampler = CropSampler("train", seed + int(1000 * done))
+    sampler = CropSampler("train", seed + int(1000 * done), left_out)
     clock, step, recent = Clock(minutes, done), 0, 0.0
     while (progress := clock.progress()) < 1:
         for group in optimizer.param_groups:
@@ -142,11 +149,12 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--freeze-encoder", action="store_true")
     parser.add_argument("--bf16", action="store_true", help="faster on CPUs with AMX, slower on those without")
+    parser.add_argument("--without", nargs="+", default=(), metavar="DATA_SET", help="data sets that the model must not see")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(args.threads)
-    train(args.out, args.minutes, args.batch_size, args.freeze_encoder, args.bf16)
+    train(args.out, args.minutes, args.batch_size, args.freeze_encoder, args.bf16, left_out=args.without)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from monai_diffaug.prompts import vocabulary_of
-from monai_diffaug.training.datasets import SOURCES, load_samples
+from monai_diffaug.training.datasets import SOURCES, load_samples, names_without
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda s: s.name)
@@ -29,3 +29,9 @@ def test_a_missing_folder_says_which_variable_to_set(tmp_path) -> None:
         load_samples("breast_ultrasound", "train", str(tmp_path))
     with pytest.raises(ValueError, match="got 'test'"):
         load_samples("breast_ultrasound", "test")
+
+
+def test_a_data_set_that_is_left_out_must_exist() -> None:
+    assert set(names_without(["spine_mri"])) == {s.name for s in SOURCES} - {"spine_mri"}
+    with pytest.raises(ValueError, match="no data set 'spine' to leave out; the data sets are breast_ultrasound"):
+        names_without(["spine"])
