@@ -328,7 +328,7 @@ def _denoiser(models: Models, pieces: list[_Piece], image: Tensor, hard: Tensor,
 
         return SemanticDenoiser(model, models.semantic_controller, images=image, hard=hard, context=context)
     if models.controlnet is None:
-        return model.denoise
+        return model.denoiser()
     from monai_diffaug.edges import control_image
     from monai_diffaug.models.controlnet import ControlledDenoiser
 

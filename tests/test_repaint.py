@@ -8,6 +8,7 @@ import torch
 from monai.data import MetaTensor
 
 from monai_diffaug.models.inpainter import Inpainter, load_inpainter
+from monai_diffaug.models.lean_unet import LeanUnet
 from monai_diffaug.models.registry import ModelSpec
 from monai_diffaug.repaint import RepaintSettings, batch_sizes, in_batches
 from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaint, DiffusionLocalInpaintd
@@ -86,8 +87,8 @@ def test_inverted_noise_at_guidance_one_gives_the_image_back_and_random_noise_do
 
 
 def test_outside_the_guidance_interval_a_step_costs_half(fast, monkeypatch) -> None:
-    denoise, sizes = Inpainter.denoise, []
-    monkeypatch.setattr(Inpainter, "denoise", lambda self, z, t, c: (sizes.append(len(z)), denoise(self, z, t, c))[1])
+    evaluate, sizes = LeanUnet.__call__, []
+    monkeypatch.setattr(LeanUnet, "__call__", lambda self, z, t, c: (sizes.append(len(c)), evaluate(self, z, t, c))[1])
     edit(DiffusionLocalInpaint(**{**fast, "num_inference_steps": 4}, guidance_interval=(0.25, 0.75)))
     assert sizes == [1, 2, 2, 1]
 

@@ -1,4 +1,4 @@
-"""Measure: ``python -m monai_diffaug.benchmark [inpainting|medsam|training-step|scaling|quality|all] [--quick] [--out FILE]``.
+"""Measure: ``python -m monai_diffaug.benchmark [inpainting|profile|medsam|training-step|scaling|quality|all] [--quick] [--out FILE]``.
 
 Prints tables; ``--out`` writes the figures with a description of the machine as JSON, ``--figures FILE ... --readme README.md`` puts
 the tables of such files into the README. On a CPU one thread works and CPU time is measured. Exits with 1 when two arms that must be equal
@@ -22,6 +22,7 @@ import torch
 from monai_diffaug.benchmark.inpainting import measure_inpainting
 from monai_diffaug.benchmark.machine import describe_machine
 from monai_diffaug.benchmark.medsam import measure_medsam
+from monai_diffaug.benchmark.profile import measure_profile
 from monai_diffaug.benchmark.quality import measure_quality
 from monai_diffaug.benchmark.scaling import measure_scaling
 from monai_diffaug.benchmark.scheduler_step import measure_scheduler_step
@@ -39,6 +40,7 @@ logger = logging.getLogger(__name__)
 Measurement = Callable[[torch.device, Amount], Any]
 MEASUREMENTS: Mapping[str, tuple[tuple[str, Measurement], ...]] = {
     "inpainting": (("scheduler_step", measure_scheduler_step), ("inpainting", measure_inpainting)),
+    "profile": (("profile", measure_profile),),
     "medsam": (("medsam", measure_medsam),),
     "training-step": (("training_step", measure_training_step),),
     "scaling": (("scaling", measure_scaling),),

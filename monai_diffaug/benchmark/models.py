@@ -6,17 +6,20 @@ from copy import copy, deepcopy
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from monai_diffaug.models.inpainter import Inpainter, load_inpainter
 from monai_diffaug.models.registry import ModelSpec
+from monai_diffaug.sampling.inpaint import Denoiser
 
-__all__ = ["embedded", "in_precision", "medium", "stable_diffusion", "with_scheduler"]
+__all__ = ["embedded", "in_precision", "instant", "medium", "stable_diffusion", "with_scheduler", "with_tiny_vae"]
 
 # the sizes that the published configurations of Stable Diffusion 1.5 (inpainting) name
 SD_WIDTHS = (320, 640, 1280, 1280)
 SD_VAE_WIDTHS = (128, 256, 512, 512)
 SD_TEXT_WIDTH, SD_TEXT_LAYERS, SD_TEXT_HEADS, SD_TEXT_MLP, SD_TOKENS = 768, 12, 12, 3072, 77
 SD_VAE_SCALE = 0.18215
+TINY_VAE_WIDTH, TINY_VAE_BLOCKS = 64, 3  # of the published AutoencoderTiny (TAESD): its width and its blocks a size
 
 
 def embedded(device: torch.device) -> Inpainter:
@@ -104,3 +107,38 @@ def with_scheduler(model: Inpainter, scheduler: Any) -> Inpainter:
     other = copy(model)
     other.scheduler = scheduler.from_config(model.scheduler.config)
     return other
+
+
+def with_tiny_vae(model: Inpainter) -> Inpainter:
+    """The same UNet between the two halves of an ``AutoencoderTiny`` with random weights, of the factor and channels of the model's VAE."""
+    from diffusers import AutoencoderTiny
+
+    sizes = model.factor.bit_length()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        vae = AutoencoderTiny(
+            encoder_block_out_channels=(TINY_VAE_WIDTH,) * sizes,
+            decoder_block_out_channels=(TINY_VAE_WIDTH,) * sizes,
+            num_encoder_blocks=(1, *(TINY_VAE_BLOCKS,) * (sizes - 1)),
+            num_decoder_blocks=(*(TINY_VAE_BLOCKS,) * (sizes - 1), 1),
+            latent_channels=model.vae.config.latent_channels,
+        )
+    return Inpainter(vae.to(model.device, model.dtype), model.unet, model.text_encoder, model.tokenizer, model.scheduler)
+
+
+def instant(model: Inpainter) -> Inpainter:
+    """A stand-in whose UNet and VAE answer at once with tensors of the right shape: what remains is the package's own time."""
+    return _Instant(model.vae, model.unet, model.text_encoder, model.tokenizer, model.scheduler)
+
+
+class _Instant(Inpainter):
+    def encode(self, images: Tensor) -> Tensor:
+        rows, _, height, width = images.shape
+        return torch.zeros(rows, self.vae.config.latent_channels, height // self.factor, width // self.factor, device=self.device)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        rows, _, height, width = latents.shape
+        return torch.linspace(-1, 1, width * self.factor, device=self.device).expand(rows, 3, height * self.factor, -1)
+
+    def denoiser(self) -> Denoiser:
+        return lambda latents, timestep, context: torch.zeros_like(latents[:, : self.vae.config.latent_channels])

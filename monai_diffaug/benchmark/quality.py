@@ -27,6 +27,10 @@ logger = logging.getLogger(__name__)
 SOURCE = "breast_ultrasound"
 MIN_AREA_PX = 200
 DEFAULT_STEPS = 12
+MEASURES = ("similarity", "accepted", "dice")
+
+Grey = np.ndarray[Any, Any]
+"""An edited image (1, H, W)."""
 
 
 class Picture(NamedTuple):
@@ -38,11 +42,15 @@ class Picture(NamedTuple):
 
 
 class Lever(NamedTuple):
-    """A setting and the options of ``DiffusionLocalInpaint`` that it changes, with the model that it needs."""
+    """A setting and the options of ``DiffusionLocalInpaint`` that it changes, with the model that it needs.
+
+    Without ``trained`` weights only its time is told: the pictures mean nothing.
+    """
 
     name: str
     options: Mapping[str, Any]
     model: Inpainter
+    trained: bool = True
 
 
 def pictures(count: int) -> list[Picture]:
@@ -79,6 +87,7 @@ def levers(model: Inpainter, reference_steps: int) -> Iterator[Lever]:
     yield Lever("strength 0.6", {"strength": 0.6}, model)
     yield Lever("whole slice instead of the region of interest", {"roi": False}, model)
     yield Lever("bfloat16", {}, models.in_precision(model, torch.bfloat16))
+    yield Lever("AutoencoderTiny (TAESD's width, random weights)", {}, models.with_tiny_vae(model), trained=False)
 
 
 def measure_quality(device: torch.device, amount: Amount) -> list[dict[str, Any]]:
@@ -89,37 +98,34 @@ def measure_quality(device: torch.device, amount: Amount) -> list[dict[str, Any]
     model = models.embedded(device)
     shown = pictures(amount.images)
     judge = LatentValidate(window=GREY)
-    reference: list[np.ndarray[Any, Any]] = []
+    reference: list[Grey] = []
     rows: list[dict[str, Any]] = []
     for lever in levers(model, amount.reference_steps):
         logger.info("quality: %s", lever.name)
         edits, seconds = _edits(lever, shown, device)
         reference = reference or edits
-        similar = [
-            local_ssim(expected, edited, picture.mask.numpy()) for expected, edited, picture in zip(reference, edits, shown, strict=True)
-        ]
-        verdicts = [
-            judge(torch.from_numpy(edited), picture.mask, picture.image, seed=i)
-            for i, (edited, picture) in enumerate(zip(edits, shown, strict=True))
-        ]
-        rows.append(
-            {
-                "lever": lever.name,
-                "images": len(shown),
-                "seconds": seconds,
-                "similarity": float(np.mean(similar)),
-                "accepted": float(np.mean([verdict.accepted for verdict in verdicts])),
-                "dice": float(np.mean([verdict.score for verdict in verdicts])),
-            }
-        )
+        row = {"lever": lever.name, "images": len(shown), "seconds": seconds}
+        rows.append({**row, **(_judged(reference, edits, shown, judge) if lever.trained else dict.fromkeys(MEASURES))})
     default = rows[1]["seconds"]
     return [{**row, "faster_than_default": default / row["seconds"]} for row in rows]
 
 
-def _edits(lever: Lever, shown: list[Picture], device: torch.device) -> tuple[list[np.ndarray[Any, Any]], float]:
+def _judged(reference: list[Grey], edits: list[Grey], shown: list[Picture], judge: LatentValidate) -> dict[str, float]:
+    """Means over the images."""
+    pairs = zip(reference, edits, shown, strict=True)
+    similar = [local_ssim(expected, edited, picture.mask.numpy()) for expected, edited, picture in pairs]
+    verdicts = [
+        judge(torch.from_numpy(edited), picture.mask, picture.image, seed=i)
+        for i, (edited, picture) in enumerate(zip(edits, shown, strict=True))
+    ]
+    accepted, dice = [verdict.accepted for verdict in verdicts], [verdict.score for verdict in verdicts]
+    return dict(zip(MEASURES, (float(np.mean(values)) for values in (similar, accepted, dice)), strict=True))
+
+
+def _edits(lever: Lever, shown: list[Picture], device: torch.device) -> tuple[list[Grey], float]:
     """The edited images, and the median time of one."""
     transform = DiffusionLocalInpaint(lever.model, window=GREY, **{"num_inference_steps": DEFAULT_STEPS, **lever.options})
-    edits: list[np.ndarray[Any, Any]] = []
+    edits: list[Grey] = []
 
     def edit(seed: int, picture: Picture) -> None:
         edits.append(torch.as_tensor(transform.apply(picture.image, picture.mask, picture.prompt, seed=seed).image).cpu().numpy())

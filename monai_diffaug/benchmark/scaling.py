@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,12 +12,12 @@ import torch
 from monai_diffaug.benchmark import models
 from monai_diffaug.benchmark.bare import bare_edit
 from monai_diffaug.benchmark.settings import Amount, EditSettings
-from monai_diffaug.benchmark.timing import interleaved, median_interval
+from monai_diffaug.benchmark.timing import interleaved, median_interval, ratios
 from monai_diffaug.benchmark.volumes import make_volume
 from monai_diffaug.models.inpainter import Inpainter
 from monai_diffaug.repaint import batch_sizes
 
-__all__ = ["fit_line", "measure_scaling"]
+__all__ = ["Line", "fit_line", "measure_scaling"]
 
 MULTIPLES = (1, 2, 3, 4)  # of the batch size: a part of a batch costs more a slice, in the bare forwards too
 
@@ -51,9 +51,7 @@ def _samples(model: Inpainter, settings: EditSettings, size_px: int, counts: Seq
     volume = make_volume(size_px, max(counts), cell_px=model.factor)
     images, masks = list(volume.slices), list(volume.masks)
     seeds = list(range(max(counts)))
-    arms = {
-        f"ours {n}": partial(transform.apply_batch, images[:n], masks[:n], [settings.prompt] * n, seeds=seeds[:n]) for n in counts
-    }
+    arms = {f"ours {n}": partial(transform.apply_batch, images[:n], masks[:n], [settings.prompt] * n, seeds=seeds[:n]) for n in counts}
     return _line("samples of a batch", arms, model, settings, size_px, counts, rounds)
 
 
@@ -62,28 +60,44 @@ def _line(
 ) -> dict[str, Any]:
     arms |= {f"bare {n}": bare_edit(model, n, size_px, settings) for n in counts}
     seconds = interleaved(arms, rounds, model.device)
-    medians = {name: median_interval(values)[0] for name, values in seconds.items()}
-    ours, bare = ([medians[f"{arm} {n}"] for n in counts] for arm in ("ours", "bare"))
-    slope, intercept, fit = fit_line(counts, ours)
-    bare_slope, _, _ = fit_line(counts, bare)
+    ours, bare = ([[seconds[f"{arm} {n}"][r] for n in counts] for r in range(rounds)] for arm in ("ours", "bare"))
+    lines, bare_lines = [fit_line(counts, values) for values in ours], [fit_line(counts, values) for values in bare]
+    middle = [median_interval(seconds[f"ours {n}"])[0] for n in counts]
     return {
         "of": what,
         "size_px": size_px,
         "steps": settings.steps,
         "counts": list(counts),
-        "seconds": ours,
-        "bare_seconds": bare,
-        "slope_ms": 1000 * slope,
-        "intercept_ms": 1000 * intercept,
-        "r_squared": fit,
-        "bare_slope_ms": 1000 * bare_slope,
-        "slope_over_bare": slope / bare_slope,
+        "seconds": middle,
+        "bare_seconds": [median_interval(seconds[f"bare {n}"])[0] for n in counts],
+        "slope_ms": median_interval([1000 * line.slope for line in lines])[0],
+        "bare_slope_ms": median_interval([1000 * line.slope for line in bare_lines])[0],
+        "slope_over_bare": ratios([line.slope for line in lines], [line.slope for line in bare_lines])[0],
+        "intercept_ms": median_interval([1000 * line.intercept for line in lines]),
+        "bare_intercept_ms": median_interval([1000 * line.intercept for line in bare_lines]),
+        "r_squared": fit_line(counts, middle).fit,
+        "own_ms": _own_milliseconds(model, settings, size_px, rounds),
     }
 
 
-def fit_line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float, float]:
-    """Slope, intercept and share of explained variance of the least-squares line."""
+def _own_milliseconds(model: Inpainter, settings: EditSettings, size_px: int, rounds: int) -> float:
+    """An edit of one slice when the forwards take no time: the part of the intercept that is this package's, free of extrapolation."""
+    transform, volume = settings.transform(models.instant(model)), make_volume(size_px, 1, cell_px=model.factor)
+    edit = partial(transform.apply, volume.image, volume.mask, settings.prompt, seed=settings.seed)
+    return 1000 * median_interval(interleaved({"own": edit}, rounds, model.device)["own"])[0]
+
+
+class Line(NamedTuple):
+    """y = slope x + intercept, and the share of the variance that it explains."""
+
+    slope: float
+    intercept: float
+    fit: float
+
+
+def fit_line(x: Sequence[float], y: Sequence[float]) -> Line:
+    """The least-squares line."""
     slope, intercept = np.polyfit(np.asarray(x, float), np.asarray(y, float), 1)
     residual = np.asarray(y) - (slope * np.asarray(x) + intercept)
     spread = np.asarray(y) - np.mean(y)
-    return float(slope), float(intercept), float(1 - (residual**2).sum() / max(float((spread**2).sum()), 1e-30))
+    return Line(float(slope), float(intercept), float(1 - (residual**2).sum() / max(float((spread**2).sum()), 1e-30)))

@@ -36,7 +36,7 @@ def render_readme(figures: Mapping[str, Any]) -> str:
         f"medians of {amount['rounds']} interleaved rounds, in brackets their 95 % interval). Arms are compared before they are timed: "
         "float32 results differ by at most 2e-5 of the model's range."
     )
-    tables = [table(figures) for table in (_edits, _roi, _masks, _steps, _lines, _levers)]
+    tables = [table(figures) for table in (_edits, _roi, _peak, _spent, _masks, _steps, _lines, _levers)]
     return "\n\n".join([head, *(table for table in tables if table)]) + "\n"
 
 
@@ -105,6 +105,37 @@ def _roi(figures: Mapping[str, Any]) -> str:
     return _markdown(title, ["model", "slice", "region", "gain"], rows) if rows else ""
 
 
+def _peak(figures: Mapping[str, Any]) -> str:
+    rows = [
+        [
+            row["model"],
+            f"{row['size_px']} px",
+            str(row["rows"]),
+            row["dtype"],
+            f"{row['gflop']:.0f}",
+            f"{row['gflop_a_second']:.0f}",
+            f"{100 * row['share_of_peak']:.0f} %",
+        ]
+        for row in figures.get("profile", {}).get("unet", [])
+    ]
+    if not rows:
+        return ""
+    peaks = ", ".join(f"{name} {rate:.0f}" for name, rate in figures["profile"]["peak_gflop_a_second"].items())
+    title = f"UNet calls against the measured rate of matrix multiplication ({peaks} GFLOP/s; goal 45 % on a GPU)"
+    return _markdown(title, ["model", "slice", "rows", "type", "GFLOP", "GFLOP/s", "of the peak"], rows)
+
+
+def _spent(figures: Mapping[str, Any]) -> str:
+    rows = [
+        [row["model"], f"{row['size_px']} px", *(f"{100 * share:.0f} %" for share in row["shares"].values())]
+        for row in figures.get("profile", {}).get("edits", [])
+    ]
+    if not rows:
+        return ""
+    kinds = list(figures["profile"]["edits"][0]["shares"])
+    return _markdown("Where the time of an edit goes (torch.profiler)", ["model", "slice", *kinds], rows)
+
+
 def _masks(figures: Mapping[str, Any]) -> str:
     rows = []
     for row in figures.get("medsam", {}).get("masks", []):
@@ -135,13 +166,17 @@ def _lines(figures: Mapping[str, Any]) -> str:
             f"{row['counts'][0]} to {row['counts'][-1]}",
             f"{row['slope_ms']:.1f}",
             f"{row['slope_over_bare']:.3f}",
-            f"{row['intercept_ms']:.0f}",
+            "{:.0f} [{:.0f}, {:.0f}]".format(*row["intercept_ms"]),
+            f"{row['own_ms']:.1f}",
             f"{row['r_squared']:.4f}",
         ]
         for row in figures.get("scaling", [])
     ]
-    title = "Cost against the number repainted: a line (goals: slope within 1.10 of the bare forwards, intercept at most 50 ms)"
-    return _markdown(title, ["of", "range", "slope, ms", "over bare", "intercept, ms", "R²"], rows) if rows else ""
+    title = (
+        "Cost against the number repainted: a line (goals: slope within 1.10 of the bare forwards, intercept at most 50 ms; beside it an "
+        "edit of one slice when the forwards take no time)"
+    )
+    return _markdown(title, ["of", "range", "slope, ms", "over bare", "intercept, ms", "own, ms", "R²"], rows) if rows else ""
 
 
 def _levers(figures: Mapping[str, Any]) -> str:
@@ -150,9 +185,11 @@ def _levers(figures: Mapping[str, Any]) -> str:
             row["lever"],
             f"{1000 * row['seconds']:.0f}",
             f"{row['faster_than_default']:.2f}x",
-            f"{row['similarity']:.3f}",
-            f"{100 * row['accepted']:.0f} %",
-            f"{row['dice']:.2f}",
+            *(
+                ["not measurable", "", ""]
+                if row["similarity"] is None
+                else [f"{row['similarity']:.3f}", f"{100 * row['accepted']:.0f} %", f"{row['dice']:.2f}"]
+            ),
         ]
         for row in figures.get("quality", [])
     ]
@@ -161,6 +198,6 @@ def _levers(figures: Mapping[str, Any]) -> str:
     count = figures["quality"][0]["images"]
     title = (
         f"What is not exact: gain and cost in quality on {count} held-out breast ultrasound images (SSIM inside the mask to the first row, "
-        "the validator's acceptance and Dice)"
+        "the validator's acceptance and Dice; random weights have a speed, but no quality)"
     )
     return _markdown(title, ["setting", "ms an edit", "gain", "SSIM", "accepted", "Dice"], rows)

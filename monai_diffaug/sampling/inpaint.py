@@ -14,7 +14,11 @@ __all__ = ["Denoiser", "inpaint_latents"]
 
 
 class Denoiser(Protocol):
-    """The interface of the UNet: latents (B, C, h, w), timestep, text states (B, L, D) -> prediction (B, 4, h, w)."""
+    """The interface of the UNet: latents (B, C, h, w), timestep, text states (B, L, D) -> prediction (B, 4, h, w).
+
+    One with ``shares_latents = True`` takes twice as many text states as latents too, for the two branches of guidance: the latents
+    then stand for both, and the prediction has as many rows as the text states.
+    """
 
     def __call__(self, latents: Tensor, timestep: Tensor, context: Tensor) -> Tensor: ...
 
@@ -79,13 +83,15 @@ def inpaint_latents(
     weights = mask if soft is None else soft
     put_back = masked is None or soft is not None
     states = torch.cat([negative_context, context]) if guided and negative_context is not None else context
+    shared = bool(getattr(denoise, "shares_latents", False))
     step = make_step(own, timesteps, generators)
     for i, timestep in enumerate(timesteps):
         model_input = own.scale_model_input(latents, timestep)
         if masked is not None:
             model_input = torch.cat([model_input, mask, masked], dim=1)
         if guided and begin <= i / len(timesteps) < end:
-            unconditional, conditional = denoise(torch.cat([model_input] * 2), timestep, states).chunk(2)
+            seen = model_input if shared else torch.cat([model_input] * 2)
+            unconditional, conditional = denoise(seen, timestep, states).chunk(2)
             prediction = torch.lerp(unconditional, conditional, guidance_scale)
         else:
             prediction = denoise(model_input, timestep, context)

@@ -48,7 +48,15 @@ def test_a_full_run_has_rounds_enough_for_an_interval() -> None:
 def test_runs_of_one_machine_become_one_table_in_the_readme(tmp_path: Path, capsys: Any) -> None:
     head = {"version": "1", "device": "cpu", "machine": {"processor": "p", "torch": "2", "diffusers": "0"}, "amount": {"rounds": 7}}
     files = [tmp_path / "a.json", tmp_path / "b.json", tmp_path / "c.json"]
-    line = {"of": "slices", "counts": [1, 2], "slope_ms": 1.0, "slope_over_bare": 1.0, "intercept_ms": 0.0, "r_squared": 1.0}
+    line = {
+        "of": "slices",
+        "counts": [1, 2],
+        "slope_ms": 1.0,
+        "slope_over_bare": 1.0,
+        "intercept_ms": [0.0] * 3,
+        "own_ms": 1.0,
+        "r_squared": 1.0,
+    }
     for file, more in zip(files, ({"medsam": {"masks": []}}, {"scaling": [line]}, {"amount": {"rounds": 3}}), strict=True):
         file.write_text(json.dumps({**head, **more}))
     readme, out = tmp_path / "README.md", tmp_path / "all.json"

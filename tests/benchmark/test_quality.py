@@ -10,6 +10,7 @@ import torch
 from monai_diffaug.benchmark import models, quality
 from monai_diffaug.benchmark.quality import Lever, levers, measure_quality, pictures
 from monai_diffaug.benchmark.settings import Amount
+from monai_diffaug.models.inpainter import Inpainter
 
 
 def test_the_pictures_are_held_out_lesions_with_their_names(real_data: Path) -> None:
@@ -37,3 +38,17 @@ def test_the_reference_is_like_itself_and_fewer_steps_are_less_like_it(real_data
     assert reference["similarity"] == pytest.approx(1.0) and same["similarity"] == pytest.approx(1.0)
     assert fewer["similarity"] < 0.99 and fewer["faster_than_default"] > 1
     assert all(0 <= row["accepted"] <= 1 for row in (reference, fewer))
+
+
+def test_of_random_weights_only_the_time_is_told(real_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def two(model: Inpainter, steps: int) -> list[Lever]:
+        options = {"num_inference_steps": 1}
+        return [
+            Lever("trained", options, model),
+            Lever("default", options, model),
+            Lever("random", options, models.with_tiny_vae(model), False),
+        ]
+
+    monkeypatch.setattr(quality, "levers", two)
+    *_, random = measure_quality(torch.device("cpu"), Amount(images=1))
+    assert random["seconds"] > 0 and random["similarity"] is random["accepted"] is random["dice"] is None

@@ -35,6 +35,21 @@ FIGURES: dict[str, Any] = {
         "edits": [EDIT, {**EDIT, "size_px": 128, "passed": False}],
         "roi": [{"model": "embedded", "size_px": 256, "roi_px": 128, "slices": 2, "faster": [3.6, 3.5, 3.7]}],
     },
+    "profile": {
+        "peak_gflop_a_second": {"float32": 127.0},
+        "unet": [
+            {
+                "model": "embedded",
+                "size_px": 64,
+                "rows": 32,
+                "dtype": "float32",
+                "gflop": 16.2,
+                "gflop_a_second": 101.0,
+                "share_of_peak": 0.795,
+            }
+        ],
+        "edits": [{"model": "embedded", "size_px": 64, "shares": {"convolutions": 0.5, "other": 0.5}}],
+    },
     "medsam": {
         "masks": [
             {
@@ -59,7 +74,8 @@ FIGURES: dict[str, Any] = {
             "counts": [8, 16, 24],
             "slope_ms": 89.6,
             "slope_over_bare": 1.02,
-            "intercept_ms": 12.3,
+            "intercept_ms": [12.3, -3.0, 30.0],
+            "own_ms": 3.1,
             "r_squared": 0.9995,
         }
     ],
@@ -72,7 +88,16 @@ FIGURES: dict[str, Any] = {
             "accepted": 0.25,
             "dice": 0.61,
             "faster_than_default": 1.5,
-        }
+        },
+        {
+            "lever": "untrained",
+            "images": 16,
+            "seconds": 0.5,
+            "similarity": None,
+            "accepted": None,
+            "dice": None,
+            "faster_than_default": 0.9,
+        },
     ],
 }
 
@@ -83,7 +108,10 @@ def test_every_figure_stands_in_its_row() -> None:
     assert "| ViT-B | 1024 px | float32 | 4000 | 5.50x [5.40, 5.60] | 1.040 | ours 90 / script 2000 |" in text
     assert "| embedded | 256 px | 128 px | 3.60x [3.50, 3.70] |" in text
     assert "| 10 | 200 | 300 | 50 % |" in text
-    assert "| slices of a volume | 8 to 24 | 89.6 | 1.020 | 12 | 0.9995 |" in text
+    assert "| slices of a volume | 8 to 24 | 89.6 | 1.020 | 12 [-3, 30] | 3.1 | 0.9995 |" in text
+    assert "| embedded | 64 px | 32 | float32 | 16 | 101 | 80 % |" in text and "float32 127 GFLOP/s" in text
+    assert "| embedded | 64 px | 50 % | 50 % |" in text
+    assert "| untrained | 500 | 0.90x | not measurable |  |  |" in text
     assert "| UniPC, 8 steps | 500 | 1.50x | 0.912 | 25 % | 0.61 |" in text
 
 

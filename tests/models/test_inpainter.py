@@ -115,3 +115,58 @@ def test_the_real_sd15_inpainting_architecture_repaints_one_slice(tmp_path: Path
     edit = DiffusionLocalInpaint(model, num_inference_steps=1, guidance_scale=1.0, dtype="bfloat16").apply(image, mask, "lesion", seed=1)
     assert edit.record["applied"] is True and torch.isfinite(edit.image).all()
     assert torch.equal(edit.image[0, :5], image[0, :5])
+
+
+@pytest.fixture
+def tiny_vae_folder(random_inpainter: str, tmp_path: Path) -> Path:
+    """The random inpainter with an AutoencoderTiny of random weights in the place of its VAE."""
+    from diffusers import AutoencoderTiny
+
+    torch.manual_seed(0)
+    vae = AutoencoderTiny(
+        encoder_block_out_channels=(8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8),
+        num_encoder_blocks=(1, 1, 1),
+        num_decoder_blocks=(1, 1, 1),
+        latent_channels=4,
+        scaling_factor=0.5,
+    )
+    folder = tmp_path / "tiny_vae"
+    shutil.copytree(random_inpainter, folder)
+    shutil.rmtree(folder / "vae")
+    vae.save_pretrained(folder / "vae")
+    return folder
+
+
+def test_an_autoencoder_without_a_distribution_encodes_and_decodes(tiny_vae_folder: Path) -> None:
+    model = load_inpainter(ModelSpec("inpainter", str(tiny_vae_folder)), CPU)
+    assert type(model.vae).__name__ == "AutoencoderTiny" and (model.factor, model.size_px) == (4, 64)
+    images = torch.rand(2, 3, 64, 48) * 2 - 1
+    with torch.no_grad():
+        latents = model.encode(images)
+        expected = model.vae.encode(images).latents
+        decoded = model.decode(latents)
+        picture = model.vae.decode(expected).sample
+    assert latents.shape == (2, 4, 16, 12) and decoded.shape == images.shape
+    torch.testing.assert_close(latents, 0.5 * expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(decoded, picture, rtol=0, atol=1e-5)
+
+
+def test_an_edit_with_an_autoencoder_tiny_stays_inside_the_mask(tiny_vae_folder: Path) -> None:
+    image, mask = torch.rand(1, 64, 64), torch.zeros(1, 64, 64)
+    mask[:, 20:40, 20:44] = 1
+    edit = DiffusionLocalInpaint(str(tiny_vae_folder), num_inference_steps=2, soft_width=0).apply(image, mask, "a cyst", seed=1)
+    changed = torch.as_tensor(edit.image) != image
+    assert edit.record["applied"] and bool(changed[mask > 0].any()) and not bool(changed[mask == 0].any())
+
+
+def test_channels_last_is_the_layout_inside_alone() -> None:
+    model = load_inpainter(ModelSpec("inpainter"), CPU)
+    images = torch.rand(2, 3, 32, 32) * 2 - 1
+    with torch.no_grad():
+        latents = model.encode(images)
+        decoded = model.decode(latents)
+        expected = model.vae.encode(images).latent_dist.mode() * model.scaling_factor
+    assert latents.is_contiguous() and decoded.is_contiguous()
+    torch.testing.assert_close(latents, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(decoded, model.vae.decode(expected / model.scaling_factor).sample, rtol=0, atol=1e-5)

@@ -12,6 +12,7 @@ from monai.transforms import Compose, Flip
 from monai_diffaug.errors import GridMismatchError
 from monai_diffaug.models import registry
 from monai_diffaug.models.inpainter import Inpainter
+from monai_diffaug.models.lean_unet import LeanUnet
 from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaint, DiffusionLocalInpaintd
 
 PROMPT = "ultrasound of breast, malignant mass"
@@ -274,8 +275,8 @@ def test_a_batch_of_samples_equals_the_samples_one_by_one_with_one_model_call_a_
     labels = [torch.zeros(1, 70, 90), None, torch.zeros(1, 70, 90), None]
     transform = DiffusionLocalInpaint(**fast)
     alone = [transform.apply(*sample, seed=seed) for seed, sample in enumerate(zip(images, masks, prompts, labels, strict=True))]
-    denoise, calls = Inpainter.denoise, []
-    monkeypatch.setattr(Inpainter, "denoise", lambda self, z, t, c: (calls.append(len(z)), denoise(self, z, t, c))[1])
+    evaluate, calls = LeanUnet.__call__, []
+    monkeypatch.setattr(LeanUnet, "__call__", lambda self, z, t, c: (calls.append(len(c)), evaluate(self, z, t, c))[1])
     together = transform.apply_batch(images, masks, prompts, labels, seeds=range(4))
     assert calls == [10, 10]  # 5 slices, twice for guidance, 2 steps
     for one, other in zip(alone, together, strict=True):

@@ -1,0 +1,130 @@
+"""A denoiser replayed as a CUDA graph, one for each shape that it is called with: a UNet call costs one launch instead of thousands."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+__all__ = ["Capture", "Captured", "GraphedDenoiser", "bucket_of", "capture_cuda"]
+
+logger = logging.getLogger(__name__)
+
+WARM_UP_CALLS = 3  # as torch.cuda.make_graphed_callables: cuDNN plans, workspaces and compilations are made before the capture
+KEPT_GRAPHS = 4  # each holds the memory of its activations
+LARGEST_PADDING = 0.25  # of a call's rows: a bucket that would pad more is captured at its own size
+
+
+class _Denoise(Protocol):
+    def __call__(self, latents: Tensor, timestep: Tensor, context: Tensor) -> Tensor: ...
+
+
+class Captured(NamedTuple):
+    """A graph with the tensors that it reads and writes.
+
+    Attributes:
+        inputs: latents, timestep and text states; a call is copied into them.
+        output: the prediction after ``replay``.
+        replay: run the graph.
+    """
+
+    inputs: tuple[Tensor, Tensor, Tensor]
+    output: Tensor
+    replay: Callable[[], None]
+
+
+Capture = Callable[[_Denoise, tuple[Tensor, Tensor, Tensor]], Captured]
+"""(denoiser, example inputs on the device) -> its graph."""
+
+
+def capture_cuda(denoise: _Denoise, examples: tuple[Tensor, Tensor, Tensor]) -> Captured:
+    """Record one call of a denoiser on a CUDA device (the procedure of torch's documentation on ``torch.cuda.CUDAGraph``).
+
+    Args:
+        denoise: reads no value of a GPU tensor in Python and has no control flow that depends on one.
+        examples: latents, timestep (0-d) and text states.
+
+    Raises:
+        RuntimeError: something in the call cannot be captured.
+    """
+    inputs = examples[0].clone(), examples[1].clone(), examples[2].clone()
+    device = inputs[0].device
+    with torch.cuda.device(device), torch.no_grad():
+        side = torch.cuda.Stream(device)
+        side.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UP_CALLS):
+                denoise(*inputs)
+        torch.cuda.current_stream(device).wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may allocate meanwhile
+            output = denoise(*inputs)
+    return Captured(inputs, output, graph.replay)
+
+
+class GraphedDenoiser:
+    """A ``Denoiser`` that is recorded once for each shape and then replayed; the results are those of the denoiser.
+
+    A call with fewer rows than a power of two is padded to it with its last row when that adds at most a quarter: rows do not see each
+    other, so the prediction of the others does not change. Where recording fails the denoiser is called as it is, and the log says why.
+
+    Args:
+        denoise: the UNet's call; its weights must stay where they are.
+        keep: graphs kept at once, the last used.
+        capture: how a call is recorded.
+    """
+
+    def __init__(self, denoise: _Denoise, keep: int = KEPT_GRAPHS, capture: Capture = capture_cuda) -> None:
+        if keep < 1:
+            raise ValueError(f"keep must be >= 1, got {keep}")
+        self.denoise = denoise
+        self.keep = keep
+        self.capture = capture
+        self._graphs: OrderedDict[tuple[Any, ...], Captured | None] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __call__(self, latents: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
+        """As the denoiser: (B, C, h, w), a 0-d timestep and (B, L, D) -> (B, 4, h, w)."""
+        count = len(latents)
+        rows = bucket_of(count)
+        given = _padded(latents, rows), timestep.to(latents.device), _padded(context, rows)
+        key = tuple((tuple(tensor.shape), tensor.dtype, str(tensor.device)) for tensor in given)
+        with self._lock:  # a graph's tensors serve one call at a time
+            captured = self._recorded(key, given)
+            if captured is None:
+                return self.denoise(latents, timestep, context)
+            for own, tensor in zip(captured.inputs, given, strict=True):
+                own.copy_(tensor)
+            captured.replay()
+            return captured.output[:count].clone()
+
+    def _recorded(self, key: tuple[Any, ...], given: tuple[Tensor, Tensor, Tensor]) -> Captured | None:
+        if key in self._graphs:
+            self._graphs.move_to_end(key)
+            return self._graphs[key]
+        while len(self._graphs) >= self.keep:
+            self._graphs.popitem(last=False)
+        try:
+            self._graphs[key] = self.capture(self.denoise, given)
+        except torch.OutOfMemoryError:
+            raise  # the caller halves the batch
+        except RuntimeError as error:
+            logger.warning("no CUDA graph for latents %s, the UNet is called as it is: %s", tuple(given[0].shape), error)
+            self._graphs[key] = None
+        return self._graphs[key]
+
+
+def bucket_of(count: int) -> int:
+    """Rows of the graph that serves a call of ``count`` rows: the next power of two, or ``count`` where that pads too much."""
+    power = 1 << (count - 1).bit_length()
+    return power if power - count <= LARGEST_PADDING * count else count
+
+
+def _padded(tensor: Tensor, rows: int) -> Tensor:
+    missing = rows - len(tensor)
+    return torch.cat([tensor, tensor[-1:].expand(missing, *tensor.shape[1:])]) if missing else tensor
