@@ -15,7 +15,7 @@ def prepare_schedule(scheduler: Any, num_inference_steps: int, strength: float, 
 
     Args:
         scheduler: any diffusers scheduler.
-        num_inference_steps: steps of a full run.
+        num_inference_steps: steps of a full run; 1 estimates the image directly from pure noise, whatever the scheduler's spacing.
         strength: in (0, 1]; the share of the steps that is run. 1 starts from pure noise.
         device: where the timesteps live.
 
@@ -28,6 +28,10 @@ def prepare_schedule(scheduler: Any, num_inference_steps: int, strength: float, 
         raise ValueError(f"num_inference_steps must be >= 1, got {num_inference_steps}")
     own = deepcopy(scheduler)
     own.set_timesteps(num_inference_steps, device=device)
+    if num_inference_steps == 1 and int(own.timesteps[0]) < own.config.num_train_timesteps // 2:
+        # "leading" and Euler's "linspace" put the only step beside the image: nothing would be generated
+        own = type(own).from_config(own.config, timestep_spacing="trailing")
+        own.set_timesteps(1, device=device)
     count = max(1, min(int(num_inference_steps * strength), num_inference_steps))
     start = max(num_inference_steps - count, 0) * own.order
     if hasattr(own, "set_begin_index"):

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import diffusers
+import pytest
+import torch
+
+from monai_diffaug.sampling.schedule import prepare_schedule
+
+CPU = torch.device("cpu")
+SCHEDULERS = [
+    "DDIMScheduler",
+    "PNDMScheduler",
+    "DDPMScheduler",
+    "EulerDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "LMSDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "DPMSolverMultistepScheduler",
+    "UniPCMultistepScheduler",
+    "LCMScheduler",
+]
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_single_step_starts_from_pure_noise_whatever_the_spacing(name) -> None:
+    options = {"skip_prk_steps": True} if name == "PNDMScheduler" else {}  # as Stable Diffusion's; otherwise it needs 4 steps
+    _, timesteps = prepare_schedule(getattr(diffusers, name)(**options), 1, 1.0, CPU)
+    assert int(timesteps[0]) >= 990
+
+
+def test_more_steps_keep_the_spacing_of_the_scheduler() -> None:
+    scheduler = diffusers.DDIMScheduler(timestep_spacing="leading")
+    _, timesteps = prepare_schedule(scheduler, 4, 1.0, CPU)
+    scheduler.set_timesteps(4)
+    assert timesteps.tolist() == scheduler.timesteps.tolist()
+
+
+def test_strength_leaves_out_the_first_steps() -> None:
+    whole = prepare_schedule(diffusers.DDIMScheduler(), 8, 1.0, CPU)[1]
+    assert prepare_schedule(diffusers.DDIMScheduler(), 8, 0.5, CPU)[1].tolist() == whole[4:].tolist()
+
+
+def test_the_scheduler_given_is_not_changed() -> None:
+    scheduler = diffusers.DDIMScheduler()
+    prepare_schedule(scheduler, 7, 1.0, CPU)
+    assert scheduler.num_inference_steps is None
+
+
+@pytest.mark.parametrize(("steps", "strength", "message"), [(8, 0.0, "strength"), (8, 1.5, "strength"), (0, 1.0, "num_inference_steps")])
+def test_bad_numbers_are_refused(steps, strength, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        prepare_schedule(diffusers.DDIMScheduler(), steps, strength, CPU)
