@@ -17,6 +17,10 @@ RECIPES: dict[str, tuple[str, str]] = {
     "controlnet": ("monai_diffaug.finetune.controlnet:ControlNetRecipe", "a network that keeps edges, beside the frozen --model"),
     "validator": ("monai_diffaug.finetune.validator:ValidatorRecipe", "the network that checks what was painted"),
     "medsam": ("monai_diffaug.finetune.medsam:MedSAMRecipe", "the outlines of lesions in boxes"),
+    "semantic-controller": (
+        "monai_diffaug.finetune.semantic_controller:SemanticControllerRecipe",
+        "a network that predicts what the mask hides, beside the frozen --model",
+    ),
 }
 DEFAULT_MINUTES = 10.0
 MOST_PICTURES = 1000
@@ -35,12 +39,14 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         parents=[common],
         help="fine-tune a model on your own images",
         description=f"Fine-tune a model on the images and labels of a MONAI datalist. Recipes: {table}. "
-        "DIR becomes a folder that model= takes; the same command goes on with a run that was stopped.",
+        "DIR becomes a folder that model= (controlnet=, semantic_controller=) takes; the same command goes on with a run that was stopped. "
+        "torchrun --nproc_per_node N -m monai_diffaug train ... trains on N GPUs or processes.",
     )
     parser.add_argument("recipe", choices=tuple(RECIPES), metavar="RECIPE", help=", ".join(RECIPES))
     parser.add_argument("--data", type=Path, required=True, metavar="DATALIST", help='JSON: {"training": [{"image": ..., "label": ...}]}')
     parser.add_argument("--model", default="tiny", metavar="SOURCE", help="what to start from; default the embedded model")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the new model")
+    parser.add_argument("--encoder", metavar="MEDSAM", help="semantic-controller: whose features it predicts; default the embedded MedSAM")
     words = parser.add_argument_group("words of the captions, for entries that have none")
     words.add_argument("--modality", default="", metavar="WORD", help="ultrasound, ct, mri, x-ray, endoscopy or fundus")
     words.add_argument("--anatomy", default="", metavar="WORD", help='e.g. "breast"')
@@ -51,6 +57,11 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("--lora", action="store_true", help="train low-rank adapters (peft), merged into DIR, alone in DIR/adapter")
     parser.add_argument("--rank", type=positive, default=8, metavar="R", help="rank of the adapters")
     parser.add_argument("--text-encoder", action="store_true", help="train the text encoder too: for words the model does not know")
+    parser.add_argument(
+        "--decoder",
+        action=argparse.BooleanOptionalAction,
+        help="inpaint: train the autoencoder's decoder too; default: where the small model shows your images badly",
+    )
     parser.add_argument("--batch-size", type=positive, default=8, metavar="N")
     parser.add_argument("--rate", type=_above_zero, metavar="LR", help="peak learning rate; default by recipe and model size")
     parser.add_argument("--plane", default="axial", choices=PLANES, help="slices of a 3-D image")
@@ -73,10 +84,11 @@ def run(options: argparse.Namespace) -> int:
         TrainingInputError: the datalist or a file in it cannot be used.
     """
     check_out(options.out)
+    if options.encoder and options.recipe != "semantic-controller":
+        raise WrongInputError(f"--encoder is for semantic-controller only; {options.recipe} has none, leave it out")
+    if options.decoder is not None and options.recipe != "inpaint":
+        raise WrongInputError(f"--decoder is for inpaint only; {options.recipe} decodes nothing anew, leave it out")
     from monai_diffaug.finetune.datalist import Words, read_datalist
-    from monai_diffaug.finetune.labelled_slices import load_slices
-    from monai_diffaug.finetune.loop import TRAINING_FOLDER, fine_tune
-    from monai_diffaug.finetune.settings import FineTuneSettings
 
     words = Words(options.modality, options.anatomy, options.finding)
     training = read_datalist(options.data, words)
@@ -84,10 +96,23 @@ def run(options: argparse.Namespace) -> int:
 
     import torch
 
-    device = options.device or ("cuda" if torch.cuda.is_available() and options.recipe != "validator" else "cpu")
+    from monai_diffaug.finetune.processes import joined, own_device
+
+    device = own_device(options.device or ("cuda" if torch.cuda.is_available() and options.recipe != "validator" else "cpu"))
     _check_device(device)
     if options.threads:
         torch.set_num_threads(options.threads)
+    with joined(device):
+        _train(options, training, validation, device)
+    return 0
+
+
+def _train(options: argparse.Namespace, training: list[Any], validation: list[Any], device: str) -> None:
+    from monai_diffaug.finetune.labelled_slices import load_slices
+    from monai_diffaug.finetune.loop import TRAINING_FOLDER, fine_tune
+    from monai_diffaug.finetune.processes import is_writer
+    from monai_diffaug.finetune.settings import FineTuneSettings
+
     settings = FineTuneSettings(
         model=options.model,
         minutes=None if options.steps else options.minutes or DEFAULT_MINUTES,
@@ -102,6 +127,8 @@ def run(options: argparse.Namespace) -> int:
         precision=options.precision,
         pictures=options.pictures,
         tensorboard=options.tensorboard,
+        decoder=options.decoder,
+        encoder=options.encoder or "tiny",
     )
     progress = shows_progress(options)
     slices = load_slices(training, plane=options.plane, window=options.window, progress=progress)
@@ -109,12 +136,17 @@ def run(options: argparse.Namespace) -> int:
     target, _ = RECIPES[options.recipe]
     module, _, name = target.partition(":")
     recipe = getattr(import_module(module), name)(settings, slices, held_out)
-    if options.restart:
+    if options.restart and is_writer():
         _forget(options.out / TRAINING_FOLDER)
     steps = fine_tune(recipe, settings, options.out)
-    if not options.quiet:
-        print(f"{steps} steps on {sum(not s.is_normal for s in slices)} lesions of {len(training)} images: model={str(options.out)!r}")
-    return 0
+    if not options.quiet and is_writer():
+        print(f"{steps} steps on {sum(not s.is_normal for s in slices)} lesions of {len(training)} images: {_taken_by(options)}")
+
+
+def _taken_by(options: argparse.Namespace) -> str:
+    """How a transform is given the new folder."""
+    argument = {"controlnet": "controlnet", "semantic-controller": "semantic_controller"}.get(options.recipe, "model")
+    return f"{argument}={str(options.out)!r}"
 
 
 def _check_device(device: str) -> None:

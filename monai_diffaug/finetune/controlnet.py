@@ -63,7 +63,7 @@ class ControlNetRecipe:
         self.generator = torch.Generator().manual_seed(seed)
         self.sampler = SliceCropSampler(self.slices, self.model.size_px, seed)
 
-    def loss(self) -> Tensor:
+    def loss(self, progress: float = 0.0) -> Tensor:
         count = self.settings.batch_size
         crops = [self.sampler.draw() for _ in range(count)]
         images = torch.stack([crop.image for crop in crops])

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -16,8 +15,8 @@ from monai_diffaug.finetune.settings import TrainingInputError
 from monai_diffaug.prompts import NORMAL
 from monai_diffaug.shapes import borrow_shape, place, random_blob
 from monai_diffaug.training.captions import caption, measure
-from monai_diffaug.training.crops import crop_squares
-from monai_diffaug.training.latent_bank import CONTEXT_RANGE, MAX_DILATION_PX, MIN_SIDE_PX, NORMAL_SHARE
+from monai_diffaug.training.crops import cut_square, grown, square_around
+from monai_diffaug.training.latent_bank import MAX_DILATION_PX, NORMAL_SHARE
 from monai_diffaug.training.tissue import normal_tissue
 
 __all__ = ["Crop", "SliceCropSampler"]
@@ -79,8 +78,7 @@ class SliceCropSampler:
         crops = [self.draw() for _ in range(n)]
         masks = []
         for crop in crops:
-            radius = self.rng.randint(MAX_DILATION_PX + 1)
-            masks.append(F.max_pool2d(crop.mask[None], 2 * radius + 1, 1, radius)[0])
+            masks.append(grown(crop.mask, self.rng.randint(MAX_DILATION_PX + 1)))
         return torch.stack([crop.image for crop in crops]), torch.stack(masks), [crop.caption for crop in crops]
 
     def _free_mask(self) -> tuple[LabelledSlice, NDArray[np.bool_]] | None:
@@ -106,27 +104,10 @@ class SliceCropSampler:
         return self._tissue[index]
 
     def _cut(self, chosen: LabelledSlice, mask: NDArray[np.bool_], *, is_normal: bool) -> Crop:
-        rng = self.rng
-        ys, xs = np.nonzero(mask)
-        extent = int(max(np.ptp(ys), np.ptp(xs))) + 1
-        side = float(np.clip(extent * rng.uniform(*CONTEXT_RANGE), MIN_SIDE_PX, max(*mask.shape, extent)))
-        slack = max(side - extent, 0) / 2 * 0.5
-        centre = np.array([(ys.min() + ys.max()) / 2, (xs.min() + xs.max()) / 2]) + rng.uniform(-slack, slack, 2)
-        stacked = torch.cat([(chosen.image.expand(3, -1, -1) + 1) / 2, torch.from_numpy(mask)[None].float()])[None]
-        shrink = int(side // (2 * self.size_px))  # crop_squares averages 2x2 samples: more pixels than that are averaged here
-        if shrink > 1:
-            stacked = F.avg_pool2d(stacked, shrink, ceil_mode=True)
-            centre, side = (centre + 0.5) / shrink - 0.5, side / shrink
-        cut = crop_squares(
-            stacked,
-            torch.from_numpy(centre)[None].float(),
-            torch.tensor([side]),
-            self.size_px,
-            torch.tensor([rng.uniform(-0.25, 0.25)]),
-            torch.tensor([rng.rand() < 0.5]),
-        )[0]
-        image = cut[:3].clamp(0, 1) ** float(np.exp(rng.uniform(-0.25, 0.25)))
-        hard = cut[3:] > 0.5 if bool((cut[3:] > 0.5).any()) else cut[3:] > 0
+        centre, side_px = square_around(self.rng, mask, max(mask.shape))
+        stacked = torch.cat([(chosen.image.expand(3, -1, -1) + 1) / 2, torch.from_numpy(mask)[None].float()])
+        image, coverage = cut_square(self.rng, stacked, centre, side_px, self.size_px)
+        hard = coverage > 0.5 if bool((coverage > 0.5).any()) else coverage > 0
         return Crop(image * 2 - 1, hard.float(), self._caption(chosen, image, hard, float(mask.mean()), is_normal), is_normal)
 
     def _caption(self, chosen: LabelledSlice, image: Tensor, hard: Tensor, fraction: float, is_normal: bool) -> str:

@@ -50,7 +50,7 @@ class Entry:
         return not self.findings
 
 
-def read_datalist(path: Path, words: Words | None = None, section: str = "training") -> list[Entry]:
+def read_datalist(path: Path | str, words: Words | None = None, section: str = "training") -> list[Entry]:
     """The entries of one section of ``{"training": [{"image": ..., "label": ...}, ...], "validation": [...]}``.
 
     Paths are relative to the file. An entry may have "prompt" (its caption), or "modality", "anatomy" and "finding"; "finding" is
@@ -66,6 +66,7 @@ def read_datalist(path: Path, words: Words | None = None, section: str = "traini
     Raises:
         TrainingInputError: no such file, not JSON, a missing or unknown key, a file that is not there; names the entry.
     """
+    path = Path(path)
     content = _content(path)
     if section not in content:
         if section == "training":

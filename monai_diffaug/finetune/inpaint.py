@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from copy import copy
 from pathlib import Path
@@ -12,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from monai_diffaug.finetune.crops import SliceCropSampler
+from monai_diffaug.finetune.decoder import decoder_loss, decoder_modules, is_poor
+from monai_diffaug.finetune.encoded_ring import EncodedRing
 from monai_diffaug.finetune.folder import replace_parts
 from monai_diffaug.finetune.labelled_slices import LabelledSlice
-from monai_diffaug.finetune.latent_ring import LatentRing
 from monai_diffaug.finetune.lora import CLIP_ATTENTION, UNET_ATTENTION, add_adapters, merged
 from monai_diffaug.finetune.pictures import draw_inpainted
 from monai_diffaug.finetune.settings import FineTuneSettings
@@ -24,6 +26,8 @@ from monai_diffaug.models.registry import ModelSpec
 from monai_diffaug.training.inpaint import MIN_SNR_GAMMA, TEXT_DROPOUT, velocity_loss
 
 __all__ = ["InpaintRecipe", "lesion_weighted_loss"]
+
+logger = logging.getLogger(__name__)
 
 SMALL = 50e6  # parameters: below it a network bears, and needs, a higher rate
 RATES = {(True, False): 2e-4, (False, False): 1e-5, (True, True): 2e-3, (False, True): 1e-4}  # (small, lora)
@@ -57,6 +61,8 @@ def lesion_weighted_loss(predicted: Tensor, target: Tensor, mask: Tensor, alpha_
 class InpaintRecipe:
     """Trains UNet (and text encoder) of any diffusers inpainting folder on crops of the user's images.
 
+    The autoencoder stays as it is, but for the decoder where it shows the user's images badly (see ``finetune.decoder``).
+
     Args:
         settings: see ``FineTuneSettings``.
         slices: to train on.
@@ -89,12 +95,26 @@ class InpaintRecipe:
                     self.adapters[part] = add_adapters(network, targets, settings.rank)
             else:
                 network.requires_grad_(True)
-        size = sum(p.numel() for p in self.model.unet.parameters())
-        self.rate = RATES[(size < SMALL, settings.lora)]
+        is_small = sum(p.numel() for p in self.model.unet.parameters()) < SMALL
+        self.rate = RATES[(is_small, settings.lora)]
+        self.trains_decoder = self._needs_decoder(is_small) if settings.decoder is None else settings.decoder
+        if self.trains_decoder:
+            decoder = decoder_modules(self.model)
+            for network in decoder.values():
+                network.requires_grad_(True)
+            self.modules = {**self.modules, **decoder}
+
+    def _needs_decoder(self, is_small: bool) -> bool:
+        """A small model's decoder is trained where it does not know the images; of a large one, and with LoRA, when asked to."""
+        if not is_poor(self.model, SliceCropSampler(self.slices, self.model.size_px, self.settings.seed)):
+            return False
+        trains = is_small and not self.settings.lora
+        logger.warning("its decoder is trained too (--no-decoder leaves it)" if trains else "--decoder trains its decoder too")
+        return trains
 
     def reseed(self, seed: int) -> None:
         self.generator = torch.Generator().manual_seed(seed)
-        self.ring = LatentRing(self.model, SliceCropSampler(self.slices, self.model.size_px, seed))
+        self.ring = EncodedRing(SliceCropSampler(self.slices, self.model.size_px, seed), self._encode)
 
     def _context(self, captions: list[str]) -> Tensor:
         drop = torch.rand(len(captions), generator=self.generator) < TEXT_DROPOUT
@@ -106,8 +126,18 @@ class InpaintRecipe:
             self.model.forget_prompts()  # they hold this step's graph
         return states
 
-    def loss(self) -> Tensor:
-        latents, mask, masked, captions = self.ring.batch(self.settings.batch_size)
+    @torch.no_grad()
+    def _encode(self, images: Tensor, masks: Tensor) -> tuple[Tensor, ...]:
+        """Latents, mask at their size, latents of the masked image, and for the decoder's training the images."""
+        if self.model.takes_mask:
+            latents, masked = self.model.encode(torch.cat([images, images * (masks < 0.5)])).chunk(2)
+        else:
+            latents = masked = self.model.encode(images)
+        encoded = (latents, self.model.latent_mask(masks), masked)
+        return (*encoded, images) if self.trains_decoder else encoded
+
+    def loss(self, progress: float = 0.0) -> Tensor:
+        (latents, mask, masked, *images), captions = self.ring.batch(self.settings.batch_size)
         alphas = self.process.alphas_cumprod
         steps = torch.randint(len(alphas), (len(latents),), generator=self.generator)
         noise = torch.randn(latents.shape, generator=self.generator).to(latents)
@@ -119,7 +149,9 @@ class InpaintRecipe:
             target = noise if self.prediction_type == "epsilon" else latents
         seen = torch.cat([noisy, mask, masked], 1) if self.model.takes_mask else noisy
         predicted = self.model.denoise(seen, timesteps, self._context(captions))
-        return lesion_weighted_loss(predicted.float(), target.float(), mask.float(), alphas[steps].to(latents.device), self.prediction_type)
+        alpha_bar = alphas[steps].to(latents.device)
+        loss = lesion_weighted_loss(predicted.float(), target.float(), mask.float(), alpha_bar, self.prediction_type)
+        return loss + decoder_loss(self.model, latents, images[0], self.generator) if images else loss
 
     def draw(self, file: Path) -> None:
         self.model.forget_prompts()

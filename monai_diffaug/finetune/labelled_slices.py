@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,7 +92,10 @@ def _loader() -> Any:
 
 def _read(load: Any, file: Path, role: str) -> Any:
     try:
-        volume = load(file)
+        with warnings.catch_warnings():
+            # PIL's array is read-only, and so is what is done with it here
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            volume = load(file)
     except Exception as error:  # each reader has errors of its own
         reason = str(error).strip().splitlines()
         raise TrainingInputError(f"{role} {file} cannot be read: {reason[0] if reason else type(error).__name__}") from error

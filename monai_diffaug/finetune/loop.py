@@ -1,4 +1,4 @@
-"""The one training loop of all recipes: rate, average, resume, sample pictures, export."""
+"""The one training loop of all recipes: rate, average, resume, sample pictures, export; on one process or several."""
 
 from __future__ import annotations
 
@@ -13,6 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from monai_diffaug.finetune.log import TrainingLog
+from monai_diffaug.finetune.processes import (
+    average_gradients,
+    averaged,
+    first_process_value,
+    is_writer,
+    process_rank,
+    same_weights,
+    wait_for_all,
+)
 from monai_diffaug.finetune.settings import FineTuneSettings, TrainingInputError, remember_settings
 from monai_diffaug.training.checkpoint import Clock, Ema, cosine_rate, load_state, save_state
 
@@ -23,6 +32,7 @@ logger = logging.getLogger(__name__)
 TRAINING_FOLDER = "training"
 LOG_EVERY = 25
 CHECKPOINTS = 10  # over the run
+SEEDS_APART = 1_000_003  # of the processes' random numbers; more than a run has steps
 FLOOR = 0.02  # the learning rate falls to this share of its peak
 
 
@@ -43,8 +53,8 @@ class Trainee(Protocol):
         """Begin new streams of random numbers: a run that goes on does not see the same crops again."""
         ...
 
-    def loss(self) -> Tensor:
-        """The scalar loss of one new batch."""
+    def loss(self, progress: float) -> Tensor:
+        """The scalar loss of one new batch; ``progress`` is the share of the run that is over, for recipes with phases."""
         ...
 
     def draw(self, file: Path) -> None:
@@ -84,63 +94,119 @@ class _Budget:
         return progress
 
 
-def fine_tune(trainee: Trainee, settings: FineTuneSettings, out: Path) -> int:
+class _Record:
+    """What a run leaves in its folder as it goes; in a process that does not write, nothing."""
+
+    def __init__(
+        self, trainee: Trainee, trained: nn.ParameterList, parts: Mapping[str, Any], settings: FineTuneSettings, folder: Path
+    ) -> None:
+        self.trainee, self.trained, self.parts, self.folder = trainee, trained, dict(parts), folder
+        self.pictures = settings.pictures
+        self.log = TrainingLog(folder, tensorboard=settings.tensorboard) if is_writer() else None
+        self.shown = self.saved = 0
+
+    @property
+    def state(self) -> Path:
+        return self.folder / "state.ckpt"
+
+    def starts(self, progress: float) -> None:
+        """Count from here on; a run that has done nothing yet is shown as it is."""
+        self.shown, self.saved = _passed(progress, self.pictures), _passed(progress, CHECKPOINTS)
+        if self.parts["spent"].steps == 0:
+            self.draw()
+
+    def step(self, progress: float, **figures: float) -> None:
+        """After a step: figures, state and pictures when it is time for them."""
+        if self.log is None:
+            return
+        if self.parts["spent"].steps % LOG_EVERY == 0:
+            self.log.figures(self.parts["spent"].steps, progress, **figures)
+        if _passed(progress, CHECKPOINTS) > self.saved:
+            self.saved = _passed(progress, CHECKPOINTS)
+            self.save(progress)
+        if _passed(progress, self.pictures) > self.shown:
+            self.shown = _passed(progress, self.pictures)
+            self.draw()
+
+    def save(self, progress: float) -> None:
+        if self.log is not None:
+            save_state(self.state, self.parts, progress)
+
+    def draw(self) -> None:
+        """What the averaged weights do now."""
+        if self.log is None:
+            return
+        step = self.parts["spent"].steps
+        file = self.folder / "samples" / f"step_{step:06d}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with torch.no_grad(), _averaged(self.trained, self.parts["ema"]):
+            self.trainee.draw(file)
+        self.log.picture(step, file)
+
+    def write(self, out: Path) -> None:
+        """The averaged model."""
+        if self.log is not None:
+            with _averaged(self.trained, self.parts["ema"]):
+                self.trainee.write(out)
+
+    def close(self) -> None:
+        if self.log is not None:
+            self.log.close()
+
+
+def fine_tune(trainee: Trainee, settings: FineTuneSettings, out: Path | str) -> int:
     """Train until the budget is spent, going on where ``out`` left off, and write the averaged model to ``out``.
 
-    ``out/training`` holds the state, the settings, ``log.jsonl`` and ``samples/``.
+    ``out/training`` holds the state, the settings, ``log.jsonl`` and ``samples/``. In a process group of ``torch.distributed`` all
+    processes train one model: each draws crops of its own, gradients are averaged, the first process writes.
 
     Returns:
         Optimiser steps done since the run began.
 
     Raises:
-        TrainingInputError: ``out`` holds another run, or the loss is not finite.
+        TrainingInputError: ``out`` holds another run, the loss is not finite, or the processes see different folders.
     """
+    out = Path(out)
     folder = out / TRAINING_FOLDER
-    remember_settings(folder, trainee.name, settings)
-    log = TrainingLog(folder, tensorboard=settings.tensorboard)
+    if is_writer():
+        remember_settings(folder, trainee.name, settings)
+    wait_for_all()
     trained = nn.ParameterList([p for module in trainee.modules.values() for p in module.parameters() if p.requires_grad])
     logger.info("%s: %.2f M trained weights", trainee.name, sum(p.numel() for p in trained) / 1e6)
     ema, spent = Ema(trained), _Spent()
     peak = settings.rate or trainee.rate
     optimizer = torch.optim.AdamW(trained.parameters(), lr=peak, betas=(0.9, 0.99), weight_decay=1e-3)
-    parts: dict[str, Any] = {"trained": trained, "ema": ema, "optimizer": optimizer, "spent": spent}
-    state = folder / "state.ckpt"
-    load_state(state, parts)
-    budget = _Budget(settings, spent)
-    trainee.reseed(settings.seed + spent.steps)
-    rate = cosine_rate(peak, FLOOR * peak)
-    progress = budget.progress()
-    shown, saved = _passed(progress, settings.pictures), _passed(progress, CHECKPOINTS)
-    if spent.steps == 0:
-        _draw(trainee, trained, ema, log, folder, 0)
+    record = _Record(trainee, trained, {"trained": trained, "ema": ema, "optimizer": optimizer, "spent": spent}, settings, folder)
+    load_state(record.state, record.parts)
+    device = next(iter(trained)).device
+    if first_process_value(spent.steps, device) != spent.steps:
+        raise TrainingInputError(f"{out} must be on a disk that all processes see: the run to go on with is in the first one's only")
+    same_weights(list(trained))
+    budget, rate = _Budget(settings, spent), cosine_rate(peak, FLOOR * peak)
+    trainee.reseed(settings.seed + spent.steps + SEEDS_APART * process_rank())
+    progress = first_process_value(budget.progress(), device)
     try:
+        record.starts(progress)
         recent = 0.0
-        while (progress := budget.progress()) < 1:
+        while (progress := first_process_value(budget.progress(), device)) < 1:
             for group in optimizer.param_groups:
                 group["lr"] = rate(progress)
-            loss = _step(trainee, trained, optimizer, settings)
+            loss = _step(trainee, trained, optimizer, settings, progress)
             ema.update(trained)
             spent.steps += 1
             recent = loss if recent == 0 else 0.95 * recent + 0.05 * loss
-            if spent.steps % LOG_EVERY == 0:
-                log.figures(spent.steps, progress, loss=recent, rate=rate(progress))
-            if _passed(progress, CHECKPOINTS) > saved:
-                saved = _passed(progress, CHECKPOINTS)
-                save_state(state, parts, progress)
-            if _passed(progress, settings.pictures) > shown:
-                shown = _passed(progress, settings.pictures)
-                _draw(trainee, trained, ema, log, folder, spent.steps)
+            record.step(progress, loss=recent, rate=rate(progress))
     except KeyboardInterrupt:
-        save_state(state, parts, min(progress, 1.0))
+        record.save(min(progress, 1.0))
         logger.warning("stopped at step %d; the same command goes on from there", spent.steps)
         raise
     else:
-        save_state(state, parts, 1.0)
-        _draw(trainee, trained, ema, log, folder, spent.steps)
-        with _averaged(trained, ema):
-            trainee.write(out)
+        record.save(1.0)
+        record.draw()
+        record.write(out)
+        wait_for_all()
     finally:
-        log.close()
+        record.close()
     return spent.steps
 
 
@@ -148,15 +214,18 @@ def _passed(progress: float, parts: int) -> int:
     return int(min(progress, 1.0) * parts) if parts else 0
 
 
-def _step(trainee: Trainee, trained: nn.ParameterList, optimizer: torch.optim.Optimizer, settings: FineTuneSettings) -> float:
+def _step(
+    trainee: Trainee, trained: nn.ParameterList, optimizer: torch.optim.Optimizer, settings: FineTuneSettings, progress: float
+) -> float:
     kind = torch.device(settings.device).type
     with torch.autocast(kind, dtype=torch.bfloat16, enabled=settings.precision == "bfloat16"):
-        loss = trainee.loss()
-    value = float(loss.detach())
+        loss = trainee.loss(progress)
+    value = averaged(loss)
     if not math.isfinite(value):
         raise TrainingInputError(f"the loss is {value}: training diverged; use a lower --rate than {optimizer.param_groups[0]['lr']:g}")
     optimizer.zero_grad()
     torch.autograd.backward(loss)
+    average_gradients(list(trained))
     torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
     optimizer.step()
     return value
@@ -175,11 +244,3 @@ def _averaged(trained: nn.ParameterList, ema: Ema) -> Iterator[None]:
         with torch.no_grad():
             for parameter, value in zip(trained, kept, strict=True):
                 parameter.copy_(value)
-
-
-def _draw(trainee: Trainee, trained: nn.ParameterList, ema: Ema, log: TrainingLog, folder: Path, step: int) -> None:
-    file = folder / "samples" / f"step_{step:06d}.png"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with torch.no_grad(), _averaged(trained, ema):
-        trainee.draw(file)
-    log.picture(step, file)

@@ -17,7 +17,7 @@ from monai_diffaug.finetune.pictures import draw_masks, evenly
 from monai_diffaug.finetune.settings import FineTuneSettings, TrainingInputError
 from monai_diffaug.models.medsam import MedSAM, config_of, load_medsam, prompt_with_boxes, save_sam
 from monai_diffaug.models.registry import ModelSpec
-from monai_diffaug.training.crops import crop_squares
+from monai_diffaug.training.crops import cut_square
 from monai_diffaug.training.medsam import intersection_over_union, mask_loss
 
 __all__ = ["MedSAMRecipe"]
@@ -26,6 +26,7 @@ JITTER_PX = 20.0  # of a slice 1024 wide, as MedSAM was trained
 WHOLE_SHARE = 0.6  # of the draws show about the whole slice, as at inference
 MIN_SHARE = 0.3  # smallest square, as a share of the slice's longer side
 MIN_MASK_PX = 9
+JITTER_RAD, JITTER_LOG_GAMMA = 0.3, 0.3
 TRIES = 50
 
 
@@ -83,24 +84,16 @@ class MedSAMRecipe:
                 slack = max(side - extent, 0) / 2
                 middle = np.array([(ys.min() + ys.max()) / 2, (xs.min() + xs.max()) / 2]) + rng.uniform(-slack, slack, 2)
             stacked = torch.cat([(chosen.image.expand(3, -1, -1) + 1) / 2, torch.from_numpy(chosen.lesion)[None].float()])
-            cut = crop_squares(
-                stacked[None],
-                torch.from_numpy(middle)[None].float(),
-                torch.tensor([float(side)]),
-                size,
-                torch.tensor([rng.uniform(-0.3, 0.3)]),
-                torch.tensor([rng.rand() < 0.5]),
-            )[0]
-            mask = cut[3:] > 0.5
+            image, coverage = cut_square(rng, stacked, middle, float(side), size, turn_rad=JITTER_RAD, log_gamma=JITTER_LOG_GAMMA)
+            mask = coverage > 0.5
             if int(mask.sum()) < MIN_MASK_PX:
                 continue
-            image = cut[:3].clamp(0, 1) ** float(np.exp(rng.uniform(-0.3, 0.3)))
             low, high = image.amin(), image.amax()
             box = enlarged(box_around(mask[0]), rng.uniform(-2, JITTER_PX, 4), (size, size))
             return (image - low) / (high - low).clamp_min(1e-8), mask.float()[None], torch.tensor([box])
         raise TrainingInputError(f"the lesions are smaller than {MIN_MASK_PX} pixels at MedSAM's size of {size}")
 
-    def loss(self) -> Tensor:
+    def loss(self, progress: float = 0.0) -> Tensor:
         images, masks, boxes = zip(*(self._draw_prompt() for _ in range(self.settings.batch_size)), strict=True)
         device = self.model.device
         embeddings = self.sam.image_encoder(torch.stack(images).to(device))

@@ -32,11 +32,29 @@ def prompt_of(chosen: LabelledSlice) -> str:
     return chosen.prompt or compose_prompt(chosen.modality, chosen.anatomy, chosen.finding)
 
 
-def draw_inpainted(model: Any, slices: Sequence[LabelledSlice], file: Path, *, seed: int, controlnet: Any = None) -> None:
-    """One row a case: original, mask, the lesion repainted from noise (with the ControlNet's edges, if there is one), difference."""
+def draw_inpainted(
+    model: Any,
+    slices: Sequence[LabelledSlice],
+    file: Path,
+    *,
+    seed: int,
+    controlnet: Any = None,
+    semantic_controller: Any = None,
+) -> None:
+    """One row a case: original, mask, the lesion repainted from noise, difference.
+
+    Args:
+        model: inpainter.
+        slices: with one lesion each.
+        file: PNG to write.
+        seed: of the first case.
+        controlnet, semantic_controller: what steers the inpainter, if anything does.
+    """
     from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaint
 
-    inpaint = DiffusionLocalInpaint(model, controlnet=controlnet, window=MODEL_WINDOW, device=str(model.device))
+    inpaint = DiffusionLocalInpaint(
+        model, controlnet=controlnet, semantic_controller=semantic_controller, window=MODEL_WINDOW, device=str(model.device)
+    )
     shown = evenly(slices)
     texts = [prompt_of(chosen) for chosen in shown]
     masks = [torch.from_numpy(chosen.lesion[None].astype(np.uint8)) for chosen in shown]

@@ -30,13 +30,15 @@ class FineTuneSettings:
         lora: train low-rank adapters instead of all weights.
         rank: of the adapters.
         text_encoder: train the text encoder too.
-        batch_size: crops in one step.
+        batch_size: crops in one step; of several processes, in each.
         rate: peak learning rate; None takes the recipe's.
         seed: of all draws, in [0, 2**32 - 1].
         device: "cpu", "cuda" or "cuda:1".
         precision: "float32", or "bfloat16" for autocast.
         pictures: how often sample pictures are drawn, evenly over the run, beside those before the first step.
         tensorboard: write TensorBoard's event files too.
+        decoder: of the inpainter: train the autoencoder's decoder too; None where a small model shows the images badly.
+        encoder: of the semantic controller: source of the MedSAM whose features it predicts.
     """
 
     model: str = "tiny"
@@ -52,10 +54,15 @@ class FineTuneSettings:
     precision: str = "float32"
     pictures: int = 4
     tensorboard: bool = False
+    decoder: bool | None = None
+    encoder: str = "tiny"
 
     def __post_init__(self) -> None:
         if (self.minutes is None) == (self.steps is None):
             raise ValueError(f"give minutes or steps, one of them; got minutes={self.minutes} and steps={self.steps}")
+        for name in ("lora", "text_encoder", "tensorboard"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
         if self.precision not in ("float32", "bfloat16"):
             raise ValueError(f"precision must be 'float32' or 'bfloat16', got {self.precision!r}")
         if self.rank < 1 or self.batch_size < 1:
@@ -72,7 +79,7 @@ def remember_settings(folder: Path, recipe: str, settings: FineTuneSettings) -> 
     file = folder / SETTINGS_FILE
     if file.is_file():
         before = json.loads(file.read_text(encoding="utf-8"))
-        differing = [f"{name} {before.get(name)!r} (now {value!r})" for name, value in now.items() if before.get(name) != value]
+        differing = [f"{name} {before[name]!r} (now {value!r})" for name, value in now.items() if before.get(name, value) != value]
         differing = [text for text in differing if text.split(" ", 1)[0] not in FREE]
         if differing:
             raise TrainingInputError(

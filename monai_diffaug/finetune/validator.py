@@ -88,7 +88,7 @@ class ValidatorRecipe:
         self.generator = torch.Generator().manual_seed(seed)
         self.probe = fit_probe(self.vae, _ValidatorCrops(self.slices, self.size_px, self.settings.seed))
 
-    def loss(self) -> Tensor:
+    def loss(self, progress: float = 0.0) -> Tensor:
         crops = self.crops.draw(self.settings.batch_size)
         with torch.no_grad():
             z0 = mask_latents(self.vae, crops.masks)

@@ -20,10 +20,9 @@ from torch import Tensor
 from monai_diffaug.edges import canny, control_image, scharr
 from monai_diffaug.prompts import NORMAL
 from monai_diffaug.shapes import largest_component
-from monai_diffaug.training.captions import caption, measure
-from monai_diffaug.training.crops import crop_squares
+from monai_diffaug.training.crops import captioned_crop, grown
 from monai_diffaug.training.inpaint import LatentBank
-from monai_diffaug.training.latent_bank import CONTEXT_RANGE, MAX_DILATION_PX, MIN_SIDE_PX, MaskedCropSampler
+from monai_diffaug.training.latent_bank import MAX_DILATION_PX, MaskedCropSampler
 
 __all__ = ["ControlBank", "ControlCrop", "ControlCropSampler", "augmented_control", "build_control_chunk", "build_missing_chunks"]
 
@@ -74,34 +73,16 @@ class ControlCropSampler(MaskedCropSampler):
 
     def draw_control_crop(self) -> ControlCrop:
         """One example."""
-        rng = self.rng
         sample, mask, finding = self.draw()
-        whole = rng.rand() < self.whole_share
-        lesion = finding != NORMAL and bool(sample.label.any())
-        mask = largest_component(mask)
-        ys, xs = np.nonzero(mask)
-        extent = max(np.ptp(ys), np.ptp(xs)) + 1
-        side = rng.uniform(*WHOLE_SIDE_PX) if whole else float(np.clip(extent * rng.uniform(*CONTEXT_RANGE), MIN_SIDE_PX, 256))
-        slack = abs(side - extent) / 2 * 0.5
-        centre = np.array([(ys.min() + ys.max()) / 2, (xs.min() + xs.max()) / 2]) + rng.uniform(-slack, slack, 2)
-        stacked = np.concatenate([sample.image.astype(np.float32) / 255, mask[..., None]], -1)
-        crop = crop_squares(
-            torch.from_numpy(stacked).permute(2, 0, 1)[None].float(),
-            torch.from_numpy(centre)[None],
-            torch.tensor([side]),
-            self.size_px,
-            torch.tensor([rng.uniform(-0.25, 0.25)]),
-            torch.tensor([rng.rand() < 0.5]),
-        )[0]
-        image = crop[:3].clamp(0, 1) ** float(np.exp(rng.uniform(-0.25, 0.25)))
-        hard = (crop[3:] > 0.5).float()
-        measured = measure(image.mean(0).numpy(), hard[0].numpy() > 0, float(mask.mean())) if lesion and hard.any() else None
-        text = caption(rng, sample.source.modality, sample.source.anatomy, finding, measured)
-        radius = rng.randint(MAX_DILATION_PX + 1)
-        hidden = torch.ones_like(hard) if whole else F.max_pool2d(hard[None], 2 * radius + 1, 1, radius)[0]
+        whole = self.rng.rand() < self.whole_share
+        side_px = self.rng.uniform(*WHOLE_SIDE_PX) if whole else None
+        crop = captioned_crop(self.rng, sample, largest_component(mask), finding, self.size_px, side_px=side_px)
+        radius_px = self.rng.randint(MAX_DILATION_PX + 1)
+        hidden = torch.ones_like(crop.mask) if whole else grown(crop.mask, radius_px)
         # a free shape is the outline of nothing when the whole crop is hidden
-        drawn = torch.zeros_like(hard) if whole and not lesion else hard
-        return ControlCrop(image * 2 - 1, hidden, drawn, text, finding)
+        is_lesion = finding != NORMAL and bool(sample.label.any())
+        drawn = torch.zeros_like(crop.mask) if whole and not is_lesion else crop.mask
+        return ControlCrop(crop.image, hidden, drawn, crop.text, finding)
 
 
 def augmented_control(rng: np.random.RandomState, crop: ControlCrop) -> Tensor:

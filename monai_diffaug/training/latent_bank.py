@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 
 from monai_diffaug.prompts import NORMAL
 from monai_diffaug.shapes import borrow_shape, largest_component, place, random_blob
-from monai_diffaug.training.captions import caption, measure
-from monai_diffaug.training.crops import crop_squares
+from monai_diffaug.training.crops import captioned_crop, grown
 from monai_diffaug.training.datasets import SOURCES, Sample, load_samples, names_without
 from monai_diffaug.training.tissue import normal_tissue
 
@@ -28,8 +27,6 @@ logger = logging.getLogger(__name__)
 SIZE_PX = 128
 ULTRASOUND_SHARE = 0.45
 NORMAL_SHARE = 0.3
-CONTEXT_RANGE = (1.5, 2.6)
-MIN_SIDE_PX = 32
 MAX_DILATION_PX = 3
 
 
@@ -87,32 +84,9 @@ class MaskedCropSampler:
         Returns:
             image (3, SIZE_PX, SIZE_PX) in [-1, 1], mask (1, SIZE_PX, SIZE_PX) in {0, 1}, caption.
         """
-        rng = self.rng
         sample, mask, finding = self.draw()
-        mask = largest_component(mask)
-        ys, xs = np.nonzero(mask)
-        extent = max(np.ptp(ys), np.ptp(xs)) + 1
-        side = float(np.clip(extent * rng.uniform(*CONTEXT_RANGE), MIN_SIDE_PX, 256))
-        slack = max(side - extent, 0) / 2 * 0.5
-        centre = np.array([(ys.min() + ys.max()) / 2, (xs.min() + xs.max()) / 2]) + rng.uniform(-slack, slack, 2)
-        stacked = np.concatenate([sample.image.astype(np.float32) / 255, mask[..., None]], -1)
-        crop = crop_squares(
-            torch.from_numpy(stacked).permute(2, 0, 1)[None].float(),
-            torch.from_numpy(centre)[None],
-            torch.tensor([side]),
-            SIZE_PX,
-            torch.tensor([rng.uniform(-0.25, 0.25)]),
-            torch.tensor([rng.rand() < 0.5]),
-        )[0]
-        image = crop[:3].clamp(0, 1) ** float(np.exp(rng.uniform(-0.25, 0.25)))
-        hard = crop[3:] > 0.5
-        attributes = None
-        if hard.any() and finding != NORMAL and sample.label.any():
-            attributes = measure(image.mean(0).numpy(), hard[0].numpy(), float(mask.mean()))
-        text = caption(rng, sample.source.modality, sample.source.anatomy, finding, attributes)
-        radius = rng.randint(MAX_DILATION_PX + 1)
-        wide = F.max_pool2d(hard.float()[None], 2 * radius + 1, 1, radius)[0]
-        return image * 2 - 1, wide, text
+        crop = captioned_crop(self.rng, sample, largest_component(mask), finding, SIZE_PX)
+        return crop.image, grown(crop.mask, self.rng.randint(MAX_DILATION_PX + 1)), crop.text
 
 
 @torch.no_grad()

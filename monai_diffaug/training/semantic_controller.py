@@ -24,12 +24,24 @@ from monai_diffaug.training.checkpoint import Clock, Ema, cosine_rate, load_stat
 from monai_diffaug.training.inpaint import velocity_loss
 from monai_diffaug.training.latent_bank import MaskedCropSampler
 
-__all__ = ["Batch", "SemanticBank", "build_chunk", "diffusion_loss", "distillation_loss", "train"]
+__all__ = [
+    "DISTILLATION_SHARE",
+    "PEAK_RATE",
+    "Batch",
+    "SemanticBank",
+    "build_chunk",
+    "diffusion_loss",
+    "distillation_loss",
+    "encode_crops",
+    "train",
+    "training_loss",
+]
 
 logger = logging.getLogger(__name__)
 
 CONDITION_DROPOUT = 0.1
-DISTILLATION_SHARE = 0.4  # of the minutes
+DISTILLATION_SHARE = 0.4  # of the run
+PEAK_RATE = 5e-4
 CHUNK_SIZE = 200
 ENCODED_AT_ONCE = 8
 
@@ -57,21 +69,26 @@ class Batch(NamedTuple):
 
 
 @torch.no_grad()
+def encode_crops(inpainter: Inpainter, model: SemanticModel, images: Tensor, masks: Tensor, captions: list[str]) -> Batch:
+    """What a step needs of crops (B, 3, s, s) in [-1, 1] and their masks (B, 1, s, s) in {0, 1}."""
+    both = torch.cat([images, images * (masks < 0.5)])
+    patches, pooled = model.encoder(both)
+    whole, seen = torch.cat([patches, pooled[:, None]], dim=1).chunk(2)
+    latents, masked = inpainter.encode(both).chunk(2)
+    coarse = inpainter.latent_mask(masks)
+    return Batch(latents, masked, coarse, seen, whole, patch_mask(masks.to(coarse), model.config.grid), captions)
+
+
 def build_chunk(inpainter: Inpainter, model: SemanticModel, sampler: MaskedCropSampler, count: int) -> dict[str, Any]:
     """What ``Batch`` holds, of ``count`` random crops, float16."""
     chunk: dict[str, list[Tensor]] = {name: [] for name in Batch._fields if name != "captions"}
     captions: list[str] = []
     for start in range(0, count, ENCODED_AT_ONCE):
         images, masks, texts = zip(*(sampler.draw_crop() for _ in range(min(ENCODED_AT_ONCE, count - start))), strict=True)
-        image, mask = torch.stack(images), torch.stack(masks)
-        both = torch.cat([image, image * (mask < 0.5)])
-        patches, pooled = model.encoder(both)
-        whole, seen = torch.cat([patches, pooled[:, None]], dim=1).chunk(2)
-        latents, masked = inpainter.encode(both).chunk(2)
-        values = Batch(latents, masked, inpainter.latent_mask(mask), seen, whole, patch_mask(mask, model.config.grid), [])
+        batch = encode_crops(inpainter, model, torch.stack(images), torch.stack(masks), list(texts))
         for name, parts in chunk.items():
-            parts.append(getattr(values, name).to("cpu", torch.float16))
-        captions += texts
+            parts.append(getattr(batch, name).to("cpu", torch.float16))
+        captions += batch.captions
     return {**{name: torch.cat(parts) for name, parts in chunk.items()}, "captions": captions}
 
 
@@ -129,11 +146,34 @@ def diffusion_loss(scheduler: Any, predicted: Tensor, latents: Tensor, noise: Te
     return ((predicted - noise).square() * region).mean()
 
 
-def denoising_step(inpainter: Inpainter, model: SemanticModel, batch: Batch, kept: Tensor) -> Tensor:
+def training_loss(
+    inpainter: Inpainter, model: SemanticModel, batch: Batch, *, distils: bool, generator: torch.Generator | None = None
+) -> Tensor:
+    """The loss of the phase: of the distillation, or of the diffusion with a tenth of the conditions dropped.
+
+    Args:
+        inpainter: frozen.
+        model: in training.
+        batch: on the inpainter's device.
+        distils: the first phase.
+        generator: of the second phase's draws, on the CPU; None takes torch's own.
+    """
+    if not distils:
+        kept = torch.rand(len(batch.captions), generator=generator) >= CONDITION_DROPOUT
+        return denoising_step(inpainter, model, batch, kept, generator)
+    with torch.no_grad():
+        text = inpainter.encode_text(batch.captions)
+    predicted, pooled = model.parts["controller"](batch.seen[:, :-1], batch.seen[:, -1], text, batch.hidden)
+    return distillation_loss(predicted, pooled, batch.whole, batch.hidden)
+
+
+def denoising_step(
+    inpainter: Inpainter, model: SemanticModel, batch: Batch, kept: Tensor, generator: torch.Generator | None = None
+) -> Tensor:
     """The diffusion loss of a batch; where ``kept`` (B,) is False, text and semantic tokens are dropped together."""
     scheduler = inpainter.scheduler
-    steps = torch.randint(0, len(scheduler.alphas_cumprod), (len(kept),)).to(batch.latents.device)
-    noise = torch.randn(batch.latents.shape).to(batch.latents)
+    steps = torch.randint(0, len(scheduler.alphas_cumprod), (len(kept),), generator=generator).to(batch.latents.device)
+    noise = torch.randn(batch.latents.shape, generator=generator).to(batch.latents)
     with torch.no_grad():
         said = inpainter.encode_text(batch.captions)
         context = inpainter.encode_text([text if keep else "" for text, keep in zip(batch.captions, kept.tolist(), strict=True)])
@@ -177,7 +217,7 @@ def train(
     state, folder = out / "semantic_controller.ckpt", out / "semantic_controller"
     done = load_state(state, parts)
     bank = SemanticBank(out / "bank", inpainter, model, crops, seed)
-    rate = cosine_rate(5e-4, 1e-6)
+    rate = cosine_rate(PEAK_RATE, 1e-6)
     like = model.adapter.position.detach()
     torch.manual_seed(seed + int(1e6 * done))
     clock, step, recent = Clock(minutes, done), 0, 0.0
@@ -190,13 +230,7 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = rate((progress if distil else progress - DISTILLATION_SHARE) / span)
         batch = bank.batch(batch_size, like)
-        if distil:
-            with torch.no_grad():
-                text = inpainter.encode_text(batch.captions)
-            predicted, pooled = model.parts["controller"](batch.seen[:, :-1], batch.seen[:, -1], text, batch.hidden)
-            loss = distillation_loss(predicted, pooled, batch.whole, batch.hidden)
-        else:
-            loss = denoising_step(inpainter, model, batch, torch.rand(batch_size) >= CONDITION_DROPOUT)
+        loss = training_loss(inpainter, model, batch, distils=distil)
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parts.parameters(), 1.0)

@@ -37,6 +37,20 @@ def test_the_configs_of_the_bundle_have_no_fault(files: str) -> None:
     assert report.faults == () and report.components > 10
 
 
+@pytest.mark.parametrize("recipe", ["inpaint", "controlnet", "validator", "medsam", "semantic_controller"])
+def test_the_training_configs_have_no_fault(recipe: str) -> None:
+    configs = bundle_folder("fine_tuning") / "configs"
+    for files in (["multi_gpu.yaml"], []):
+        report = check_bundle([configs / name for name in (f"train_{recipe}.yaml", *files)])
+        assert report.faults == () and report.components == 7
+
+
+def test_a_wrong_option_of_a_training_config_is_named(tmp_path: Path) -> None:
+    text = (bundle_folder("fine_tuning") / "configs" / "train_validator.yaml").read_text().replace("  seed:", "  sead:")
+    (fault,) = faults_of(tmp_path, text)
+    assert fault.endswith("settings::sead: unknown argument 'sead' of FineTuneSettings; did you mean seed?")
+
+
 def test_an_unknown_class_is_named_with_the_nearest(tmp_path: Path) -> None:
     assert faults_of(tmp_path, f"{IMPORTS}a: {{_target_: DiffusionLocalInpantd, keys: image}}") == [
         "train.yaml:3: a::_target_: unknown class 'DiffusionLocalInpantd'; did you mean DiffusionLocalInpaintd?"

@@ -180,10 +180,11 @@ def test_two_processes_train_one_network_with_different_noise(bundle: Path, real
     assert not any(name.startswith("module.") for name in state), "a single process could not load it"
 
 
-def test_the_metadata_passes_verify_metadata(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", bundle_names())
+def test_the_metadata_passes_verify_metadata(name: str, tmp_path: Path) -> None:
     schema = tmp_path / "schema.json"
     schema.write_text(json.dumps(SCHEMA))
-    verify_metadata(meta_file=str(CONFIGS / "metadata.json"), filepath=str(schema))
+    verify_metadata(meta_file=str(bundle_folder(name) / "configs" / "metadata.json"), filepath=str(schema))
 
 
 def test_verify_metadata_refuses_metadata_that_lacks_a_field(tmp_path: Path) -> None:
@@ -211,7 +212,7 @@ def test_training_and_inference_build_the_same_network() -> None:
 
 
 def test_every_bundle_has_what_the_specification_asks_for() -> None:
-    assert bundle_names() == ("local_augmentation",)
+    assert bundle_names() == ("fine_tuning", "local_augmentation")
     for name in bundle_names():
         folder = bundle_folder(name)
         for part in ("LICENSE", "docs/README.md", "configs/metadata.json", "configs/logging.conf"):

@@ -71,6 +71,46 @@ def test_options_out_of_range_are_refused(tmp_path, extra):
         options("inpaint", "--data", "d.json", "--out", "o", *extra)
 
 
+def test_the_help_names_all_recipes_and_what_they_train(capsys):
+    with pytest.raises(SystemExit):
+        options("--help")
+    printed = " ".join(capsys.readouterr().out.split())
+    assert set(train.RECIPES) == {"inpaint", "controlnet", "validator", "medsam", "semantic-controller"}
+    for name, (_, text) in train.RECIPES.items():
+        assert f"{name}: {text}" in printed
+
+
+@pytest.mark.parametrize("recipe", train.RECIPES)
+def test_each_recipe_takes_the_common_options(recipe):
+    chosen = options(recipe, "--data", "d.json", "--out", "o", "--steps", "3", "--seed", "7", *WORDS)
+    assert (chosen.recipe, chosen.steps, chosen.seed, chosen.model) == (recipe, 3, 7, "tiny")
+
+
+def test_a_semantic_controller_is_trained_for_the_given_encoder_and_loads(tmp_path, datalist, random_inpainter, capsys):
+    from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaint
+
+    out = tmp_path / "out"
+    arguments = ("semantic-controller", "--data", datalist, "--model", random_inpainter, "--out", str(out), *WORDS)
+    small = ("--steps", "2", "--batch-size", "2", "--pictures", "0")
+    chosen = options(*arguments, *small, "--encoder", "tiny")
+    assert chosen.run(chosen) == 0
+    assert f"semantic_controller='{out}'" in capsys.readouterr().out
+    inpaint = DiffusionLocalInpaint(random_inpainter, semantic_controller=str(out), num_inference_steps=1)
+    assert inpaint.apply(np.random.rand(1, 64, 64), np.ones((1, 64, 64)), "mass", seed=0).record["applied"]
+    with pytest.raises(TrainingInputError, match="leave out --lora"):
+        train.run(options(*arguments, *small, "--lora"))
+
+
+def test_an_encoder_is_refused_where_there_is_none(tmp_path, datalist):
+    with pytest.raises(WrongInputError, match="--encoder is for semantic-controller only; medsam has none"):
+        train.run(options("medsam", "--data", datalist, "--out", str(tmp_path / "o"), "--encoder", "tiny", *WORDS))
+
+
+def test_the_decoder_is_refused_where_there_is_none(tmp_path, datalist):
+    with pytest.raises(WrongInputError, match="--decoder is for inpaint only"):
+        train.run(options("validator", "--data", datalist, "--out", str(tmp_path / "o"), "--no-decoder", *WORDS))
+
+
 def test_every_recipe_can_be_imported():
     from importlib import import_module
 

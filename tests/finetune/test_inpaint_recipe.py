@@ -16,7 +16,7 @@ from monai_diffaug.models.inpainter import load_inpainter
 from monai_diffaug.models.registry import ModelSpec
 from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaint
 
-SETTINGS = FineTuneSettings(minutes=None, steps=3, batch_size=2, pictures=1)
+SETTINGS = FineTuneSettings(minutes=None, steps=3, batch_size=2, pictures=1, decoder=False)
 
 
 @pytest.fixture(scope="module")

@@ -23,11 +23,13 @@ class Toy:
         self.modules = {"line": self.line}
         self.seeds, self.drawn, self.written = [], [], []
         self.calls, self.stop_at, self.broken = 0, stop_at, broken
+        self.progress = []
 
     def reseed(self, seed):
         self.seeds.append(seed)
 
-    def loss(self):
+    def loss(self, progress):
+        self.progress.append(progress)
         self.calls += 1
         if self.calls == self.stop_at:
             raise KeyboardInterrupt
@@ -49,6 +51,7 @@ def test_it_trains_writes_the_average_and_draws_as_it_goes(tmp_path):
     assert fine_tune(toy, FineTuneSettings(minutes=None, steps=100, pictures=2), tmp_path) == 100
     assert toy.written[0] == pytest.approx(2, abs=0.3) and toy.written[0] != float(toy.line.weight.detach())
     assert torch.equal(toy.line.bias, bias)
+    assert toy.progress == pytest.approx([k / 100 for k in range(100)])
     assert [name for name, _ in toy.drawn] == ["step_000000.png", "step_000051.png", "step_000100.png"]
     assert toy.drawn[0][1] == 0.0
     lines = [json.loads(line) for line in (tmp_path / "training/log.jsonl").read_text().splitlines()]
@@ -81,6 +84,15 @@ def test_another_run_in_the_folder_is_refused_unless_only_its_length_differs(tmp
     assert longer.calls == 3
 
 
+def test_a_run_of_an_older_version_without_a_setting_goes_on(tmp_path):
+    fine_tune(Toy(), FineTuneSettings(minutes=None, steps=2, pictures=0), tmp_path)
+    file = tmp_path / "training/settings.json"
+    settings = json.loads(file.read_text())
+    del settings["encoder"]
+    file.write_text(json.dumps(settings))
+    assert fine_tune(Toy(), FineTuneSettings(minutes=None, steps=3, pictures=0), tmp_path) == 3
+
+
 def test_a_diverging_run_ends_with_advice(tmp_path):
     with pytest.raises(TrainingInputError, match="lower --rate"):
         fine_tune(Toy(broken=True), FineTuneSettings(minutes=None, steps=5, pictures=0), tmp_path)
@@ -98,3 +110,8 @@ def test_tensorboard_events_are_written_or_the_extra_is_named(tmp_path, monkeypa
 def test_settings_need_one_measure_of_length():
     with pytest.raises(ValueError, match="minutes or steps"):
         FineTuneSettings(minutes=1, steps=1)
+
+
+def test_a_word_is_no_switch():
+    with pytest.raises(ValueError, match="lora must be True or False, got 'true'"):
+        FineTuneSettings(lora="true")
