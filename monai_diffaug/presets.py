@@ -15,7 +15,7 @@ from monai_diffaug.transforms.edge_map import EdgeMapd
 from monai_diffaug.transforms.latent_validate import LatentValidated
 from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaintd
 from monai_diffaug.transforms.medsam_mask import MedSAMMaskd
-from monai_diffaug.transforms.place_mask import PlaceMaskd
+from monai_diffaug.transforms.place_mask import PlaceMaskd, ShapeSource
 from monai_diffaug.transforms.text_prompt import TextPromptd
 
 __all__ = ["diffaug", "emit_diff", "medsoft_diffusion", "mila_tmgdiff"]
@@ -84,6 +84,7 @@ def diffaug(
     finding: Finding = None,
     label_value: int = 1,
     bank: Sequence[NdarrayOrTensor | str | Path] | None = None,
+    shape: str | ShapeSource = "blob",
     region_key: str | None = None,
     num_inference_steps: int = 12,
     max_tries: int = 3,
@@ -102,7 +103,8 @@ def diffaug(
         image_key, label_key: image and label; the lesion is placed clear of what is labelled and painted into the label.
         modality, finding: words of the prompt.
         label_value: the class id that is painted.
-        bank: real masks (arrays or files) whose outlines are used; None draws random blobs, see ``PlaceMaskd``.
+        bank: real masks (arrays or files) whose outlines are used; None draws random shapes.
+        shape: which random shapes, "blob", "ellipse" or a function, see ``PlaceMaskd``.
         region_key: where a lesion may lie, e.g. an organ; None means tissue.
         num_inference_steps: steps of the sampler; 1 is DiffAug's single-step generation.
         max_tries: candidates at most; when none is accepted the sample stays as it was.
@@ -118,7 +120,7 @@ def diffaug(
     """
     return Compose(
         [
-            PlaceMaskd(image_key, label_key=label_key, bank=bank, region_key=region_key),
+            PlaceMaskd(image_key, label_key=label_key, bank=bank, shape=shape, region_key=region_key),
             TextPromptd("prompt", modality=modality, finding=finding),
             LatentValidated(
                 image_key,

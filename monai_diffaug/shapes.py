@@ -1,11 +1,15 @@
-"""Masks for normal images: shapes borrowed from real lesions and smooth random blobs, placed on tissue."""
+"""Masks for normal images: shapes borrowed from real lesions, smooth random blobs and elastic ellipses, placed on tissue."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["borrow_shape", "largest_component", "place", "random_blob"]
+__all__ = ["borrow_shape", "elastic_ellipse", "largest_component", "place", "random_blob"]
+
+ELASTIC_CANVAS_PX = 96  # the ellipse is drawn and deformed at this size; its longer axis is two thirds of it
+ELASTIC_SPACING_PX = 16  # of the control points that are moved
+ELASTIC_MAGNITUDE_PX = (2.0, 6.0)  # standard deviation of their shifts, 3 to 9 % of the longer axis
 
 
 def random_blob(rng: np.random.RandomState, side: int) -> NDArray[np.bool_]:
@@ -21,6 +25,27 @@ def random_blob(rng: np.random.RandomState, side: int) -> NDArray[np.bool_]:
     v = (-np.sin(turn) * xs + np.cos(turn) * ys) / ratio
     blob: NDArray[np.bool_] = np.hypot(u, v) <= np.interp(np.arctan2(v, u), angle, radius)
     return blob
+
+
+def elastic_ellipse(rng: np.random.RandomState, side: int) -> NDArray[np.bool_]:
+    """An ellipse of random ratio and direction after an elastic deformation, cut out; its longer side is ``side`` pixels.
+
+    The deformation is MONAI's ``Rand2DElastic``: control points move at random, the points between them smoothly along.
+    """
+    from monai.transforms.spatial.array import Rand2DElastic
+    from scipy.ndimage import zoom
+
+    ratio, turn = rng.uniform(0.45, 1.0), rng.uniform(0, np.pi)
+    ys, xs = np.indices((ELASTIC_CANVAS_PX, ELASTIC_CANVAS_PX)) - (ELASTIC_CANVAS_PX - 1) / 2
+    u, v = np.cos(turn) * xs + np.sin(turn) * ys, -np.sin(turn) * xs + np.cos(turn) * ys
+    ellipse = np.hypot(u, v / ratio) <= ELASTIC_CANVAS_PX / 3
+    deform = Rand2DElastic((ELASTIC_SPACING_PX,) * 2, ELASTIC_MAGNITUDE_PX, prob=1.0, mode="bilinear", padding_mode="zeros")
+    deform.set_random_state(state=rng)
+    deformed = largest_component(np.asarray(deform(ellipse[None].astype(np.float32)))[0] > 0.5)
+    rows, columns = np.nonzero(deformed)
+    cut = deformed[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+    shape: NDArray[np.bool_] = zoom(cut.astype(np.float32), side / max(cut.shape), order=1, mode="nearest", grid_mode=True) > 0.5
+    return shape
 
 
 def borrow_shape(rng: np.random.RandomState, mask: NDArray[np.bool_], scale: float) -> NDArray[np.bool_]:

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from monai_diffaug.errors import MissingExtraError, ModelSourceError
+from monai_diffaug.models.bundle_network import is_bundle, load_bundle_network
 from monai_diffaug.models.registry import ModelSpec, live_object, tiny_folder
 
 __all__ = [
@@ -168,7 +169,7 @@ class LatentValidator:
     Args:
         segmenter: the trained part; owned, frozen and moved by this object.
         vae: the frozen ``AutoencoderKL`` whose latents it was trained on.
-        device: where both live. The step runs in float32 whatever the spec's dtype.
+        device: where both live. The step runs in float32 whatever the spec's dtype, inside ``torch.autocast`` too.
     """
 
     def __init__(self, segmenter: LatentSegmenter, vae: Any, device: torch.device | str = "cpu") -> None:
@@ -195,9 +196,10 @@ class LatentValidator:
         shape = (channels, size[0] // factor, size[1] // factor)
         noise = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(self.device)
         last = torch.full((len(images),), NUM_TRAIN_TIMESTEPS - 1, device=self.device)
-        prediction = self.segmenter(images.to(self.device, torch.float32), noise, last)
-        z0 = self.segmenter.z0_of(prediction, noise, last)
-        decoded = self.vae.decode(z0 / self.vae.config.scaling_factor).sample
+        with torch.autocast(self.device.type, enabled=False):  # a training loop's half precision would be multiplied too
+            prediction = self.segmenter(images.to(self.device, torch.float32), noise, last)
+            z0 = self.segmenter.z0_of(prediction, noise, last)
+            decoded = self.vae.decode(z0 / self.vae.config.scaling_factor).sample
         probabilities: Tensor = ((decoded.mean(1, keepdim=True) + 1) / 2).clamp(0, 1)
         return probabilities
 
@@ -302,7 +304,8 @@ def load_validator(spec: ModelSpec, device: torch.device | str = "cpu") -> Valid
 
     Args:
         spec: source "tiny" (embedded), a folder as ``save_validator`` writes it (with its own ``vae`` folder, else the embedded
-            inpainter's VAE is used), or the handle of a live object: a module, a callable, or something with ``predict``.
+            inpainter's VAE is used), a MONAI Bundle's folder (its network, see ``load_bundle_network``), or the handle of a live
+            object: a module, a callable, or something with ``predict``.
         device: where it shall live.
 
     Raises:
@@ -323,6 +326,8 @@ def load_validator(spec: ModelSpec, device: torch.device | str = "cpu") -> Valid
             f"no validator at {folder}; use model='tiny', a folder that 'python -m monai_diffaug.training.validator --out {folder}' "
             "wrote, or pass a network or a callable"
         )
+    if is_bundle(folder):
+        return SegmenterValidator(load_bundle_network(folder), device)
     segmenter = _load_segmenter(folder)
     own_vae = folder / VAE_FOLDER
     vae = _load_vae(own_vae if own_vae.is_dir() else tiny_folder("inpainter") / VAE_FOLDER)

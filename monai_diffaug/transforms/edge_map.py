@@ -21,6 +21,7 @@ from monai_diffaug.slices import PLANES, from_slices, slice_plane, to_slices
 __all__ = ["EdgeMap", "EdgeMapD", "EdgeMapDict", "EdgeMapd"]
 
 METHODS = ("canny", "scharr")
+TOLERANCE = 1e-3  # beyond [0, 1], what a detector in half precision may miss it by
 
 
 class EdgeMap(Transform):
@@ -31,6 +32,7 @@ class EdgeMap(Transform):
     Args:
         method: "canny" (thin lines), "scharr" (gradual edges), or a detector such as HED: a function or ``nn.Module``
             (S, 3, h, w) in [0, 1] -> (S, 1, h, w) in [0, 1]. A module is kept in this process's model table, not in the transform.
+            HED's networks return several maps or logits: wrap them, e.g. ``lambda x: hed(x)[-1].sigmoid()``.
         sigma_px: blur before the gradient, standard deviation in pixels; default 1.5 for Canny, 1 for Scharr.
         low: Canny's lower threshold, unnormalised Sobel gradient of the windowed image in [0, 1].
         high: Canny's upper threshold.
@@ -166,13 +168,23 @@ EdgeMapD = EdgeMapDict = EdgeMapd
 def _detect_with(method: EdgeDetector | ModelSpec, device: torch.device, image: Tensor) -> Tensor:
     """Call a detector of the user's with three channels and check what it returns."""
     detect = shared_model(method, device, _load_detector) if isinstance(method, ModelSpec) else method
-    edges = detect(image.expand(-1, 3, -1, -1) if image.shape[1] == 1 else image)
-    if tuple(edges.shape) != (image.shape[0], 1, *image.shape[2:]):
+    edges: Any = detect(image.expand(-1, 3, -1, -1) if image.shape[1] == 1 else image)
+    expected = (image.shape[0], 1, *image.shape[2:])
+    if not isinstance(edges, Tensor):
+        raise ValueError(
+            f"the edge detector returned a {type(edges).__name__}; expected a tensor {expected} in [0, 1]: wrap it in a function"
+        )
+    if tuple(edges.shape) != expected:
         raise ValueError(
             f"the edge detector returned {tuple(edges.shape)} for {image.shape[0]} slices of {tuple(image.shape[2:])}; "
-            f"expected {(image.shape[0], 1, *image.shape[2:])} in [0, 1]"
+            f"expected {expected} in [0, 1]"
         )
-    return edges
+    low, high = float(edges.min()), float(edges.max())
+    if not (low >= -TOLERANCE and high <= 1 + TOLERANCE):  # NaN fails too
+        raise ValueError(
+            f"the edge detector returned values from {low:g} to {high:g}; expected [0, 1]: wrap logits in a sigmoid, divide grey values"
+        )
+    return edges.to(device)
 
 
 def _load_detector(spec: ModelSpec, device: torch.device) -> Any:

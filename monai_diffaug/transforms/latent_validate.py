@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 NOISE_PURPOSE = 7  # the stream of seeding.slice_generators that the validator's noise comes from
 ON_REJECT = ("original", "retry", "flag", "drop")
+ON_EXHAUSTED = ("original", "flag", "drop")
 COUNTERS = ("accepted", "rejected", "retried")
 
 
@@ -260,8 +261,11 @@ class LatentValidated(RandomizableTransform, MapTransform):
         validator: a ready ``LatentValidate``, or a network or callable to use instead of ``model``.
         inpaint: a ``DiffusionLocalInpaintd`` that is run from here, with seeds drawn here; then nothing has to stand before.
         on_reject: "original": image, label and mask as they were before the edit; "retry": another seed, up to ``max_tries``, then
-            the original (needs ``inpaint``); "flag": keep the edit, the record says accepted=False; "drop": raise DroppedSampleError.
+            as ``on_exhausted`` says (needs ``inpaint``); "flag": keep the edit, the record says accepted=False; "drop": raise
+            DroppedSampleError.
         max_tries: candidates at most with "retry"; the first accepted is taken.
+        on_exhausted: what becomes of a sample none of whose candidates was accepted: "original", "flag" or "drop" as above, for the
+            best of them (by its Dice), whose score and reason the record holds in any case.
         min_dice, min_coverage, max_false_positive, box_margin, rim, min_change, window, plane, context, min_side, size_px,
             batch_size, device, dtype: as in ``LatentValidate``; not used when ``validator`` is one.
         dynamic: raise the least Dice to the ``dynamic_quantile`` of the last ``dynamic_length`` scores, if that is higher.
@@ -291,6 +295,7 @@ class LatentValidated(RandomizableTransform, MapTransform):
         inpaint: Callable[[Mapping[Hashable, Any]], dict[Hashable, Any]] | None = None,
         on_reject: str = "original",
         max_tries: int = 3,
+        on_exhausted: str = "original",
         min_dice: float = 0.7,
         min_coverage: float = 0.7,
         max_false_positive: float = 0.05,
@@ -318,6 +323,8 @@ class LatentValidated(RandomizableTransform, MapTransform):
             raise ValueError(f"on_reject must be one of {', '.join(ON_REJECT)}, got {on_reject!r}")
         if on_reject == "retry" and inpaint is None:
             raise ValueError("on_reject='retry' has to inpaint again: pass inpaint=DiffusionLocalInpaintd(...)")
+        if on_exhausted not in ON_EXHAUSTED:
+            raise ValueError(f"on_exhausted must be one of {', '.join(ON_EXHAUSTED)}, got {on_exhausted!r}")
         if max_tries < 1:
             raise ValueError(f"max_tries must be 1 or more, got {max_tries}")
         if not 0 <= dynamic_quantile <= 1 or dynamic_length < 1:
@@ -330,6 +337,7 @@ class LatentValidated(RandomizableTransform, MapTransform):
         self.inpaint = inpaint
         self.on_reject = on_reject
         self.max_tries = max_tries
+        self.on_exhausted = on_exhausted
         self.dynamic, self.dynamic_quantile, self.dynamic_length = dynamic, dynamic_quantile, dynamic_length
         self.refine_label = refine_label
         self.validator = (
@@ -497,12 +505,13 @@ class LatentValidated(RandomizableTransform, MapTransform):
         """Write the records, then keep, refine, restore or drop."""
         self.statistics["accepted" if accepted else "rejected"] += 1
         reasons = "; ".join(verdict.reason for verdict in verdicts.values() if verdict.reason)
-        restored = not accepted and self.on_reject in ("original", "retry")
+        fate = self.on_exhausted if self.on_reject == "retry" else self.on_reject
+        restored = not accepted and fate == "original"
         for key, verdict in verdicts.items():
             records[key].score, records[key].accepted = verdict.score, accepted
             records[key].reason = "" if accepted else verdict.reason or reasons
             records[key].applied = not restored
-        if not accepted and self.on_reject == "drop":
+        if not accepted and fate == "drop":
             raise DroppedSampleError(f"sample rejected: {reasons}")
         if restored:
             sample.update(originals)

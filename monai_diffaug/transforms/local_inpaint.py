@@ -82,7 +82,8 @@ class DiffusionLocalInpaint(SeededTransform):
             control image; ``EdgeMapd`` and ``control_key`` give one.
         semantic_controller: a Medical Semantic Controller that predicts what the mask hides (MedSoft-Diffusion): "tiny" (embedded), a
             folder or a live ``SemanticModel``; not together with a ControlNet.
-        compile: send the model's repeated blocks through ``torch.compile`` (a C++ compiler is needed; the first calls are slow).
+        compile: send the model's repeated blocks through ``torch.compile`` (a C++ compiler is needed; the first calls are slow), and on
+            a GPU replay the UNet as a CUDA graph, one for each shape.
         on_error: "raise", or "passthrough": log, return the input untouched and say why in the record.
         device: where the model runs; default the image's device.
         dtype: floating type of the weights, "float32", "bfloat16" or "float16".

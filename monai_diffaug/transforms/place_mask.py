@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +16,33 @@ from torch import Tensor
 
 from monai_diffaug.grids import affine_of, check_grid, check_image, plain
 from monai_diffaug.intensity import window_of
-from monai_diffaug.shapes import borrow_shape, largest_component, place, random_blob
+from monai_diffaug.shapes import borrow_shape, elastic_ellipse, largest_component, place, random_blob
 from monai_diffaug.slices import PLANES, from_slices, slice_plane, to_slices
 from monai_diffaug.transforms.seeded import SeededTransform
 
-__all__ = ["PlaceMask", "PlaceMaskD", "PlaceMaskDict", "PlaceMaskd"]
+__all__ = ["PlaceMask", "PlaceMaskD", "PlaceMaskDict", "PlaceMaskd", "ShapeSource"]
 
+ShapeSource = Callable[[np.random.RandomState, int], NDArray[np.bool_]]
+"""(source of random numbers, longer side in pixels) -> (h, w) outline."""
+
+SHAPES: Mapping[str, ShapeSource] = {"blob": random_blob, "ellipse": elastic_ellipse}
 MIN_SHAPE_PX = 4
 SLICE_TRIES = 5
 
 
 class PlaceMask(SeededTransform):
-    """A lesion-shaped mask at a random place of an image: a shape from a bank of real masks, or a smooth random blob.
+    """A lesion-shaped mask at a random place of an image: a shape from a bank of real masks, or a random one.
 
     In 3-D the shape is drawn on one slice and shrinks towards its ends like an ellipsoid. Where no place is found the mask is
     empty, and ``DiffusionLocalInpaint`` then leaves the image as it is and says so in its record.
 
     Args:
-        bank: real masks, (H, W) or (1, H, W) arrays or files that MONAI's ``LoadImage`` reads; None draws ellipses with four random
-            harmonics. Shapes are mirrored, scaled and shifted. Arrays travel with the transform, files do not.
-        size_range: longer side of a random blob, as a share of the slice's shorter side.
+        bank: real masks, (H, W) or (1, H, W) arrays or files that MONAI's ``LoadImage`` reads; None draws random shapes.
+            Shapes of the bank are mirrored, scaled and shifted. Arrays travel with the transform, files do not. Pictures are
+            read upright, rows first; of a colour picture counts what is brighter than half its maximum.
+        shape: without a bank, "blob" (an ellipse with four random harmonics), "ellipse" (an ellipse after an elastic
+            deformation), or a function (random state, longer side in pixels) -> (h, w) outline.
+        size_range: longer side of a random shape, as a share of the slice's shorter side.
         scale_range: scaling of a shape from the bank.
         depth_mm: height of the region in a volume; 0 is one slice.
         tissue_above: the region must lie where the image is brighter than this share of its window (0.5 to 99.5 percentiles), unless
@@ -51,6 +58,7 @@ class PlaceMask(SeededTransform):
         self,
         bank: Sequence[NdarrayOrTensor | str | Path] | None = None,
         *,
+        shape: str | ShapeSource = "blob",
         size_range: tuple[float, float] = (0.08, 0.35),
         scale_range: tuple[float, float] = (0.7, 1.3),
         depth_mm: float = 8.0,
@@ -69,8 +77,11 @@ class PlaceMask(SeededTransform):
         if plane not in PLANES:
             raise ValueError(f"plane must be one of {', '.join(PLANES)}, got {plane!r}")
         if bank is not None and len(bank) == 0:
-            raise ValueError("the bank of masks is empty; give masks, or bank=None for random blobs")
+            raise ValueError("the bank of masks is empty; give masks, or bank=None for random shapes")
+        if shape not in SHAPES if isinstance(shape, str) else not callable(shape):
+            raise ValueError(f"shape must be one of {', '.join(SHAPES)} or a function (random state, side) -> (h, w), got {shape!r}")
         self.bank = None if bank is None else [item if isinstance(item, (str, Path)) else _outline(item) for item in bank]
+        self.shape = shape
         self.size_range, self.scale_range = (size_range[0], size_range[1]), (scale_range[0], scale_range[1])
         self.depth_mm = depth_mm
         self.tissue_above = tissue_above
@@ -131,9 +142,13 @@ class PlaceMask(SeededTransform):
 
     def _shape(self, rng: np.random.RandomState, shorter_side: int) -> NDArray[np.bool_]:
         if self.bank is None:
-            return random_blob(rng, max(MIN_SHAPE_PX, round(rng.uniform(*self.size_range) * shorter_side)))
+            draw = SHAPES[self.shape] if isinstance(self.shape, str) else self.shape
+            drawn = np.asarray(draw(rng, max(MIN_SHAPE_PX, round(rng.uniform(*self.size_range) * shorter_side)))) != 0
+            if drawn.ndim != 2 or not drawn.any():
+                raise ValueError(f"shape= must draw an outline (h, w) that is not empty, got {drawn.shape}, {int(drawn.sum())} pixels set")
+            return drawn
         chosen = self.bank[rng.randint(len(self.bank))]
-        outline = _outline(_load(chosen)) if isinstance(chosen, (str, Path)) else chosen
+        outline = _outline(_load(chosen), f"the mask {chosen}") if isinstance(chosen, (str, Path)) else chosen
         return borrow_shape(rng, outline, rng.uniform(*self.scale_range))
 
     @staticmethod
@@ -164,6 +179,7 @@ class PlaceMaskd(SeededTransform, MapTransform):
         region_key: str | None = None,
         label_key: str | None = None,
         bank: Sequence[NdarrayOrTensor | str | Path] | None = None,
+        shape: str | ShapeSource = "blob",
         size_range: tuple[float, float] = (0.08, 0.35),
         scale_range: tuple[float, float] = (0.7, 1.3),
         depth_mm: float = 8.0,
@@ -175,7 +191,7 @@ class PlaceMaskd(SeededTransform, MapTransform):
         MapTransform.__init__(self, keys, allow_missing_keys)
         SeededTransform.__init__(self, prob)
         self.place = PlaceMask(
-            bank, size_range=size_range, scale_range=scale_range, depth_mm=depth_mm, tissue_above=tissue_above, plane=plane
+            bank, shape=shape, size_range=size_range, scale_range=scale_range, depth_mm=depth_mm, tissue_above=tissue_above, plane=plane
         )
         self.mask_key, self.region_key, self.label_key = mask_key, region_key, label_key
 
@@ -208,20 +224,27 @@ PlaceMaskD = PlaceMaskDict = PlaceMaskd
 
 
 def _load(path: str | Path) -> NdarrayOrTensor:
-    from monai.transforms import LoadImage
+    """A mask file as MONAI reads it; pictures upright, as the embedded models were trained, and colour ones as black and white."""
+    from monai.data.image_reader import PILReader
+    from monai.transforms.io.array import LoadImage
 
-    loaded: NdarrayOrTensor = LoadImage(image_only=True)(str(path))
-    return loaded
+    load = LoadImage(image_only=True)
+    load.register(PILReader(reverse_indexing=False))
+    values = plain(load(str(path)))
+    if values.ndim == 3 and values.shape[-1] in (3, 4):
+        grey = values[..., :3].amax(-1)
+        return grey > grey.max() / 2
+    return values[..., 0] if values.ndim == 3 and values.shape[-1] == 1 else values
 
 
-def _outline(mask: NdarrayOrTensor) -> NDArray[np.bool_]:
+def _outline(mask: NdarrayOrTensor, name: str = "a mask of the bank") -> NDArray[np.bool_]:
     """The largest part of a mask, cut out of its frame: (h, w) bool."""
     values = plain(mask).cpu().numpy()
     flat = values.reshape(values.shape[-2:]) if values.ndim == 3 and values.shape[0] == 1 else values
     if flat.ndim != 2:
-        raise ValueError(f"a mask of the bank must be (H, W) or (1, H, W), got {tuple(values.shape)}")
+        raise ValueError(f"{name} must be (H, W) or (1, H, W), got {tuple(values.shape)}")
     if not flat.any():
-        raise ValueError("a mask of the bank is empty; leave it out")
+        raise ValueError(f"{name} is empty; leave it out")
     part = largest_component(flat != 0)
     rows, columns = np.nonzero(part)
     return part[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1].copy()

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 from monai.config import KeysCollection, NdarrayOrTensor
-from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
 from monai.utils import convert_to_dst_type, convert_to_tensor
 
 from monai_diffaug.blending import SOFT_MODES, soft_mask
-from monai_diffaug.slices import PLANES, from_slices, slice_plane, to_slices
+from monai_diffaug.grids import affine_of
+from monai_diffaug.slices import PLANES, from_slices, pixel_mm, slice_plane, to_slices
 
 __all__ = ["SoftMask", "SoftMaskD", "SoftMaskDict", "SoftMaskd"]
 
@@ -22,6 +22,7 @@ class SoftMask(Transform):
 
     Args:
         width_px: standard deviation of the Gaussian edge in pixels; 0 keeps the mask hard.
+        width_mm: the same width in millimetres (without an affine: pixels); takes the place of ``width_px``.
         mode: "grow", "inner" or "centre", see ``monai_diffaug.blending.soft_mask``.
         plane: anatomical plane of the slices of a 3-D mask.
 
@@ -29,24 +30,27 @@ class SoftMask(Transform):
         ValueError: an option out of range.
     """
 
-    def __init__(self, width_px: float = 2.6, *, mode: str = "grow", plane: str = "axial") -> None:
-        if width_px < 0:
-            raise ValueError(f"width_px must be >= 0, got {width_px}")
+    def __init__(self, width_px: float = 2.6, *, width_mm: float | None = None, mode: str = "grow", plane: str = "axial") -> None:
+        for name, width in (("width_px", width_px), ("width_mm", width_mm)):
+            if width is not None and width < 0:
+                raise ValueError(f"{name} must be >= 0, got {width}")
         if mode not in SOFT_MODES:
             raise ValueError(f"mode must be one of {', '.join(SOFT_MODES)}, got {mode!r}")
         if plane not in PLANES:
             raise ValueError(f"plane must be one of {', '.join(PLANES)}, got {plane!r}")
         self.width_px = width_px
+        self.width_mm = width_mm
         self.mode = mode
         self.plane = plane
 
     def __call__(self, mask: NdarrayOrTensor) -> NdarrayOrTensor:
         """(1, H, W[, D]) non-zero means inside -> weights of the same shape, float32, 0 where nothing may change."""
         tensor = convert_to_tensor(mask, track_meta=False)
-        affine = mask.affine.cpu().numpy() if isinstance(mask, MetaTensor) else None
+        affine = affine_of(mask)
         plane = slice_plane(affine, self.plane, tensor.ndim - 1)
         slices = to_slices(tensor, plane)
-        soft = torch.stack([soft_mask(each[0], self.width_px, self.mode) for each in slices])[:, None]
+        width_px = self.width_px if self.width_mm is None else self.width_mm / pixel_mm(affine, plane)
+        soft = torch.stack([soft_mask(each[0], width_px, self.mode) for each in slices])[:, None]
         converted: NdarrayOrTensor = convert_to_dst_type(from_slices(soft, plane).contiguous(), mask, dtype=torch.float32)[0]
         return converted
 
@@ -64,12 +68,13 @@ class SoftMaskd(MapTransform):
         keys: KeysCollection,
         *,
         width_px: float = 2.6,
+        width_mm: float | None = None,
         mode: str = "grow",
         plane: str = "axial",
         allow_missing_keys: bool = False,
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
-        self.soften = SoftMask(width_px, mode=mode, plane=plane)
+        self.soften = SoftMask(width_px, width_mm=width_mm, mode=mode, plane=plane)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)

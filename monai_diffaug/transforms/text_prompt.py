@@ -26,10 +26,13 @@ class TextPrompt(SeededTransform):
         attribute_prob: probability that an axis is named.
         template: any text with the fields modality, anatomy, finding, attributes.
         vocabulary: your own words instead of the built-in table.
+        mix: how many prompts are drawn to be mixed; above 1 the result is a list of (weight, text) whose text states
+            ``DiffusionLocalInpaint`` averages (EMIT-Diff). The weights sum to 1 and are drawn from a flat Dirichlet distribution.
         prob: probability of drawing; otherwise the prompt of the first anatomy and finding without attributes.
 
     Raises:
-        ValueError: unknown modality, anatomy or attribute axis, an empty choice, or a template with an unknown field.
+        ValueError: unknown modality, anatomy or attribute axis, an empty choice, a mix of less than one, or a template with an
+            unknown field.
     """
 
     def __init__(
@@ -42,9 +45,13 @@ class TextPrompt(SeededTransform):
         attribute_prob: float = 0.5,
         template: str = DEFAULT_TEMPLATE,
         vocabulary: Vocabulary | None = None,
+        mix: int = 1,
         prob: float = 1.0,
     ) -> None:
         SeededTransform.__init__(self, prob)
+        if mix < 1:
+            raise ValueError(f"mix must be 1 (one prompt) or more, got {mix}")
+        self.mix = mix
         table = vocabulary if vocabulary is not None else vocabulary_of(modality)
         if not 0.0 <= attribute_prob <= 1.0:
             raise ValueError(f"attribute_prob must be in [0, 1], got {attribute_prob}")
@@ -67,14 +74,24 @@ class TextPrompt(SeededTransform):
         except (KeyError, IndexError) as error:
             raise ValueError(f"template {template!r} has a field other than modality, anatomy, finding and attributes: {error}") from error
 
-    def __call__(self, randomize: bool = True) -> str:
-        """The next prompt."""
+    def __call__(self, randomize: bool = True) -> str | list[tuple[float, str]]:
+        """The next prompt, or the next mix of prompts."""
         if randomize:
             self.randomize()
-        return self.prompt(self.seed) if self._do_transform else self.plain()
+        return self.drawn(self.seed, self._do_transform)
+
+    def drawn(self, seed: int, triggered: bool = True) -> str | list[tuple[float, str]]:
+        """The prompt of a seed, or with ``mix`` above 1 that many (weight, text) pairs; when not triggered of the plain text."""
+        if self.mix == 1:
+            return self.prompt(seed) if triggered else self.plain()
+        if not triggered:
+            return [(1 / self.mix, self.plain())] * self.mix
+        rng = np.random.RandomState(seed)
+        weights = rng.dirichlet(np.ones(self.mix)).tolist()
+        return [(weight, self.prompt(int(own))) for weight, own in zip(weights, rng.randint(2**31, size=self.mix), strict=True)]
 
     def prompt(self, seed: int) -> str:
-        """The prompt of a seed."""
+        """The text of a seed."""
         rng = np.random.RandomState(seed)
         place, findings = self.pairs[rng.randint(len(self.pairs))]
         finding = findings[rng.randint(len(findings))]
@@ -91,7 +108,7 @@ class TextPromptd(SeededTransform, MapTransform):
     """Write a drawn prompt into each key, see ``TextPrompt`` for the options.
 
     Args:
-        keys: where to write the text; one prompt a sample, the same in all keys. The keys need not exist.
+        keys: where to write the text (or the mix of texts); one prompt a sample, the same in all keys. The keys need not exist.
     """
 
     def __init__(
@@ -105,6 +122,7 @@ class TextPromptd(SeededTransform, MapTransform):
         attribute_prob: float = 0.5,
         template: str = DEFAULT_TEMPLATE,
         vocabulary: Vocabulary | None = None,
+        mix: int = 1,
         prob: float = 1.0,
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys=True)
@@ -117,12 +135,12 @@ class TextPromptd(SeededTransform, MapTransform):
             attribute_prob=attribute_prob,
             template=template,
             vocabulary=vocabulary,
+            mix=mix,
         )
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         self.randomize()
-        text = self.text.prompt(self.seed) if self._do_transform else self.text.plain()
-        return {**data, **dict.fromkeys(self.keys, text)}
+        return {**data, **dict.fromkeys(self.keys, self.text.drawn(self.seed, self._do_transform))}
 
 
 TextPromptD = TextPromptDict = TextPromptd

@@ -65,6 +65,67 @@ def test_a_perfect_prediction_gives_back_the_clean_latents(prediction_type):
     assert torch.allclose(segmenter.z0_of(perfect, z_t, timesteps), z0, atol=1e-4)
 
 
+def test_z0hat_of_epsilon_is_what_diffusers_calls_the_predicted_original_sample():
+    from diffusers import DDIMScheduler
+
+    theirs = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False)
+    theirs.set_timesteps(1000)
+    ours = LatentSegmenter({**SMALL, "prediction_type": "epsilon"})
+    z0, noise, wrong = torch.randn(3, 1, 4, 8, 8)
+    for timestep in (999, 500, 3):
+        at = torch.tensor([timestep])
+        z_t = ours.add_noise(z0, noise, at)
+        assert torch.allclose(z_t, theirs.add_noise(z0, noise, at), atol=1e-5)
+        expected = theirs.step(wrong, timestep, z_t).pred_original_sample  # from an imperfect prediction
+        assert torch.allclose(ours.z0_of(wrong, z_t, at), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_an_error_of_epsilon_is_multiplied_at_the_last_step_and_one_of_x0_is_not():
+    last, error = torch.tensor([999]), torch.full((1, 4, 8, 8), 0.01)
+    z_t = torch.randn(1, 4, 8, 8)
+    grown = {}
+    for kind in ("sample", "epsilon"):
+        segmenter = LatentSegmenter({**SMALL, "prediction_type": kind})
+        moved = segmenter.z0_of(z_t + error, z_t, last) - segmenter.z0_of(z_t, z_t, last)
+        grown[kind] = float(moved.abs().mean()) / 0.01
+    assert grown["sample"] == pytest.approx(1, abs=1e-3) and grown["epsilon"] == pytest.approx(14.6, abs=0.1)
+    assert TINY_CONFIG["prediction_type"] == "sample"
+
+
+@pytest.mark.parametrize("prediction_type", ["sample", "epsilon"])
+def test_a_verdict_is_one_call_at_the_last_step_on_pure_noise_and_its_decoded_z0hat(prediction_type):
+    torch.manual_seed(0)
+    validator = LatentValidator(LatentSegmenter({**SMALL, "prediction_type": prediction_type}), small_vae())
+    calls: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+    hook = validator.segmenter.register_forward_hook(lambda module, args, answer: calls.append((args[1], args[2], answer)))
+    images = torch.rand(2, 3, 64, 64) * 2 - 1
+    probabilities = validator.predict(images, slice_generators(7, [0, 1]))
+    hook.remove()
+    ((z_t, timesteps, answer),) = calls
+    assert timesteps.tolist() == [999, 999]
+    assert torch.equal(z_t, torch.stack([torch.randn(4, 16, 16, generator=g) for g in slice_generators(7, [0, 1])]))
+    alphas = cumulative_alphas(prediction_type == "sample")[999]
+    z0hat = answer if prediction_type == "sample" else (z_t - (1 - alphas).sqrt() * answer) / alphas.sqrt()
+    with torch.no_grad():
+        decoded = validator.vae.decode(z0hat / 0.5).sample.mean(1, keepdim=True)
+    assert torch.allclose(probabilities, ((decoded + 1) / 2).clamp(0, 1), atol=1e-5)
+    assert torch.equal(probabilities > 0.5, decoded > 0)
+
+
+@pytest.mark.parametrize("prediction_type", ["sample", "epsilon"])
+def test_the_step_stays_in_float32_in_a_half_precision_spec_and_inside_autocast(tmp_path, prediction_type):
+    torch.manual_seed(0)
+    save_validator(LatentSegmenter({**SMALL, "prediction_type": prediction_type}), tmp_path)
+    small_vae().save_pretrained(tmp_path / "vae")
+    images = torch.rand(1, 3, 64, 64) * 2 - 1
+    full, half = (load_validator(ModelSpec("validator", str(tmp_path), dtype)) for dtype in ("float32", "bfloat16"))
+    expected = full.predict(images, slice_generators(7, [0]))
+    assert {p.dtype for p in (*half.segmenter.parameters(), *half.vae.parameters())} == {torch.float32}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = half.predict(images, slice_generators(7, [0]))
+    assert got.dtype == torch.float32 and torch.equal(got, expected)
+
+
 def test_the_embedded_size_stays_below_two_and_a_half_million_parameters():
     assert sum(p.numel() for p in LatentSegmenter().parameters()) <= 2_500_000
 

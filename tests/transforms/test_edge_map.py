@@ -89,6 +89,43 @@ def test_a_detector_that_changes_the_size_is_refused() -> None:
         EdgeMap(lambda image: image[:, :1, ::2])(torch.rand(1, 8, 8), torch.zeros(1, 8, 8))
 
 
+def hed_of_the_users_own(pictures: torch.Tensor) -> torch.Tensor:
+    """What a user's detector looks like: three channels in [0, 1] in, one map in [0, 1] out."""
+    assert pictures.shape[1] == 3 and float(pictures.min()) >= 0 and float(pictures.max()) <= 1
+    return torch.sigmoid(8 * (pictures - pictures.mean()).mean(1, keepdim=True)) * 0.5
+
+
+def test_a_callable_detector_takes_the_place_of_canny_in_the_dictionary_form_and_the_outline_is_still_drawn() -> None:
+    image, mask = volume_and_mask()
+    edges = EdgeMapd("image", method=hed_of_the_users_own, window=(-100, 300))({"image": image, "mask": mask})["edges"]
+    drawn = outline(mask.as_tensor()[0].permute(2, 0, 1)[:, None].float())[:, 0].permute(1, 2, 0).bool()
+    assert isinstance(edges, MetaTensor) and edges.shape == image.shape and bool((edges[0][drawn] == 1).all())
+    assert 0 < float(edges[0][~drawn].max()) <= 0.5
+    assert len(pickle.dumps(EdgeMapd("image", method=hed_of_the_users_own))) < 10_000
+
+
+@pytest.mark.parametrize(
+    ("detector", "message"),
+    [
+        (lambda pictures: [pictures[:, :1]] * 6, "returned a list; expected a tensor"),
+        (lambda pictures: pictures[:, :1].numpy(), "returned a ndarray"),
+        (lambda pictures: pictures[:, :1] * 255, "from 0 to 255.*divide grey values"),
+        (lambda pictures: pictures[:, :1] * 8 - 4, "from -4 to 4.*sigmoid"),
+        (lambda pictures: pictures[:, :1] * float("nan"), "nan"),
+        (lambda pictures: pictures, "returned .1, 3, 8, 8."),
+    ],
+)
+def test_a_detector_that_returns_something_else_is_refused_with_what_to_do(detector, message) -> None:
+    ramp = torch.linspace(0, 1, 64).reshape(1, 8, 8)
+    with pytest.raises(ValueError, match=message):
+        EdgeMapd("image", method=detector, window=(0, 1))({"image": ramp, "mask": torch.zeros(1, 8, 8)})
+
+
+def test_what_is_neither_a_name_nor_a_callable_is_refused() -> None:
+    with pytest.raises(ValueError, match="callable, got a float"):
+        EdgeMapd("image", method=0.5)
+
+
 def test_it_is_deterministic_so_a_cache_may_hold_it() -> None:
     from monai.transforms import RandomizableTrait
 

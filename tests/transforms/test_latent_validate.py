@@ -275,6 +275,29 @@ def test_retry_gives_the_original_when_no_candidate_is_accepted():
     assert transform.statistics == {"accepted": 0, "rejected": 1, "retried": 2}
 
 
+@pytest.mark.parametrize("order", [(5, 8, 3), (8, 3, 5), (3, 5, 8)])
+def test_of_candidates_that_were_all_rejected_the_best_is_judged_and_kept_when_asked(order):
+    """Discs of radius 3, 5 and 8 under a mask of radius 10: all below the threshold, 8 is the best."""
+
+    class Radii(FakeInpaint):
+        def __call__(self, data):
+            out = super().__call__(data)
+            out["image"] = torch.where(disc(radius=order[len(self.seeds) - 1]) > 0, NEW, data["image"])
+            return out
+
+    results = {}
+    for fate in ("original", "flag"):
+        transform = validated(inpaint=Radii(), on_reject="retry", max_tries=3, on_exhausted=fate, min_dice=0.9)
+        results[fate] = transform(plain_sample())
+        record = results[fate]["image_diffaug"]
+        assert not record["accepted"] and record["tries"] == 3 and record["score"] == pytest.approx(2 * 64 / 164, abs=0.05)
+        assert record["applied"] is (fate == "flag") and record["seed"] == transform.inpaint.seeds[order.index(8)]
+    assert int((results["flag"]["image"] == NEW).sum()) == int(disc(radius=8).sum()) and float(results["flag"]["label"].sum()) > 0
+    assert torch.equal(results["original"]["image"], plain_sample()["image"])
+    with pytest.raises(DroppedSampleError, match="Dice"):
+        validated(inpaint=Radii(), on_reject="retry", max_tries=3, on_exhausted="drop", min_dice=0.9)(plain_sample())
+
+
 def test_a_retry_flips_the_coin_of_the_inpainting_once():
     hits = 0
     for seed in range(12):
@@ -330,6 +353,41 @@ def test_dynamic_threshold_rises_with_the_scores_and_never_falls_below_the_least
     assert transform.threshold == 0.7
 
 
+def test_the_dynamic_threshold_is_the_thirty_per_cent_quantile_of_the_last_256_scores_and_off_by_default():
+    transform = validated(dynamic=True)
+    assert transform.dynamic_length == 256
+    transform.scores = [0.72, 0.75, 0.78, 0.8, 0.82, 0.84, 0.86, 0.9, 0.92, 0.94, 0.99]
+    assert transform.threshold == pytest.approx(0.8)  # the third of ten steps up the sorted scores
+    plain = validated()
+    plain.scores = list(transform.scores)
+    assert not plain.dynamic and plain.threshold == 0.7
+
+
+def test_a_score_counts_for_the_threshold_of_the_next_sample_not_for_its_own():
+    transform = validated(dynamic=True, min_dice=0.1)
+    transform.scores = [0.2] * 5
+    assert transform(edited_sample())["image_diffaug"]["accepted"]
+    transform.scores = [0.999] * 20
+    result = transform(edited_sample(painted=disc(radius=9)))
+    assert not result["image_diffaug"]["accepted"] and "Dice" in result["image_diffaug"]["reason"]
+
+
+def test_the_thresholds_are_those_of_the_published_neighbours():
+    judge = LatentValidated("image").validator
+    assert (judge.min_dice, judge.min_coverage, judge.max_false_positive) == (0.7, 0.7, 0.05) and judge.min_change > 0
+    assert LatentValidated("image").on_reject == "original" and LatentValidated("image").max_tries == 3
+
+
+def test_what_is_found_beyond_the_dilated_box_is_no_false_positive():
+    mask = disc(radius=6)
+    near, far = flat(mask.shape), flat(mask.shape)
+    near[:, 29:35, 40:43] = NEW  # two pixels beside the mask: in its box of 13 pixels enlarged by 4 on each side
+    far[:, 29:35, 46:49] = NEW
+    judge = LatentValidate(bright, window=(0, 1), rim=0.0, box_margin=0.3, context=3.0)
+    beside, beyond = (judge(torch.where(mask > 0, NEW, image), mask).false_positive for image in (near, far))
+    assert beside > 0.05 and beyond < 0.05
+
+
 def test_statistics_survive_copies_and_can_be_reset():
     transform = validated()
     transform(edited_sample())
@@ -353,6 +411,7 @@ def test_an_instance_is_small_and_its_bases_are_in_the_contracts_order():
         ({"on_reject": "retry"}, "inpaint="),
         ({"on_reject": "keep"}, "on_reject"),
         ({"max_tries": 0}, "max_tries"),
+        ({"on_exhausted": "retry"}, "on_exhausted"),
         ({"refine_label": True}, "label_key"),
         ({"dynamic_quantile": 2}, "dynamic_quantile"),
     ],

@@ -173,6 +173,15 @@ def test_an_empty_label_gives_an_empty_mask_and_does_not_load_the_model() -> Non
     assert mask.shape == (1, 40, 50) and mask.sum() == 0
 
 
+def test_every_slice_of_a_batch_is_judged_by_its_own_embedding_however_many_boxes_it_has() -> None:
+    volume, label = flat_image(1, 64, 64, 5), torch.zeros(1, 64, 64, 5)
+    volume[..., 1] = volume[..., 4] = 0.1  # not believed
+    label[:, 5:15, 5:15] = 1
+    label[:, 40:50, 40:50, 1:3] = 1  # two parts there, one elsewhere
+    mask = MedSAMMask(BoxIsMask(), jitter_px=0, batch_size=5)(volume, label)
+    assert mask.sum((0, 1, 2)).tolist() == [100, 0, 200, 100, 0]
+
+
 def test_propagation_starts_in_the_middle_and_stops_on_each_side_where_the_gate_fails() -> None:
     medsam = BoxIsMask()
     volume = flat_image(1, 64, 64, 12)

@@ -58,6 +58,62 @@ def test_a_bank_of_files_is_read_when_it_is_used_and_keeps_the_transform_small(t
     assert int(transform.apply(framed(), torch.ones(1, 80, 96), seed=1).sum()) == 200
 
 
+def test_pictures_of_masks_are_read_upright_and_jpeg_noise_of_colour_ones_is_no_mask(tmp_path) -> None:
+    from PIL import Image
+
+    lying = np.zeros((40, 60), np.uint8)
+    lying[5:15, 5:45] = 255
+    Image.fromarray(lying).save(tmp_path / "grey.png")
+    noisy = np.stack([lying] * 3, -1)
+    noisy[20:, :, 0] = 6  # what the compression leaves around a mask
+    Image.fromarray(noisy).save(tmp_path / "colour.png")
+    for name in ("grey.png", "colour.png"):
+        mask = PlaceMask([str(tmp_path / name)], scale_range=(1.0, 1.0)).apply(framed(), torch.ones(1, 80, 96), seed=1)[0].numpy()
+        rows, columns = np.nonzero(mask)
+        assert (np.ptp(rows) + 1, np.ptp(columns) + 1) == (10, 40)
+
+
+def test_an_empty_mask_file_of_the_bank_is_named(tmp_path) -> None:
+    from PIL import Image
+
+    Image.fromarray(np.zeros((20, 20), np.uint8)).save(tmp_path / "normal_07.png")
+    with pytest.raises(ValueError, match=r"normal_07\.png is empty"):
+        PlaceMask([tmp_path / "normal_07.png"]).apply(framed(), seed=1)
+
+
+def test_the_scale_of_a_shape_from_the_bank_lies_in_its_range() -> None:
+    square = np.ones((20, 20), np.uint8)
+    place, everywhere = PlaceMask([square], scale_range=(0.5, 1.5)), torch.ones(1, 80, 96)
+    sides = [int(place.apply(framed(), everywhere, seed=seed).sum()) ** 0.5 for seed in range(40)]
+    assert 9 <= min(sides) < 13 and 27 < max(sides) <= 31
+
+
+def test_elastic_ellipses_and_shapes_of_ones_own_are_sources_too() -> None:
+    areas = {}
+    for name, shape in (("blob", "blob"), ("ellipse", "ellipse"), ("own", cross)):
+        place = PlaceMask(shape=shape, size_range=(0.25, 0.25))
+        masks = [place.apply(framed(), torch.ones(1, 80, 96), seed=seed)[0].numpy() for seed in range(4)]
+        assert all(components(mask)[1] == 1 for mask in masks)
+        areas[name] = [int(mask.sum()) for mask in masks]
+        longest = [max(int(np.ptp(axis)) + 1 for axis in np.nonzero(mask)) for mask in masks]
+        assert max(longest) <= 20 and min(longest) >= (12 if name == "blob" else 18)
+    assert areas["own"] == [20 * 20 - 4 * 8 * 8] * 4 and areas["ellipse"] != areas["blob"]
+    dictionary = PlaceMaskd("image", shape="ellipse", size_range=(0.25, 0.25)).set_random_state(0)
+    assert dictionary({"image": framed()})["mask"].any() and len(pickle.dumps(PlaceMaskd("image", shape=cross))) < 10_000
+
+
+def cross(rng: np.random.RandomState, side: int) -> np.ndarray:
+    shape = np.zeros((side, side), bool)
+    third = round(0.4 * side)
+    shape[third : side - third] = shape[:, third : side - third] = True
+    return shape
+
+
+def test_a_shape_that_draws_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="must draw an outline"):
+        PlaceMask(shape=lambda rng, side: np.zeros((side, side), bool)).apply(framed(), seed=1)
+
+
 def test_a_volume_gets_an_ellipsoid_of_the_given_height_in_mm_in_the_anatomical_plane() -> None:
     affine = np.zeros((4, 4))
     affine[2, 0], affine[0, 1], affine[1, 2], affine[3, 3] = 2.0, 1.0, 1.0, 1.0  # stored S, R, A with slices of 2 mm
@@ -109,6 +165,8 @@ def test_numpy_stays_numpy() -> None:
         ({"tissue_above": 1.0}, "tissue_above"),
         ({"plane": "oblique"}, "axial"),
         ({"bank": []}, "empty"),
+        ({"shape": "star"}, "blob, ellipse"),
+        ({"shape": 3}, "function"),
         ({"bank": [np.zeros((5, 5))]}, "empty"),
         ({"bank": [np.ones((2, 5, 5))]}, r"\(H, W\)"),
     ],

@@ -50,6 +50,15 @@ def test_not_triggered_still_writes_a_prompt_and_draws_as_many_numbers() -> None
     assert never.R.randint(1 << 30) == always.R.randint(1 << 30)
 
 
+def test_a_mix_is_drawn_as_weights_that_sum_to_one_and_prompts_and_repeats_with_the_seed() -> None:
+    mixed = [TextPromptd("prompt", modality="mri", mix=3).set_random_state(seed=5)({})["prompt"] for _ in range(2)]
+    weights, texts = zip(*mixed[0], strict=True)
+    assert mixed[0] == mixed[1] and len(texts) == 3 and len(set(texts)) > 1 and all(text.startswith("MRI of ") for text in texts)
+    assert sum(weights) == pytest.approx(1) and min(weights) > 0 and len(set(weights)) == 3 and type(weights[0]) is float
+    plain = TextPromptd("prompt", modality="mri", mix=3, prob=0.0)({})["prompt"]
+    assert plain == [(1 / 3, "MRI of brain, glioma")] * 3
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -59,6 +68,7 @@ def test_not_triggered_still_writes_a_prompt_and_draws_as_many_numbers() -> None
         ({"modality": "ct", "finding": []}, "non-empty"),
         ({"modality": "ct", "template": "{organ}"}, "field other than"),
         ({"modality": "ct", "attribute_prob": 2.0}, "attribute_prob"),
+        ({"modality": "ct", "mix": 0}, "mix must be 1"),
     ],
 )
 def test_wrong_options_are_refused_with_what_is_known(options, message) -> None:
