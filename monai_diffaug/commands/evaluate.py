@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import runpy
 import sys
+from importlib import import_module
 from typing import Any
 
 __all__ = ["STUDIES", "add_parser", "run"]
@@ -15,6 +15,12 @@ STUDIES = {
     "local-noise": ("monai_diffaug.evaluation.local_noise", "similarity inside and outside the mask against the noise scale"),
     "seam": ("monai_diffaug.evaluation.seam", "the jump across the mask's boundary, soft against hard"),
     "edges": ("monai_diffaug.evaluation.edges", "how well a ControlNet's edges are obeyed"),
+    "prompts": ("monai_diffaug.evaluation.obeyed", "whether benign, malignant and normal are painted as asked"),
+    "validator": ("monai_diffaug.evaluation.acceptance", "what the validator accepts of good and of deliberately bad samples"),
+    "semantic": ("monai_diffaug.evaluation.semantic", "what the semantic controller predicts, and repainting with and without it"),
+    "distribution": ("monai_diffaug.evaluation.distribution", "KID and FID of painted to real lesions"),
+    "memorisation": ("monai_diffaug.evaluation.memorisation", "the nearest training lesion of each painted lesion"),
+    "continuity": ("monai_diffaug.evaluation.continuity", "slice-to-slice jumps in repainted volumes"),
     "downstream": ("monai_diffaug.evaluation.downstream", "does it help: the same network trained with and without"),
 }
 
@@ -38,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
     before = sys.argv
     sys.argv = [f"monai-diffaug evaluate {options.study}", *options.arguments]
     try:
-        runpy.run_module(module, run_name="__main__", alter_sys=False)
+        import_module(module).main()
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     finally:

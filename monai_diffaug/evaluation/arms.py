@@ -1,4 +1,8 @@
-"""The arms of a downstream study: what makes synthetic training images out of the labelled ones."""
+"""The arms of a downstream study: what makes synthetic training images out of the labelled ones.
+
+Arms with a generator run eight steps of the sampler (``mila`` six), so that 64 images of 256 pixels take one to two minutes on one core;
+the presets in ``monai_diffaug.presets`` run 12 (EMIT-Diff 20).
+"""
 
 from __future__ import annotations
 
@@ -9,169 +13,157 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.transforms import Compose, MapTransform, Randomizable
-from numpy.typing import NDArray
+from monai.transforms import Compose, CopyItemsd, Lambdad
 
-from monai_diffaug.blending import composite, soft_mask
 from monai_diffaug.errors import DroppedSampleError
-from monai_diffaug.prompts import NORMAL
+from monai_diffaug.evaluation.cases import Case
+from monai_diffaug.evaluation.lesion_sources import BorrowedLesiond, OwnLesiond, OwnOrBorrowedLesiond
+from monai_diffaug.presets import everything
 from monai_diffaug.seeding import MAX_SEED
-from monai_diffaug.shapes import borrow_shape, largest_component, place
-from monai_diffaug.training.captions import caption, measure
-from monai_diffaug.training.tissue import normal_tissue
+from monai_diffaug.transforms.edge_map import EdgeMapd
 from monai_diffaug.transforms.latent_validate import LatentValidated
 from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaintd
+from monai_diffaug.transforms.medsam_mask import MedSAMMaskd
+from monai_diffaug.transforms.patch_merge import RandPatchMerged
 
-__all__ = ["ARMS", "ArmFactory", "BorrowedLesiond", "Case", "Generator", "OwnLesiond", "arm_factory", "synthesise"]
+__all__ = ["ARMS", "NEEDS", "NETWORKS", "ArmFactory", "Case", "Generator", "arm_factory", "description_of", "synthesise"]
 
-MIN_LESION_PX = 60
-SCALE_RANGE = (0.6, 1.2)
-PASTE_EDGE_PX = 1.5
-REPAINT_STRENGTH = 0.75
+STEPS = 8
+INVERTED_STEPS = 6  # an inversion costs two calls a step and ten more
 CONTEXT = 2.0
+REPAINT_STRENGTH = 0.75
+LOCAL_NOISE_SCALE = 0.8  # g of MILA-TMGDiff
+WHOLE_SLICE_GUIDANCE = 3.0
 
-
-@dataclass(frozen=True)
-class Case:
-    """One image of a study.
-
-    Attributes:
-        image: (C, H, W) uint8.
-        label: (H, W) bool, the lesion; empty when there is none.
-        finding: its word; "normal tissue" when there is none.
-        modality, anatomy: words of the prompt.
-        group: near-duplicates share one.
-        index: in the source; -1 for a synthetic image.
-    """
-
-    image: NDArray[np.uint8]
-    label: NDArray[np.bool_]
-    finding: str
-    modality: str
-    anatomy: str
-    group: int = -1
-    index: int = -1
-
-    @property
-    def is_normal(self) -> bool:
-        return self.finding == NORMAL
+NETWORKS = ("validator", "medsam", "controlnet", "semantic_controller")
 
 
 @dataclass(frozen=True)
 class Generator:
-    """The model behind an arm: ``source`` as ``model=`` takes it, and in words what it has ``seen`` (every figure says so)."""
+    """The models behind an arm.
+
+    Attributes:
+        source: of the inpainter, as ``model=`` takes it.
+        seen: in words, what it has seen; every figure says so.
+        validator, medsam, controlnet, semantic_controller: sources of the other networks; None where there is none.
+    """
 
     source: str
     seen: str
     validator: str | None = "tiny"
+    medsam: str | None = "tiny"
+    controlnet: str | None = "tiny"
+    semantic_controller: str | None = "tiny"
+
+    def named(self, network: str) -> str:
+        """Source of one of ``NETWORKS``.
+
+        Raises:
+            ValueError: the generator has none.
+        """
+        source: str | None = getattr(self, network)
+        if source is None:
+            words, option = network.replace("_", " "), network.replace("_", "-")
+            raise ValueError(
+                f"this arm needs a {words}, and the generator {self.source!r} names none; add --{option} NAME=SOURCE with the name "
+                "that --generator gives it (SOURCE may be 'tiny'; say with --seen what that network has seen too)"
+            )
+        return source
 
 
 ArmFactory = Callable[[Sequence[Case], Generator], Callable[[dict[str, Any]], Mapping[Any, Any]]]
 
 
-class BorrowedLesiond(Randomizable, MapTransform):
-    """Choose where a lesion goes: the outline of another training lesion, scaled and mirrored, on free tissue.
-
-    Writes "mask" (1, H, W) uint8, "prompt" and "finding"; with ``paste`` the lesion's own pixels into "image" and "label" too, which is
-    the copy-paste rival. A lesion goes beside one of the same finding or into a normal image. Without a free place the mask is empty.
-    """
-
-    def __init__(self, cases: Sequence[Case], *, paste: bool = False) -> None:
-        MapTransform.__init__(self, ("image", "label"))
-        self.donors = [c for c in cases if c.label.sum() >= MIN_LESION_PX]
-        if not self.donors:
-            raise ValueError(f"no training image has a lesion of {MIN_LESION_PX} pixels to borrow")
-        self.paste = paste
-
-    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        d = dict(data)
-        image, label = np.asarray(d["image"]), np.asarray(d["label"])[0] > 0
-        donors = [c for c in self.donors if d["finding"] in (NORMAL, c.finding)] or self.donors
-        donor = donors[self.R.randint(len(donors))]
-        outline, scale = largest_component(donor.label), self.R.uniform(*SCALE_RANGE)
-        tissue = normal_tissue(image.max(0) / 255, label)
-        pixels, shape = _cut_out(self.R, donor, outline, scale) if self.paste else (None, borrow_shape(self.R, outline, scale))
-        mask = place(self.R, shape, tissue)
-        d["mask"] = torch.from_numpy((np.zeros_like(label) if mask is None else mask)[None].astype(np.uint8))
-        d["prompt"], d["finding"] = _prompt(self.R, donor, shape), donor.finding
-        if mask is not None and pixels is not None:
-            d["image"] = torch.from_numpy(_pasted(image, pixels, shape, mask))
-            d["label"] = torch.from_numpy((label | mask)[None].astype(np.uint8))
-        return d
-
-
-class OwnLesiond(Randomizable, MapTransform):
-    """Write "mask" and "prompt" of the image's own lesion; its mask is empty on normal images."""
-
-    def __init__(self) -> None:
-        MapTransform.__init__(self, ("image", "label"))
-
-    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        d = dict(data)
-        image, label = np.asarray(d["image"]), np.asarray(d["label"])[0] > 0
-        own = largest_component(label) if label.any() else label
-        d["mask"] = torch.from_numpy(own[None].astype(np.uint8))
-        words = (d["modality"], d["anatomy"], d["finding"])
-        d["prompt"] = caption(self.R, *words, measure(image.mean(0), own, float(own.mean())) if own.any() else None)
-        return d
-
-
-def _cut_out(
-    rng: np.random.RandomState, donor: Case, outline: NDArray[np.bool_], scale: float
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """The lesion's pixels (C, h, w) and outline (h, w), scaled and mirrored alike."""
-    from scipy.ndimage import zoom
-
-    ys, xs = np.nonzero(outline)
-    rows, columns = slice(ys.min(), ys.max() + 1), slice(xs.min(), xs.max() + 1)
-    turn_y, turn_x = rng.choice([-1, 1]), rng.choice([-1, 1])
-    cut = donor.image[:, rows, columns][:, ::turn_y, ::turn_x].astype(np.float32)
-    shape = zoom(outline[rows, columns][::turn_y, ::turn_x].astype(np.float32), scale, order=1) > 0.5
-    return np.stack([zoom(channel, scale, order=1) for channel in cut]), shape
-
-
-def _pasted(
-    image: NDArray[np.uint8], pixels: NDArray[np.float32], shape: NDArray[np.bool_], mask: NDArray[np.bool_]
-) -> NDArray[np.uint8]:
-    """The lesion composited with a soft edge within its outline."""
-    ys, xs = np.nonzero(mask)
-    inner_ys, inner_xs = np.nonzero(shape)
-    top, left = ys.min() - inner_ys.min(), xs.min() - inner_xs.min()
-    canvas = image.astype(np.float32)
-    canvas[:, top : top + shape.shape[0], left : left + shape.shape[1]] = pixels
-    weights = soft_mask(torch.from_numpy(mask), PASTE_EDGE_PX, "inner")
-    result: NDArray[np.uint8] = composite(torch.from_numpy(image), torch.from_numpy(canvas), weights[None]).numpy()
-    return result
-
-
-def _prompt(rng: np.random.RandomState, donor: Case, shape: NDArray[np.bool_]) -> str:
-    attributes = measure(donor.image.mean(0), largest_component(donor.label), float(shape.sum()) / donor.label.size)
-    return caption(rng, donor.modality, donor.anatomy, donor.finding, attributes)
+def _inpaint(generator: Generator, *, keys: str = "image", label_key: str | None = "label", **options: Any) -> DiffusionLocalInpaintd:
+    settings = {"num_inference_steps": STEPS, "roi_context": CONTEXT, "device": "cpu", **options}
+    return DiffusionLocalInpaintd(keys, label_key=label_key, model=generator.source, **settings)
 
 
 def _copy_paste(cases: Sequence[Case], generator: Generator) -> Any:
+    """The rival without a model: another training lesion's own pixels, scaled and mirrored, pasted on free tissue with a soft edge."""
     return BorrowedLesiond(cases, paste=True)
 
 
-def _inpaint(generator: Generator, **options: Any) -> DiffusionLocalInpaintd:
-    return DiffusionLocalInpaintd("image", label_key="label", model=generator.source, roi_context=CONTEXT, device="cpu", **options)
+def _repaint(cases: Sequence[Case], generator: Generator) -> Any:
+    """The image's own lesion again under its own label, from partial noise (strength 0.75), 8 steps."""
+    return Compose([OwnLesiond(), _inpaint(generator, strength=REPAINT_STRENGTH)])
 
 
-def _diffaug(cases: Sequence[Case], generator: Generator) -> Any:
-    """DiffAug: lesions into free tissue, kept when the validator finds them (when the generator names one)."""
-    if generator.validator is None:
-        return Compose([BorrowedLesiond(cases), _inpaint(generator)])
-    validate = LatentValidated("image", label_key="label", model=generator.validator, inpaint=_inpaint(generator), on_reject="drop")
-    return Compose([BorrowedLesiond(cases), validate])
+def _mila(cases: Sequence[Case], generator: Generator) -> Any:
+    """MILA-TMGDiff: MedSAM outlines the own lesion from its box; repainted there by inverted noise with a local share g = 0.8, 6 steps.
+
+    Inverted noise keeps what g leaves of the original: with random noise g changes nothing that another seed would not. Without guidance,
+    as in the preset: 22 UNet calls of the inversion and 6 of the sampler, about as much as 14 guided steps. Images without a lesion give
+    none.
+    """
+    outline = MedSAMMaskd("image", mask_key="mask", label_key="mask", model=generator.named("medsam"), device="cpu")
+    repaint = _inpaint(
+        generator,
+        num_inference_steps=INVERTED_STEPS,
+        guidance_scale=1.0,
+        noise_source="inverted",
+        noise_scale=LOCAL_NOISE_SCALE,
+    )
+    return Compose([OwnLesiond(), outline, repaint])
 
 
 def _unvalidated(cases: Sequence[Case], generator: Generator) -> Any:
+    """Lesions painted from noise and a prompt into free tissue under borrowed outlines, 8 steps; every one is kept."""
     return Compose([BorrowedLesiond(cases), _inpaint(generator)])
 
 
-def _repaint(cases: Sequence[Case], generator: Generator) -> Any:
-    """MILA-TMGDiff's use: the image's own lesion again under its own mask, from partial noise."""
-    return Compose([OwnLesiond(), _inpaint(generator, strength=REPAINT_STRENGTH)])
+def _diffaug(cases: Sequence[Case], generator: Generator) -> Any:
+    """DiffAug: lesions painted from noise and a prompt into free tissue, 8 steps; kept only when the latent validator finds them."""
+    source = generator.named("validator")
+    validate = LatentValidated("image", label_key="label", model=source, inpaint=_inpaint(generator), on_reject="drop", device="cpu")
+    return Compose([BorrowedLesiond(cases), validate])
+
+
+def _emit_diff(cases: Sequence[Case], generator: Generator) -> Any:
+    """EMIT-Diff: the whole slice anew from its edges and the label's outline, 8 steps (theirs: 20), guidance 3; the label stays."""
+    return Compose(_from_edges(generator, "image"))
+
+
+def _emit_diff_merged(cases: Sequence[Case], generator: Generator) -> Any:
+    """EMIT-Diff's use of it: the real and the synthetic slice of one label merged patch by patch, 60 % real; 8 steps."""
+    twin = [CopyItemsd("image", names="synthetic"), *_from_edges(generator, "synthetic")]
+    return Compose([*twin, RandPatchMerged("image", synthetic_keys="synthetic")])
+
+
+def _emit_diff_two_scales(cases: Sequence[Case], generator: Generator) -> Any:
+    """EMIT-Diff, then the lesion once more at its own scale under its label, controlled by its outline; twice 8 steps.
+
+    No published procedure: a small model hardly paints a lesion of a few pixels while it makes a whole slice, and then the label is wrong.
+    """
+    words, *whole_slice = _from_edges(generator, "image")
+    lesion = _inpaint(generator, label_key=None, mask_key="own", controlnet=generator.named("controlnet"), control_inside=False)
+    return Compose([words, CopyItemsd("mask", names="own"), *whole_slice, lesion])
+
+
+def _from_edges(generator: Generator, key: str) -> list[Any]:
+    """Transforms that replace a slice by one made from its edges and the label's outline."""
+    return [
+        OwnLesiond(),
+        EdgeMapd("image", mask_key="label", output_key="edges"),
+        Lambdad("mask", everything),
+        _inpaint(
+            generator,
+            keys=key,
+            label_key=None,
+            control_key="edges",
+            controlnet=generator.named("controlnet"),
+            guidance_scale=WHOLE_SLICE_GUIDANCE,
+            soft_width=0.0,
+        ),
+    ]
+
+
+def _medsoft(cases: Sequence[Case], generator: Generator) -> Any:
+    """MedSoft-Diffusion: the own lesion or (half the time) a borrowed one from noise, semantic controller and soft mask, 8 steps.
+
+    Normal images always borrow.
+    """
+    return Compose([OwnOrBorrowedLesiond(cases), _inpaint(generator, semantic_controller=generator.named("semantic_controller"))])
 
 
 # None: no synthetic images. A further arm is one line, or "package.module:function" on the command line.
@@ -179,10 +171,27 @@ ARMS: dict[str, ArmFactory | None] = {
     "none": None,
     "copy_paste": _copy_paste,
     "repaint": _repaint,
+    "mila": _mila,
     "inpaint": _unvalidated,
     "diffaug": _diffaug,
+    "emit_diff": _emit_diff,
+    "emit_diff_merged": _emit_diff_merged,
+    "emit_diff_two_scales": _emit_diff_two_scales,
+    "medsoft": _medsoft,
 }
-WITHOUT_GENERATOR = ("none", "copy_paste")
+# What an arm uses of a generator; arms that are not here may use everything.
+NEEDS: dict[str, tuple[str, ...] | None] = {
+    "none": None,
+    "copy_paste": None,
+    "repaint": (),
+    "inpaint": (),
+    "mila": ("medsam",),
+    "diffaug": ("validator",),
+    "emit_diff": ("controlnet",),
+    "emit_diff_merged": ("controlnet",),
+    "emit_diff_two_scales": ("controlnet",),
+    "medsoft": ("semantic_controller",),
+}
 
 
 def arm_factory(name: str) -> ArmFactory | None:
@@ -199,6 +208,13 @@ def arm_factory(name: str) -> ArmFactory | None:
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"no arm {name!r}: use {', '.join(ARMS)} or package.module:function ({error})") from error
     return factory
+
+
+def description_of(factory: ArmFactory | None) -> str:
+    """What an arm does, in one line: the first of its docstring."""
+    if factory is None:
+        return "The labelled images alone."
+    return (factory.__doc__ or "").strip().partition("\n")[0]
 
 
 def synthesise(transform: Callable[[dict[str, Any]], Mapping[Any, Any]], cases: Sequence[Case], seed: int, position: int) -> Case | None:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from monai.networks.nets import resnet18
 from numpy.typing import ArrayLike, NDArray
 
-from monai_diffaug.evaluation.arms import Case
+from monai_diffaug.evaluation.cases import Case
 from monai_diffaug.evaluation.segmentation import TaskSettings, batch_of
 from monai_diffaug.training.checkpoint import cosine_rate
 

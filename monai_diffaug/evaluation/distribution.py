@@ -1,12 +1,18 @@
 """FID and KID of given features; a figure carries the feature extractor and the numbers of images it was computed from.
 
+``python -m monai_diffaug.evaluation.distribution`` compares lesions painted into normal validation ultrasound with the real validation
+lesions; beside them stand real training lesions (another sample of the same kind) and the places before they were painted.
+
 FID: Heusel et al. 2017; KID: Binkowski et al. 2018. Neither says anything without its extractor and n, so both are asked for and kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import argparse
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +21,11 @@ import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-__all__ = ["DistributionDistance", "fid", "kid", "latent_features"]
+from monai_diffaug.evaluation.painted import painted_lesions
+from monai_diffaug.evaluation.regions import Region, crop_of, real_lesions
+from monai_diffaug.evaluation.report import write_json
+
+__all__ = ["DistributionDistance", "fid", "kid", "latent_features", "measure", "medsam_features"]
 
 LATENT_GRID = 4
 
@@ -140,3 +150,84 @@ def latent_features(crops: Tensor, model: str = "tiny", batch_size: int = 16) ->
     parts: Iterable[Any] = (F.adaptive_avg_pool2d(inpainter.encode(chunk), LATENT_GRID).flatten(1) for chunk in crops.split(batch_size))
     features: NDArray[np.float32] = torch.cat([part.float() for part in parts]).numpy()
     return features, f"VAE latents of {model!r}, {LATENT_GRID} x {LATENT_GRID} means of {tuple(crops.shape[-2:])} crops"
+
+
+@torch.no_grad()
+def medsam_features(crops: Tensor, *, model: str = "tiny", batch_size: int = 8) -> tuple[NDArray[np.float32], str]:
+    """Features of a MedSAM's image encoder, averaged over the crop; as ``latent_features`` otherwise.
+
+    Returns:
+        (n, channels of the encoder) float32, and the name to pass as ``extractor``.
+    """
+    from monai_diffaug.models.medsam import load_medsam
+    from monai_diffaug.models.registry import shared_model, spec_of
+    from monai_diffaug.models.semantic_controller import MedSAMFeatures
+
+    encoder = MedSAMFeatures(shared_model(spec_of("medsam", model), "cpu", load_medsam), grid=1)
+    features: NDArray[np.float32] = torch.cat([encoder(chunk)[1] for chunk in crops.split(batch_size)]).numpy()
+    return features, f"MedSAM image encoder {model!r}, mean over {tuple(crops.shape[-2:])} crops"
+
+
+EXTRACTORS: dict[str, Callable[[Tensor], tuple[NDArray[np.float32], str]]] = {"latents": latent_features, "medsam": medsam_features}
+CROP_PX = 128
+
+
+def measure(
+    n: int = 48, *, model: Any = "tiny", seed: int = 0, num_inference_steps: int = 12, guidance_scale: float = 3.0
+) -> dict[str, list[DistributionDistance]]:
+    """KID and FID of ``n`` squares around a mask to those of ``n`` (or all) real validation lesions of breast ultrasound, with each of
+    ``EXTRACTORS``: "painted lesions", "training lesions" and "places before".
+
+    Args:
+        n: squares of each sample; FID depends on it.
+        model: source of the inpainter.
+        seed: of places and noise.
+        num_inference_steps, guidance_scale: of the sampler.
+    """
+    painted, places = painted_lesions(n, model=model, seed=seed, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
+    samples = {"painted lesions": painted, "training lesions": real_lesions(n, split="train", seed=seed), "places before": places}
+    reference = _squares(real_lesions(n, seed=seed))
+    figures: dict[str, list[DistributionDistance]] = {name: [] for name in samples}
+    for extract in EXTRACTORS.values():
+        real, extractor = extract(reference)
+        for name, regions in samples.items():
+            features, _ = extract(_squares(regions))
+            subset = max(2, min(len(real), len(features)) // 2)
+            figures[name].append(kid(real, features, extractor=extractor, subset_size=subset, seed=seed))
+            figures[name].append(fid(real, features, extractor=extractor))
+    return figures
+
+
+def _squares(regions: Sequence[Region]) -> Tensor:
+    return torch.stack([crop_of(region, CROP_PX).expand(3, -1, -1) for region in regions])
+
+
+def table(figures: dict[str, list[DistributionDistance]]) -> str:
+    """A block for each extractor, a line for each sample."""
+    lines = [f"{'compared with real validation lesions':<40}{'n':>4}{'real':>6}   {'KID (± over halves)':<22}{'FID':>9}"]
+    for kernels in zip(*(row[::2] for row in figures.values()), strict=True):
+        lines.append(f"{kernels[0].extractor}, {kernels[0].dimensions} numbers:")
+        for name, kernel in zip(figures, kernels, strict=True):
+            (frechet,) = (found for found in figures[name][1::2] if found.extractor == kernel.extractor)
+            shown = f"{kernel.value:.4f} ± {kernel.spread:.4f}"
+            lines.append(f"  {name:<38}{kernel.n_generated:>4}{kernel.n_real:>6}   {shown:<22}{frechet.value:>9.3f}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="tiny", help="a source of DiffusionLocalInpaint's model=")
+    parser.add_argument("--n", type=int, default=48, help="squares of each sample; FID depends on it")
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--guidance-scale", type=float, default=3.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="write the figures as JSON")
+    args = parser.parse_args()
+    figures = measure(args.n, model=args.model, seed=args.seed, num_inference_steps=args.steps, guidance_scale=args.guidance_scale)
+    sys.stdout.write(f"breast ultrasound, seed {args.seed}\n{table(figures)}\n")
+    plain = {name: [asdict(distance) for distance in row] for name, row in figures.items()}
+    write_json({"settings": {**vars(args), "out": str(args.out)}, **plain}, args.out)
+
+
+if __name__ == "__main__":
+    main()

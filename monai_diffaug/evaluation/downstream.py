@@ -7,7 +7,8 @@ be made in pieces, and arms can be added later. ``summary.json``, ``table.md`` a
 
 The labelled images are drawn once (``--subset-seed``), the same for all arms and seeds; a seed changes the network's start, the
 batches and the synthetic images. ``--export-datalist DIR`` writes them for ``monai-diffaug train``, so that a generator can be fine-tuned
-on exactly these images: ``--generator clean=DIR2 --seen clean="..." --arms none,diffaug@clean``.
+on exactly these images: ``--generator clean=DIR2 --seen clean="..." --arms none,inpaint@clean``. What else an arm needs is named the same
+way (``--validator clean=DIR3 --arms none,diffaug@clean``); ``shipped`` is the name of the embedded models.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from monai_diffaug.evaluation.arms import WITHOUT_GENERATOR, Case, Generator, arm_factory
+from monai_diffaug.evaluation.arms import NEEDS, NETWORKS, ArmFactory, Generator, arm_factory, description_of
+from monai_diffaug.evaluation.cases import Case
 from monai_diffaug.evaluation.classification import score_classification, train_classification
 from monai_diffaug.evaluation.segmentation import TaskSettings, score_segmentation, train_segmentation
 from monai_diffaug.evaluation.summary import summarise, table_of
@@ -41,6 +43,8 @@ logger = logging.getLogger(__name__)
 SHIPPED = "shipped"
 SHIPPED_SEEN = "shipped weights: all other training images of this data set too, with labels; no test group"
 NO_GENERATOR = "no generator"
+NO_NETWORK = "none"
+DEFAULT_ARMS = "none,copy_paste,mila,inpaint,diffaug,emit_diff,medsoft"
 TASKS = ("segmentation", "classification")
 
 
@@ -134,6 +138,32 @@ def file_name(*parts: object) -> str:
     return re.sub(r"[^\w.@-]+", "-", "_".join(map(str, parts)))
 
 
+def resolve(options: argparse.Namespace, arm: str) -> tuple[ArmFactory | None, Generator, tuple[str, ...] | None]:
+    """The factory of ``NAME`` or ``NAME@GENERATOR``, its generator, and the networks that it uses of it (None: no generator at all).
+
+    Raises:
+        ValueError: no such arm or generator, or the generator lacks a network that the arm needs.
+    """
+    name, _, generator_name = arm.partition("@")
+    factory = arm_factory(name)
+    generator = options.generators.get(generator_name or SHIPPED)
+    if generator is None:
+        raise ValueError(f"arm {arm!r}: no generator {generator_name!r}; add --generator {generator_name}=SOURCE")
+    for network in NEEDS.get(name) or ():
+        try:
+            generator.named(network)
+        except ValueError as error:
+            raise ValueError(f"arm {arm!r}: {error}") from error
+    return factory, generator, NEEDS.get(name, NETWORKS)
+
+
+def generator_record(generator: Generator, networks: tuple[str, ...] | None) -> dict[str, str | None]:
+    """What a run keeps of its generator: the sources that it used and what they had seen."""
+    if networks is None:
+        return {"source": "", "seen": NO_GENERATOR}
+    return {"source": generator.source, "seen": generator.seen, **{name: getattr(generator, name) for name in networks}}
+
+
 def run_arm(options: argparse.Namespace, arm: str, n: int, seed: int) -> dict[str, Any]:
     """One run: read its file, or make the synthetic images, train, score and write it.
 
@@ -142,12 +172,7 @@ def run_arm(options: argparse.Namespace, arm: str, n: int, seed: int) -> dict[st
     """
     study = STUDIES[options.study]
     settings = TaskSettings(options.steps, options.batch_size, synthetic_share=options.synthetic_share)
-    name, _, generator_name = arm.partition("@")
-    factory = arm_factory(name)
-    generator = options.generators.get(generator_name or SHIPPED)
-    if generator is None:
-        raise ValueError(f"arm {arm!r}: no generator {generator_name!r}; add --generator {generator_name}=SOURCE")
-    needs = factory is not None and name not in WITHOUT_GENERATOR
+    factory, generator, networks = resolve(options, arm)
     setup = {
         "study": options.study,
         "task": options.task,
@@ -157,7 +182,7 @@ def run_arm(options: argparse.Namespace, arm: str, n: int, seed: int) -> dict[st
         "subset_seed": options.subset_seed,
         "settings": asdict(settings),
         "synthetic_wanted": options.synthetic if factory else 0,
-        "generator": asdict(generator) if needs else {"source": "", "seen": NO_GENERATOR, "validator": None},
+        "generator": generator_record(generator, networks),
     }
     file = options.out / "runs" / (file_name(options.task, arm, f"n{n}", f"s{seed}") + ".json")
     if file.is_file():
@@ -175,6 +200,7 @@ def run_arm(options: argparse.Namespace, arm: str, n: int, seed: int) -> dict[st
     rows = run_one(study, options.task, real, test, made.cases, settings, seed)
     result = {
         **setup,
+        "method": description_of(factory),
         "n_synthetic": len(made.cases),
         "attempts": made.attempts,
         "synthesis_s": round(made.seconds, 1),
@@ -222,15 +248,24 @@ def _named(pairs: Sequence[str], option: str) -> dict[str, str]:
 def _generators(options: argparse.Namespace) -> dict[str, Generator]:
     """The shipped one and those given; a generator whose past nobody states is not used."""
     sources, seen = _named(options.generator, "--generator"), _named(options.seen, "--seen")
-    validators = _named(options.validator, "--validator")
+    networks = {name: _named(getattr(options, name), f"--{name.replace('_', '-')}") for name in NETWORKS}
     missing = sorted(set(sources) - set(seen))
     if missing:
         raise ValueError(f'say what the generator has seen: --seen {missing[0]}="..."')
-    table = {SHIPPED: Generator("tiny", SHIPPED_SEEN)}
+    for option, given in networks.items():
+        strangers = sorted(set(given) - set(sources) - {SHIPPED})
+        if strangers:
+            flag, name = option.replace("_", "-"), strangers[0]
+            raise ValueError(f"--{flag} {name}=...: no generator {name!r}; add --generator {name}=SOURCE")
+    table = {SHIPPED: Generator("tiny", SHIPPED_SEEN, **_networks_of(SHIPPED, networks, "tiny"))}
     for name, source in sources.items():
-        chosen = validators.get(name, "none")
-        table[name] = Generator(source, seen[name], None if chosen == "none" else chosen)
+        table[name] = Generator(source, seen[name], **_networks_of(name, networks, NO_NETWORK))
     return table
+
+
+def _networks_of(name: str, given: dict[str, dict[str, str]], default: str) -> dict[str, str | None]:
+    chosen = {network: table.get(name, default) for network, table in given.items()}
+    return {network: None if source == NO_NETWORK else source for network, source in chosen.items()}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -239,7 +274,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--study", choices=tuple(STUDIES), default="breast_ultrasound")
     parser.add_argument("--task", choices=TASKS, default="segmentation")
     parser.add_argument("--out", type=Path, default=Path("runs/downstream"))
-    parser.add_argument("--arms", default="none,copy_paste,repaint,inpaint,diffaug", help="NAME, NAME@GENERATOR or package.module:function")
+    parser.add_argument("--arms", default=DEFAULT_ARMS, help="NAME, NAME@GENERATOR or package.module:function; default %(default)s")
     parser.add_argument("--seeds", type=int, default=3, help="how many, from 0")
     parser.add_argument("--n-train", default="40", help="labelled images, e.g. 10,20,40")
     parser.add_argument("--subset-seed", type=int, default=0, help="of the draw of the labelled images")
@@ -250,7 +285,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-synthesis-s", type=float, default=110.0, help="stop making synthetic images after this time")
     parser.add_argument("--generator", action="append", default=[], metavar="NAME=SOURCE")
     parser.add_argument("--seen", action="append", default=[], metavar="NAME=TEXT", help="what that generator has seen")
-    parser.add_argument("--validator", action="append", default=[], metavar="NAME=SOURCE", help="of that generator's diffaug; default none")
+    for network, arm in (("validator", "diffaug"), ("medsam", "mila"), ("controlnet", "emit_diff"), ("semantic-controller", "medsoft")):
+        text = f"of that generator, needed by {arm}; default none, of {SHIPPED!r} the embedded one"
+        parser.add_argument(f"--{network}", action="append", default=[], metavar="NAME=SOURCE", help=text)
     parser.add_argument("--export-datalist", type=Path, metavar="DIR", help="write the labelled images for fine-tuning, and stop")
     parser.add_argument("--threads", type=int, default=1)
     return parser
@@ -268,11 +305,14 @@ def main() -> None:
             file = export_datalist(STUDIES[options.study], max(sizes), options.subset_seed, options.export_datalist)
             sys.stdout.write(f"{file}\n")
             return
+        arms = options.arms.split(",")
+        for arm in arms:
+            resolve(options, arm)
         runs = []
         # by seed first: a study that is cut short has whole rows of few seeds rather than few rows
         for seed in range(options.seeds):
             for n in sizes:
-                for arm in options.arms.split(","):
+                for arm in arms:
                     result = run_arm(options, arm, n, seed)
                     spent = f"{result['synthesis_s']:.0f} s + {result['training_s']:.0f} s"
                     logger.info("%s n=%d seed %d: %d synthetic, %s", arm, n, seed, result["n_synthetic"], spent)

@@ -1,16 +1,29 @@
-"""Memorisation: is a generated lesion nearer to a training lesion than real lesions are to each other?"""
+"""Memorisation: is a generated lesion nearer to a training lesion than real lesions are to each other?
+
+``python -m monai_diffaug.evaluation.memorisation`` paints lesions into normal validation images and compares them, as pixels and as
+latents, with all training lesions of the data set; the yardstick are the validation lesions, which the model has not seen.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from monai_diffaug.evaluation.distribution import latent_features
+from monai_diffaug.evaluation.painted import painted_lesions
+from monai_diffaug.evaluation.regions import Region, crop_of, real_lesions
+from monai_diffaug.evaluation.report import write_json
 from monai_diffaug.roi import crop, roi_around
 
-__all__ = ["Memorisation", "lesion_views", "memorisation"]
+__all__ = ["Memorisation", "lesion_views", "measure", "memorisation"]
 
 SIDE_PX = 32
 CONTEXT = 1.5
@@ -124,3 +137,84 @@ def lesion_views(image: ArrayLike, mask: ArrayLike) -> NDArray[np.float64]:
     cut = crop(picture, roi_around(region, SIDE_PX, CONTEXT, min_side=8), SIDE_PX)[0].double().numpy()
     centred = (cut - cut.mean()) / max(float(cut.std()), 1e-6)
     return np.stack([centred.ravel(), centred[:, ::-1].ravel()])
+
+
+def _pixels(regions: Sequence[Region]) -> NDArray[np.float64]:
+    return np.stack([lesion_views(region.image, region.mask) for region in regions])
+
+
+def _latents(regions: Sequence[Region], model: str, size_px: int = 128) -> NDArray[np.float64]:
+    """(n, 2, d): of each square and of its mirror image."""
+    crops = torch.stack([crop_of(region, size_px).expand(3, -1, -1) for region in regions])
+    return np.stack([latent_features(view, model=model)[0] for view in (crops, crops.flip(-1))], 1).astype(np.float64)
+
+
+def measure(
+    n: int = 32,
+    *,
+    model: str = "tiny",
+    training: int | None = None,
+    seed: int = 0,
+    num_inference_steps: int = 12,
+    guidance_scale: float = 3.0,
+    quantile: float = 0.05,
+) -> tuple[dict[str, Memorisation], list[int]]:
+    """Painted lesions against the training lesions of breast ultrasound, by feature, and the training images' indices.
+
+    Args:
+        n: lesions painted.
+        model: source of the inpainter, a folder or "tiny".
+        training: training lesions at most; None takes all.
+        seed: of places and noise.
+        num_inference_steps, guidance_scale: of the sampler.
+        quantile: of the real distances.
+    """
+    painted, _ = painted_lesions(n, model=model, seed=seed, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
+    known, held_out = real_lesions(training, split="train", seed=seed), real_lesions(training, seed=seed)
+    found = {}
+    for name, features in (("pixels", _pixels), ("latents", lambda regions: _latents(regions, model))):
+        found[name] = memorisation(features(painted), features(known)[:, 0], held_out=features(held_out), quantile=quantile)
+    return found, [region.index for region in known]
+
+
+def table(figures: dict[str, Memorisation], indices: Sequence[int], suspects: int = 3) -> str:
+    """A line a feature, and the generated lesions nearest to a training image."""
+    names = {"pixels": f"{SIDE_PX} x {SIDE_PX} grey pixels, normalised", "latents": "VAE latents, 4 x 4 means"}
+    lines = [f"{'features':<34}{'generated':>10}{'held out':>10}{'training':>10}{'below 5 % of real':>19}{'median ratio':>14}"]
+    for name, found in figures.items():
+        counts = f"{len(found.generated):>10}{len(found.real):>10}{len(indices):>10}"
+        lines.append(f"{names[name]:<34}{counts}{100 * found.share_below:>17.0f} %{found.median_ratio:>14.2f}")
+    for name, found in figures.items():
+        near = [f"{found.generated[i]:.2f} to training image {indices[int(found.nearest[i])]}" for i in found.suspects[:suspects]]
+        lines.append(f"{name}: nearest of those below {found.threshold:.2f}: {'; '.join(near) or 'none'}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="tiny", help="a source of DiffusionLocalInpaint's model=")
+    parser.add_argument("--n", type=int, default=32, help="lesions painted")
+    parser.add_argument("--training", type=int, help="training lesions at most; default all")
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--guidance-scale", type=float, default=3.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="write the figures as JSON")
+    args = parser.parse_args()
+    figures, indices = measure(
+        args.n,
+        model=args.model,
+        training=args.training,
+        seed=args.seed,
+        num_inference_steps=args.steps,
+        guidance_scale=args.guidance_scale,
+    )
+    heading = f"lesions painted into normal breast ultrasound of the validation groups, seed {args.seed}"
+    sys.stdout.write(f"{heading}\n{table(figures, indices)}\n")
+    plain: dict[str, Any] = {"settings": {**vars(args), "out": str(args.out)}, "training_indices": indices}
+    for name, found in figures.items():
+        plain[name] = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in asdict(found).items()}
+    write_json(plain, args.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -14,7 +14,7 @@ from monai.metrics import compute_hausdorff_distance
 from monai.networks.nets import UNet
 from torch import Tensor
 
-from monai_diffaug.evaluation.arms import Case
+from monai_diffaug.evaluation.cases import Case
 from monai_diffaug.training.captions import LARGE_FRACTION, SMALL_FRACTION
 from monai_diffaug.training.checkpoint import cosine_rate
 from monai_diffaug.training.crops import crop_squares

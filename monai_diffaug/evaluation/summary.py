@@ -45,7 +45,9 @@ def summarise(runs: Sequence[Mapping[str, Any]], resamples: int = 1000) -> list[
             "steps": members[0]["settings"]["steps"],
             "n_synthetic": [run["n_synthetic"] for run in members],
             "generator": members[0]["generator"]["source"],
+            "networks": {k: v for k, v in members[0]["generator"].items() if k not in ("source", "seen") and v},
             "generator_has_seen": members[0]["generator"]["seen"],
+            "method": members[0].get("method", ""),
         }
         by_task = _segmentation if members[0]["task"] == "segmentation" else _classification
         row["figures"] = by_task(members, baseline if arm != BASELINE else [], resamples)
@@ -110,18 +112,27 @@ def _classification(members: Sequence[Mapping[str, Any]], baseline: Sequence[Map
 
 
 def table_of(summary: Sequence[Mapping[str, Any]]) -> str:
-    """A Markdown table; figures in percent except HD95, which is in pixels; 95 % intervals over the test images."""
+    """A Markdown table; figures in percent except HD95, which is in pixels; 95 % intervals over the test images.
+
+    Below it a line for each method: what it does, with which networks, and what its generator had seen.
+    """
     if not summary:
         return ""
     names = list(dict.fromkeys(name for row in summary for name in row["figures"]))
-    lines = [
-        "| arm | images | seeds | " + " | ".join(names) + " | the generator has seen |",
-        "|" + "---|" * (len(names) + 4),
-    ]
+    lines = ["| arm | images | synthetic | seeds | " + " | ".join(names) + " |", "|" + "---|" * (len(names) + 4)]
     for row in summary:
         cells = [_cell(name, row["figures"].get(name)) for name in names]
-        lines.append(f"| {row['arm']} | {row['n_train']} | {row['seeds']} | " + " | ".join(cells) + f" | {row['generator_has_seen']} |")
-    return "\n".join(lines)
+        made = " / ".join(map(str, dict.fromkeys(np.ravel(row["n_synthetic"]).tolist())))
+        lines.append(f"| {row['arm']} | {row['n_train']} | {made} | {row['seeds']} | " + " | ".join(cells) + " |")
+    by_arm = {row["arm"]: row for row in summary}
+    return "\n".join([*lines, "", *(_method(row) for row in by_arm.values())])
+
+
+def _method(row: Mapping[str, Any]) -> str:
+    """What an arm does and what its generator had seen, as an item of a list."""
+    used = "".join(f", {name.replace('_', ' ')} `{source}`" for name, source in row.get("networks", {}).items())
+    generator = f"Generator `{row['generator']}`{used}, has seen: {row['generator_has_seen']}." if row["generator"] else "No generator."
+    return f"- `{row['arm']}`: {row['method']} {generator}".replace(":  ", ": ")
 
 
 def _cell(name: str, figure: Mapping[str, Any] | None) -> str:

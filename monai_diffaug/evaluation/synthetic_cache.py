@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from monai_diffaug.evaluation.arms import Case, synthesise
+from monai_diffaug.evaluation.arms import synthesise
+from monai_diffaug.evaluation.cases import Case
 
 __all__ = ["SyntheticImages", "load_or_make"]
 

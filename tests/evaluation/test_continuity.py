@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
-from monai_diffaug.evaluation.continuity import continuity
+from monai_diffaug.cli import main
+from monai_diffaug.evaluation.continuity import VOLUMES, continuity, load_volume, measure, table
+from monai_diffaug.slices import slice_plane, to_slices, touched
 
 
 def volume() -> np.ndarray:
@@ -64,3 +68,29 @@ def test_a_single_slice_or_another_grid_is_refused():
         continuity(volume(), volume(), single)
     with pytest.raises(ValueError, match="on its grid"):
         continuity(volume(), volume(), MASK[:-1])
+
+
+def test_the_middle_slices_of_the_label_are_repainted(real_data):
+    for described in VOLUMES:
+        image, mask = load_volume(described, real_data, 4)
+        _, everything = load_volume(described, real_data)
+        assert mask.shape == image.shape and bool((everything >= mask).all())
+        plane = slice_plane(image.affine, described.plane, 3)
+        some, whole = touched(to_slices(mask, plane)), touched(to_slices(everything, plane))
+        assert len(some) == 4 and np.ptp(some) == 3
+        assert abs(np.mean(some) - np.mean(whole)) <= 1
+
+
+def test_correlated_noise_lowers_the_jump_between_slices(real_data, random_inpainter):
+    rows = measure(3, model=random_inpainter, noise_rho=(0.0, 1.0), volumes=VOLUMES[:1], num_inference_steps=1)
+    assert [row.noise_rho for row in rows] == [0.0, 1.0] and rows[0].figures.n_pairs == 2
+    assert rows[1].figures.jump < rows[0].figures.jump
+    assert table(rows).count("as it was") == 1 and len(table(rows).splitlines()) == 4
+
+
+def test_the_command_writes_a_row_for_each_volume_and_correlation(real_data, random_inpainter, tmp_path, capsys):
+    options = ["--model", random_inpainter, "--steps", "1", "--noise-rho", "0,0.9", "--out", str(tmp_path / "c.json")]
+    assert main(["evaluate", "continuity", "--slices", "2", *options]) == 0
+    rows = json.loads((tmp_path / "c.json").read_text())["rows"]
+    assert [(row["volume"], row["noise_rho"]) for row in rows] == [(v.name, rho) for v in VOLUMES for rho in (0.0, 0.9)]
+    assert "noise rho" in capsys.readouterr().out

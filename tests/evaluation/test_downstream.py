@@ -8,15 +8,17 @@ import pytest
 import torch
 
 from monai_diffaug.evaluation import downstream
-from monai_diffaug.evaluation.arms import BorrowedLesiond, Case, Generator, OwnLesiond, arm_factory, synthesise
+from monai_diffaug.evaluation.arms import ARMS, NEEDS, Generator, arm_factory, description_of, synthesise
+from monai_diffaug.evaluation.cases import Case
 from monai_diffaug.evaluation.classification import accuracy, auc, f1, score_classification, train_classification
+from monai_diffaug.evaluation.lesion_sources import BorrowedLesiond, OwnLesiond, OwnOrBorrowedLesiond
 from monai_diffaug.evaluation.segmentation import TaskSettings, batch_of, score_segmentation, size_of, train_segmentation
 from monai_diffaug.evaluation.summary import summarise, table_of
 from monai_diffaug.evaluation.synthetic_cache import load_or_make
 
 STUDY = downstream.STUDIES["breast_ultrasound"]
 FAST = TaskSettings(steps=2, batch_size=2, size_px=64)
-NOBODY = Generator("tiny", "nothing", None)
+NOBODY = Generator("tiny", "nothing", None, None, None, None)
 
 
 def disc(rng: np.random.RandomState, radius: float = 14, finding: str = "benign mass", index: int = 0) -> Case:
@@ -127,15 +129,81 @@ def test_the_own_lesion_is_the_mask(cases):
     assert np.array_equal(d["mask"][0].numpy().astype(bool), cases[0].label) and "benign mass" in d["prompt"]
 
 
-@pytest.mark.parametrize("arm", ["inpaint", "repaint"])
-def test_generator_arms_make_labelled_images(cases, random_inpainter, arm):
-    transform = arm_factory(arm)(cases[:2], Generator(random_inpainter, "nothing", None))
-    made = next(m for m in (synthesise(transform, cases[:2], 0, k) for k in range(5)) if m is not None)
+def test_own_and_borrowed_lesions_share_one_stream_and_normal_images_always_borrow(cases):
+    transform = OwnOrBorrowedLesiond(cases)
+
+    def drawn(base: Case, seed: int) -> np.ndarray:
+        words = {"finding": base.finding, "modality": "ultrasound", "anatomy": "breast"}
+        return np.asarray(transform.set_random_state(seed)({"image": base.image, "label": base.label[None], **words})["mask"])[0] > 0
+
+    own = [np.array_equal(drawn(cases[0], seed), cases[0].label) for seed in range(20)]
+    assert 4 < sum(own) < 16
+    assert all(drawn(cases[-1], seed).any() for seed in range(5))
+    assert all(np.array_equal(drawn(cases[0], seed), drawn(cases[0], seed)) for seed in range(6))
+
+
+@pytest.fixture(scope="module")
+def untrained(random_inpainter) -> Generator:
+    """A generator of random weights with every network that an arm may want."""
+    from monai_diffaug.models.controlnet import build_controlnet
+    from monai_diffaug.models.inpainter import load_inpainter
+    from monai_diffaug.models.registry import shared_model, spec_of
+    from monai_diffaug.models.semantic_controller import build_semantic_model
+
+    inpainter = shared_model(spec_of("inpainter", random_inpainter), "cpu", load_inpainter)
+    controlnet = build_controlnet(inpainter.unet, inpainter.factor)
+    return Generator(random_inpainter, "nothing", None, "tiny", controlnet, build_semantic_model(inpainter))
+
+
+def made_by(arm: str, cases: list[Case], generator: Generator) -> tuple[Case, Case]:
+    """The first image that an arm makes of the first case, and that case."""
+    transform = arm_factory(arm)(cases[:2], generator)
+    return next(m for m in (synthesise(transform, cases[:1], 0, k) for k in range(6)) if m is not None), cases[0]
+
+
+@pytest.mark.parametrize("arm", [name for name, factory in ARMS.items() if factory and name != "diffaug"])
+def test_generator_arms_make_labelled_images(cases, untrained, arm):
+    made, base = made_by(arm, cases, untrained)
     assert made.image.shape == (1, 128, 128) and made.image.dtype == np.uint8 and made.label.any()
+    assert made.finding == base.finding
+
+
+@pytest.mark.parametrize("arm", ["emit_diff", "emit_diff_merged", "emit_diff_two_scales"])
+def test_a_slice_made_from_its_edges_keeps_its_label(cases, untrained, arm):
+    made, base = made_by(arm, cases, untrained)
+    assert np.array_equal(made.label, base.label)
+    changed = (made.image != base.image).mean()
+    assert 0.1 < changed < 0.75 if arm == "emit_diff_merged" else changed > 0.9
+
+
+def test_a_normal_slice_is_made_from_its_edges_too_and_has_no_own_lesion_to_outline(cases, untrained):
+    normal_case = cases[-1:]
+    assert not synthesise(arm_factory("emit_diff")(cases, untrained), normal_case, 0, 0).label.any()
+    assert synthesise(arm_factory("mila")(cases, untrained), normal_case, 0, 0) is None
+
+
+def test_mila_paints_what_medsam_outlines_and_labels_it(cases, untrained):
+    made, base = made_by("mila", cases, untrained)
+    changed = (made.image != base.image)[0]
+    assert changed[base.label].mean() > 0.8 and changed[~made.label].mean() < 0.2
+    assert not (base.label & ~made.label).any()
+
+
+@pytest.mark.parametrize("arm", [name for name, networks in NEEDS.items() if networks])
+def test_an_arm_says_which_option_names_the_network_that_it_lacks(cases, arm):
+    (network,) = NEEDS[arm]
+    with pytest.raises(ValueError, match=f"--{network.replace('_', '-')} NAME=SOURCE"):
+        arm_factory(arm)(cases, NOBODY)
+
+
+def test_every_arm_is_described_in_one_line_and_declares_its_networks():
+    assert set(ARMS) == set(NEEDS)
+    for factory in ARMS.values():
+        assert description_of(factory).endswith(".") and len(description_of(factory)) > 20
 
 
 def test_samples_that_the_validator_refuses_are_left_out_and_other_errors_are_not(cases, random_inpainter):
-    refuse = arm_factory("diffaug")(cases, Generator(random_inpainter, "nothing", "tiny"))  # random weights paint no lesion
+    refuse = arm_factory("diffaug")(cases, Generator(random_inpainter, "nothing"))  # random weights paint no lesion
     assert synthesise(refuse, cases, 0, 0) is None
 
     def broken(sample):
@@ -203,7 +271,26 @@ def test_a_generator_must_say_what_it_has_seen(tmp_path):
     with pytest.raises(ValueError, match="no generator 'mine'"):
         downstream.run_arm(options_of(tmp_path), "inpaint@mine", 10, 0)
     known = options_of(tmp_path, generator=["mine=folder"], seen=["mine=40 images"]).generators["mine"]
-    assert known == Generator("folder", "40 images", None)
+    assert known == Generator("folder", "40 images", None, None, None, None)
+
+
+def test_the_networks_of_a_generator_are_named_one_by_one(tmp_path):
+    mine = {"generator": ["mine=folder"], "seen": ["mine=40 images"]}
+    generators = options_of(tmp_path, **mine, medsam=["mine=m"], semantic_controller=["shipped=folder2"]).generators
+    assert generators["mine"].medsam == "m" and generators["mine"].validator is None
+    assert generators["shipped"].semantic_controller == "folder2" and generators["shipped"].controlnet == "tiny"
+    with pytest.raises(ValueError, match="arm 'diffaug@mine': this arm needs a validator"):
+        downstream.resolve(options_of(tmp_path, **mine), "diffaug@mine")
+    with pytest.raises(ValueError, match="no generator 'yours'"):
+        options_of(tmp_path, medsam=["yours=m"])
+
+
+def test_a_run_names_the_networks_that_it_used_and_no_others(tmp_path):
+    options = options_of(tmp_path, arms="x")
+    _, generator, networks = downstream.resolve(options, "mila")
+    assert downstream.generator_record(generator, networks) == {"source": "tiny", "seen": downstream.SHIPPED_SEEN, "medsam": "tiny"}
+    _, generator, networks = downstream.resolve(options, "copy_paste")
+    assert downstream.generator_record(generator, networks) == {"source": "", "seen": downstream.NO_GENERATOR}
 
 
 def test_the_exported_datalist_is_what_train_reads(tmp_path, real_data):
@@ -221,8 +308,9 @@ def test_the_exported_datalist_is_what_train_reads(tmp_path, real_data):
 
 def run_of(arm: str, seed: int, dices: list[float]) -> dict:
     images = [{"index": i, "group": i, "dice": v, "hd95": 3.0, "fnr": 1 - v, "missed": 0, "size": "small"} for i, v in enumerate(dices)]
-    generator = {"source": "tiny" if arm != "none" else "", "seen": "the test's author", "validator": None}
+    generator = {"source": "tiny" if arm != "none" else "", "seen": "the test's author", "medsam": "outliner"}
     setup = {"task": "segmentation", "arm": arm, "n_train": 40, "seed": seed, "settings": {"steps": 5}, "n_synthetic": 0}
+    setup["method"] = "Does this and that."
     return {**setup, "generator": generator, "images": images}
 
 
@@ -235,7 +323,9 @@ def test_the_summary_pairs_images_and_names_what_the_generator_has_seen(tmp_path
     assert gain["value"] == pytest.approx(0.1) and gain["low"] == pytest.approx(0.1)
     assert mine["figures"]["dice"]["low"] < mine["figures"]["dice"]["value"]
     text = table_of([base, mine])
-    assert "the test's author" in text and "+10.0 [10.0, 10.0]" in text and "fnr_small" in text and "fnr_large" not in text
+    assert "- `mine`: Does this and that. Generator `tiny`, medsam `outliner`, has seen: the test's author." in text
+    assert "- `none`: Does this and that. No generator." in text
+    assert "+10.0 [10.0, 10.0]" in text and "fnr_small" in text and "fnr_large" not in text
     pytest.importorskip("matplotlib")
     from monai_diffaug.evaluation.study_plot import plot_study
 

@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
+from monai_diffaug.cli import main
+from monai_diffaug.evaluation import memorisation as memorisation_module
 from monai_diffaug.evaluation.memorisation import lesion_views, memorisation
+from monai_diffaug.evaluation.regions import real_lesions
 
 RNG = np.random.RandomState(0)
 TRAINING = RNG.standard_normal((60, 20))
@@ -60,3 +65,20 @@ def test_wrong_shapes_are_refused():
         memorisation(TRAINING, TRAINING, groups=np.zeros(60))
     with pytest.raises(ValueError, match="groups must be"):
         memorisation(TRAINING, TRAINING, groups=np.zeros(3))
+
+
+def test_painted_lesions_that_are_training_lesions_are_all_suspects(real_data, random_inpainter, monkeypatch):
+    copies = real_lesions(30, split="train")[:4]
+    monkeypatch.setattr(memorisation_module, "painted_lesions", lambda n, **options: (copies, copies))
+    figures, indices = memorisation_module.measure(4, model=random_inpainter, training=30)
+    for found in figures.values():
+        assert found.share_below == 1 and [indices[i] for i in found.nearest] == [region.index for region in copies]
+    assert f"0.00 to training image {copies[0].index}" in memorisation_module.table(figures, indices, suspects=4)
+
+
+def test_the_command_paints_compares_and_writes(real_data, random_inpainter, tmp_path, capsys):
+    options = ["--model", random_inpainter, "--steps", "1", "--training", "12", "--out", str(tmp_path / "m.json")]
+    assert main(["evaluate", "memorisation", "--n", "2", *options]) == 0
+    stored = json.loads((tmp_path / "m.json").read_text())
+    assert len(stored["pixels"]["generated"]) == 2 and len(stored["latents"]["real"]) == 12
+    assert "median ratio" in capsys.readouterr().out
