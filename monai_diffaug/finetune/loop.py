@@ -119,7 +119,7 @@ class _Record:
         """After a step: figures, state and pictures when it is time for them."""
         if self.log is None:
             return
-        if self.parts["spent"].steps % LOG_EVERY == 0:
+        if self.parts["spent"].steps == 1 or self.parts["spent"].steps % LOG_EVERY == 0:
             self.log.figures(self.parts["spent"].steps, progress, **figures)
         if _passed(progress, CHECKPOINTS) > self.saved:
             self.saved = _passed(progress, CHECKPOINTS)

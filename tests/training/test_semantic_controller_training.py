@@ -10,7 +10,7 @@ from monai_diffaug.models.registry import ModelSpec, shared_model
 from monai_diffaug.models.semantic_controller import build_semantic_model, load_semantic_controller
 from monai_diffaug.training import semantic_controller
 from monai_diffaug.training.inpaint import build_scheduler
-from monai_diffaug.training.semantic_controller import Batch, denoising_step, diffusion_loss, distillation_loss, train
+from monai_diffaug.training.semantic_controller import Batch, denoising_step, diffusion_loss, distillation_loss, train, training_loss
 
 CPU = torch.device("cpu")
 GRID, WIDTH = 16, 128
@@ -78,6 +78,24 @@ def test_the_diffusion_loss_trains_adapter_and_controller_and_a_dropped_conditio
     assert gradients["controller.to_patches.weight"] > 0 and gradients["adapter.processors.0.to_v_ip.0.weight"] > 0
     assert sum(moved([False, False]).values()) == 0
     assert all(p.grad is None for p in inpainter.unet.parameters())
+
+
+def test_the_second_phase_goes_on_distilling_where_the_condition_is_dropped(random_inpainter, monkeypatch) -> None:
+    monkeypatch.setattr(semantic_controller, "CONDITION_DROPOUT", 1.0)
+    inpainter = shared_model(ModelSpec("inpainter", random_inpainter), CPU, load_inpainter)
+    model = build_semantic_model(inpainter)
+    patches = GRID * GRID + 1
+    batch = Batch(
+        *(torch.randn(2, 4, 16, 16) for _ in range(2)),
+        torch.ones(2, 1, 16, 16),
+        torch.randn(2, patches, WIDTH),
+        torch.randn(2, patches, WIDTH),
+        torch.ones(2, patches - 1, 1),
+        ["a mass", "a cyst"],
+    )
+    torch.autograd.backward(training_loss(inpainter, model, batch, distils=False))
+    assert float(model.parts["controller"].get_parameter("to_patches.weight").grad.abs().sum()) > 0
+    assert all(p.grad is None or not p.grad.any() for p in model.adapter.parameters())
 
 
 def test_training_writes_a_folder_that_loads_and_a_second_run_resumes(random_inpainter, tmp_path: Path, monkeypatch) -> None:
