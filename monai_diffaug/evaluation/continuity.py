@@ -6,7 +6,6 @@ models have seen, with noise correlated along the slices to several degrees.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,7 +17,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from monai_diffaug.evaluation.report import write_json
+from monai_diffaug.evaluation.report import study_parser, write_json
 from monai_diffaug.slices import from_slices, slice_plane, to_slices
 
 __all__ = ["VOLUMES", "Continuity", "Row", "Volume", "continuity", "load_volume", "measure"]
@@ -227,14 +226,9 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="tiny", help="a source of DiffusionLocalInpaint's model=")
+    parser = study_parser(__doc__)
     parser.add_argument("--slices", type=int, default=10, help="neighbouring slices of each volume")
     parser.add_argument("--noise-rho", default=",".join(f"{rho:g}" for rho in RHO))
-    parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--guidance-scale", type=float, default=3.0)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="write the figures as JSON")
     args = parser.parse_args()
     rows = measure(
         args.slices,

@@ -8,11 +8,9 @@ FID: Heusel et al. 2017; KID: Binkowski et al. 2018. Neither says anything witho
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +21,7 @@ from torch import Tensor
 
 from monai_diffaug.evaluation.painted import painted_lesions
 from monai_diffaug.evaluation.regions import Region, crop_of, real_lesions
-from monai_diffaug.evaluation.report import write_json
+from monai_diffaug.evaluation.report import study_parser, write_json
 
 __all__ = ["DistributionDistance", "fid", "kid", "latent_features", "measure", "medsam_features"]
 
@@ -215,13 +213,8 @@ def table(figures: dict[str, list[DistributionDistance]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="tiny", help="a source of DiffusionLocalInpaint's model=")
+    parser = study_parser(__doc__)
     parser.add_argument("--n", type=int, default=48, help="squares of each sample; FID depends on it")
-    parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--guidance-scale", type=float, default=3.0)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="write the figures as JSON")
     args = parser.parse_args()
     figures = measure(args.n, model=args.model, seed=args.seed, num_inference_steps=args.steps, guidance_scale=args.guidance_scale)
     sys.stdout.write(f"breast ultrasound, seed {args.seed}\n{table(figures)}\n")

@@ -6,11 +6,9 @@ latents, with all training lesions of the data set; the yardstick are the valida
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from monai_diffaug.evaluation.distribution import latent_features
 from monai_diffaug.evaluation.painted import painted_lesions
 from monai_diffaug.evaluation.regions import Region, crop_of, real_lesions
-from monai_diffaug.evaluation.report import write_json
+from monai_diffaug.evaluation.report import study_parser, write_json
 from monai_diffaug.roi import crop, roi_around
 
 __all__ = ["Memorisation", "lesion_views", "measure", "memorisation"]
@@ -191,14 +189,9 @@ def table(figures: dict[str, Memorisation], indices: Sequence[int], suspects: in
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="tiny", help="a source of DiffusionLocalInpaint's model=")
+    parser = study_parser(__doc__)
     parser.add_argument("--n", type=int, default=32, help="lesions painted")
     parser.add_argument("--training", type=int, help="training lesions at most; default all")
-    parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--guidance-scale", type=float, default=3.0)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="write the figures as JSON")
     args = parser.parse_args()
     figures, indices = measure(
         args.n,

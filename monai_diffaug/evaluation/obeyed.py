@@ -11,12 +11,10 @@ The classifier takes two minutes on one core; with ``--out`` it is kept and used
 
 from __future__ import annotations
 
-import argparse
 import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +24,7 @@ from torch import Tensor
 from monai_diffaug.evaluation.bootstrap import Interval, interval
 from monai_diffaug.evaluation.finding_classifier import CLASSES, ClassifierSettings, load_or_train, predict
 from monai_diffaug.evaluation.regions import Region, crop_of, free_places, real_lesions
-from monai_diffaug.evaluation.report import write_json
+from monai_diffaug.evaluation.report import study_parser, write_json
 from monai_diffaug.prompts import NORMAL
 from monai_diffaug.transforms.latent_validate import LatentValidate
 from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaint
@@ -161,14 +159,9 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="tiny", help="a source of DiffusionLocalInpaint's model=")
+    parser = study_parser(__doc__)
     parser.add_argument("--n", type=int, default=24, help="places, each painted with three prompts; and real crops of each class")
-    parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--guidance-scale", type=float, default=3.0)
-    parser.add_argument("--classifier-steps", type=int, default=ClassifierSettings.steps)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="write figures and verdicts as JSON; the classifier is kept beside it")
+    parser.add_argument("--classifier-steps", type=int, default=ClassifierSettings.steps, help="the classifier is kept beside --out")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     settings = ClassifierSettings(args.classifier_steps)

@@ -7,11 +7,9 @@ ones with and without it, same noise; and how often the validator accepts repain
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +19,7 @@ from torch import Tensor
 
 from monai_diffaug.evaluation.bootstrap import Interval, interval
 from monai_diffaug.evaluation.regions import CONTEXT, Region, crop_of, free_places, real_lesions
-from monai_diffaug.evaluation.report import write_json
+from monai_diffaug.evaluation.report import study_parser, write_json
 from monai_diffaug.models.inpainter import Inpainter, load_inpainter
 from monai_diffaug.models.registry import shared_model, spec_of
 from monai_diffaug.models.semantic_controller import SemanticModel, load_semantic_controller
@@ -212,17 +210,12 @@ def _short(value: Interval) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="tiny", help="a source of DiffusionLocalInpaint's model=")
+    parser = study_parser(__doc__)
     parser.add_argument("--semantic-controller", default="tiny", help="'tiny' (embedded) or a folder")
     parser.add_argument("--n", type=int, default=32, help="lesions, and places in normal tissue, whose features are predicted")
     parser.add_argument("--repaint", type=int, default=12, help="of each, how many are repainted")
     parser.add_argument("--training-crops", type=int, default=TRAINING_CROPS, help="behind the mean of training crops")
     parser.add_argument("--seeds", type=int, default=2, help="of each repainted region")
-    parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--guidance-scale", type=float, default=3.0)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="write the figures as JSON")
     args = parser.parse_args()
     inpainter = shared_model(spec_of("inpainter", args.model), "cpu", load_inpainter)
     model = shared_model(spec_of("semantic_controller", args.semantic_controller), "cpu", load_semantic_controller)
