@@ -76,9 +76,7 @@ def check_model_source(kind: str, source: str) -> None:
         if not tiny_folder(kind).is_dir():
             raise ModelSourceError(f"the embedded {kind} is not at {tiny_folder(kind)}; reinstall monai_diffaug")
     elif not Path(source).exists() and not HUB_ID.fullmatch(source):
-        raise ModelSourceError(
-            f"unknown {kind} source {source!r}; use 'tiny', an existing file or folder, or a hub id 'org/name@revision'"
-        )
+        raise ModelSourceError(f"unknown {kind} source {source!r}; use 'tiny', an existing file or folder, or a hub id 'org/name@revision'")
 
 
 def slice_size(image: Picture, plane: str) -> tuple[int, int]:

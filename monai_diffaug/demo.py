@@ -126,7 +126,5 @@ def run_demo(folder: Path, *, seed: int = 0, progress: bool = False) -> list[Dem
 def table_of(rows: list[DemoRow]) -> str:
     """The rows as text, with a heading."""
     lines = [f"{'case':<8} {'local SSIM in mask':>19} {'changed outside':>16} {'validator':>10} {'seconds':>8}"]
-    lines += [
-        f"{r.case:<8} {r.local_ssim:>19.3f} {r.changed_outside:>16d} {r.score:>10.2f} {r.seconds:>8.1f}" for r in rows
-    ]
+    lines += [f"{r.case:<8} {r.local_ssim:>19.3f} {r.changed_outside:>16d} {r.score:>10.2f} {r.seconds:>8.1f}" for r in rows]
     return "\n".join(lines)

@@ -38,9 +38,7 @@ class Vocabulary:
         return tuple(self.findings)
 
 
-def _vocabulary(
-    modality: str, grey_axis: str, findings: dict[str, tuple[str, ...]], attributes: dict[str, tuple[str, ...]]
-) -> Vocabulary:
+def _vocabulary(modality: str, grey_axis: str, findings: dict[str, tuple[str, ...]], attributes: dict[str, tuple[str, ...]]) -> Vocabulary:
     return Vocabulary(modality, MappingProxyType(findings), MappingProxyType(attributes), grey_axis)
 
 
@@ -170,9 +168,7 @@ def vocabulary_of(modality: str) -> Vocabulary:
     return VOCABULARIES[name]
 
 
-def compose_prompt(
-    modality: str, anatomy: str, finding: str, attributes: Sequence[str] = (), template: str = DEFAULT_TEMPLATE
-) -> str:
+def compose_prompt(modality: str, anatomy: str, finding: str, attributes: Sequence[str] = (), template: str = DEFAULT_TEMPLATE) -> str:
     """Fill a template and drop the separators that empty parts leave behind.
 
     >>> compose_prompt("ultrasound", "breast", "malignant mass", ["irregular", "hypoechoic"])

@@ -59,9 +59,7 @@ def borrow_shape(rng: np.random.RandomState, mask: NDArray[np.bool_], scale: flo
     return shape if shape.any() else cut
 
 
-def place(
-    rng: np.random.RandomState, shape: NDArray[np.bool_], tissue: NDArray[np.bool_], tries: int = 30
-) -> NDArray[np.bool_] | None:
+def place(rng: np.random.RandomState, shape: NDArray[np.bool_], tissue: NDArray[np.bool_], tries: int = 30) -> NDArray[np.bool_] | None:
     """Put a shape on an image so that at least 95 % of it lies on tissue; None when no place was found.
 
     Args:

@@ -26,9 +26,9 @@ def test_canny_agrees_with_scikit_image() -> None:
     generator = torch.Generator().manual_seed(0)
     image = torch.nn.functional.interpolate(torch.rand(1, 1, 9, 9, generator=generator), (96, 96), mode="bicubic").clamp(0, 1)
     ours = canny(image, sigma_px=1.5)[0]
-    theirs = torch.from_numpy(
-        feature.canny(image[0, 0].numpy(), sigma=1.5, low_threshold=0.1, high_threshold=0.2, mode="nearest")
-    )[None].float()
+    theirs = torch.from_numpy(feature.canny(image[0, 0].numpy(), sigma=1.5, low_threshold=0.1, high_threshold=0.2, mode="nearest"))[
+        None
+    ].float()
     ours, theirs = ours[:, 3:-3, 3:-3], theirs[:, 3:-3, 3:-3]
     assert theirs.sum() > 100
     assert edge_overlap(ours, theirs, tolerance_px=1).f1 > 0.95

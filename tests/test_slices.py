@@ -10,9 +10,7 @@ from hypothesis import strategies as st
 
 from monai_diffaug.slices import PLANES, from_slices, slice_plane, to_slices, touched
 
-ORIENTATIONS = [
-    (order, signs) for order in itertools.permutations(range(3)) for signs in itertools.product((1, -1), repeat=3)
-]
+ORIENTATIONS = [(order, signs) for order in itertools.permutations(range(3)) for signs in itertools.product((1, -1), repeat=3)]
 
 
 def stored(ras: torch.Tensor, order: tuple[int, ...], signs: tuple[int, ...]) -> tuple[torch.Tensor, np.ndarray]:

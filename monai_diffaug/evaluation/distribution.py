@@ -100,9 +100,7 @@ def kid(
         if not 2 <= subset_size <= min(len(x), len(y)):
             raise ValueError(f"subset_size must be in 2 to {min(len(x), len(y))}, the smaller number of images, got {subset_size}")
         rng = np.random.RandomState(seed)
-        values = [
-            _unbiased(x[rng.choice(len(x), subset_size, False)], y[rng.choice(len(y), subset_size, False)]) for _ in range(subsets)
-        ]
+        values = [_unbiased(x[rng.choice(len(x), subset_size, False)], y[rng.choice(len(y), subset_size, False)]) for _ in range(subsets)]
     spread = float(np.std(values)) if len(values) > 1 else 0.0
     return DistributionDistance("KID", float(np.mean(values)), spread, extractor, len(x), len(y), x.shape[1])
 

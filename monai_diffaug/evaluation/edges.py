@@ -160,9 +160,7 @@ def measure(
     """
     inpainter = shared_model(spec_of("inpainter", model), "cpu", load_inpainter)
     network = shared_model(spec_of("controlnet", controlnet), "cpu", load_controlnet)
-    generate = partial(
-        generate_controlled, inpainter, network, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale
-    )
+    generate = partial(generate_controlled, inpainter, network, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
     figures: dict[str, dict[str, dict[str, float]]] = {}
     for mode, whole_share in MODES.items():
         sampler = ControlCropSampler("validation", seed, sources, whole_share=whole_share, size_px=inpainter.size_px)
@@ -182,8 +180,7 @@ def measure(
             wanted.append(control)
             regions.append(region)
         figures[mode] = {
-            row: {**_pooled(found, wanted, regions, tolerance_px)._asdict(), "n": float(count)}
-            for row, found in edges.items()
+            row: {**_pooled(found, wanted, regions, tolerance_px)._asdict(), "n": float(count)} for row, found in edges.items()
         }
     return figures
 

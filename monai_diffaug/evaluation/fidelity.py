@@ -62,9 +62,7 @@ def local_ssim(original: NDArray[np.generic], result: NDArray[np.generic], regio
     return float((ssim[0].mean(0) * weights).sum() / weights.sum())
 
 
-def change_outside(
-    original: NDArray[np.generic], result: NDArray[np.generic], soft_mask: NDArray[np.generic]
-) -> int:
+def change_outside(original: NDArray[np.generic], result: NDArray[np.generic], soft_mask: NDArray[np.generic]) -> int:
     """Number of voxels that differ although the soft mask is zero there; 0 is the package's promise.
 
     Args:
@@ -79,9 +77,7 @@ def change_outside(
     return int(((original != result).any(axis=0) & outside).sum())
 
 
-def _on_grid(
-    original: NDArray[np.generic], result: NDArray[np.generic], region: NDArray[np.generic]
-) -> NDArray[np.generic]:
+def _on_grid(original: NDArray[np.generic], result: NDArray[np.generic], region: NDArray[np.generic]) -> NDArray[np.generic]:
     if original.shape != result.shape:
         raise ValueError(f"original {original.shape} and result {result.shape} must have one shape (C, H, W[, D])")
     if region.shape == (1, *original.shape[1:]):

@@ -17,9 +17,7 @@ from monai_diffaug.training.medsam import instances
 __all__ = ["box_dice"]
 
 
-def box_dice(
-    split: str = "validation", *, model: Any = "tiny", jitter_px: float = 20, seed: int = 0
-) -> dict[str, float]:
+def box_dice(split: str = "validation", *, model: Any = "tiny", jitter_px: float = 20, seed: int = 0) -> dict[str, float]:
     """Mean Dice of each source's findings, each connected part prompted by its own jittered box.
 
     The boxes are the parts' bounding boxes with each side moved outward by 0 to ``jitter_px`` pixels at 1024 scale;

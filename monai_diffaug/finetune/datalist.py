@@ -117,7 +117,7 @@ def _entry(path: Path, where: str, row: Any, defaults: Mapping[str, Any]) -> Ent
         missing = [key for key in ("modality", "anatomy") if not word[key]] + ([] if word["finding"] else ["finding"])
         if missing:
             raise TrainingInputError(
-                f'{name}: no words for the caption: {", ".join(missing)} missing; add them to the entry, to the top of the datalist or as '
+                f"{name}: no words for the caption: {', '.join(missing)} missing; add them to the entry, to the top of the datalist or as "
                 f'--{missing[0]}, or give the entry a "prompt"'
             )
         try:

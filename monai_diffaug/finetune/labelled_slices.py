@@ -128,8 +128,7 @@ def _slices_of(entry: Entry, load: Any, plane: str, window: tuple[float, float] 
         picked = _spread(range(len(slices)))
         empty = np.zeros(tuple(slices.shape[-2:]), bool)
         return [
-            LabelledSlice(seen.to_model(slices[i]).clone(), empty, empty, NORMAL, **names, name=f"{entry.image}, slice {i}")
-            for i in picked
+            LabelledSlice(seen.to_model(slices[i]).clone(), empty, empty, NORMAL, **names, name=f"{entry.image}, slice {i}") for i in picked
         ]
     result = _lesions(entry, slices, id_slices, seen.to_model, names)
     if not result:

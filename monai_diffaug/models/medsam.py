@@ -104,9 +104,7 @@ class MedSAM:
             slices: (S, C, h, w) with C = 1 or 3, any unit.
         """
         if slices.ndim != 4 or slices.shape[1] not in (1, 3):
-            raise ValueError(
-                f"slices must be (S, 1 or 3, h, w), got {tuple(slices.shape)}; pick or merge channels before MedSAM"
-            )
+            raise ValueError(f"slices must be (S, 1 or 3, h, w), got {tuple(slices.shape)}; pick or merge channels before MedSAM")
         resized = resize_cubic(slices.to(self.device), self.image_size)
         low, high = resized.amin((1, 2, 3), keepdim=True), resized.amax((1, 2, 3), keepdim=True)
         return ((resized - low) / (high - low).clamp_min(1e-8)).expand(-1, 3, -1, -1)
@@ -114,12 +112,7 @@ class MedSAM:
     @torch.no_grad()
     def encode(self, slices: Tensor, batch_size: int = ENCODED_AT_ONCE) -> Tensor:
         """Embeddings (S, E, g, g) float32 of slices (S, 1 or 3, h, w); each serves any number of boxes."""
-        return torch.cat(
-            [
-                self.sam.image_encoder(self.prepare(chunk).to(self.dtype)).float()
-                for chunk in torch.split(slices, batch_size)
-            ]
-        )
+        return torch.cat([self.sam.image_encoder(self.prepare(chunk).to(self.dtype)).float() for chunk in torch.split(slices, batch_size)])
 
     @torch.no_grad()
     def decode(self, embeddings: Tensor, boxes_xyxy: Tensor, size_hw: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -134,9 +127,7 @@ class MedSAM:
             Masks (S, h, w) bool and the predicted IoU (S,) float32 of each.
         """
         if boxes_xyxy.shape != (len(embeddings), 4):
-            raise ValueError(
-                f"boxes_xyxy must be ({len(embeddings)}, 4), one box an embedding, got {tuple(boxes_xyxy.shape)}"
-            )
+            raise ValueError(f"boxes_xyxy must be ({len(embeddings)}, 4), one box an embedding, got {tuple(boxes_xyxy.shape)}")
         height, width = size_hw
         extent = torch.tensor([width, height, width, height], dtype=torch.float32, device=self.device)
         boxes = boxes_xyxy.to(self.device, torch.float32) / extent * self.image_size
@@ -154,9 +145,7 @@ def _load_folder(folder: Path, device: torch.device | str, dtype: torch.dtype) -
     config_file, weights_file = folder / "config.json", folder / "model.safetensors"
     for file in (config_file, weights_file):
         if not file.is_file():
-            raise ModelSourceError(
-                f"{file} is missing; {folder} must hold config.json and model.safetensors as save_sam writes them"
-            )
+            raise ModelSourceError(f"{file} is missing; {folder} must hold config.json and model.safetensors as save_sam writes them")
     config = json.loads(config_file.read_text())
     return MedSAM(load_sam(weights_file, config), device, dtype, box_as_mask=bool(config.get("box_as_mask", False)))
 
@@ -204,9 +193,7 @@ def load_medsam(spec: ModelSpec, device: torch.device | str = "cpu") -> MedSAM:
         return given
     if given is not None:
         if not all(hasattr(given, part) for part in ("image_encoder", "prompt_encoder", "mask_decoder")):
-            raise ValueError(
-                f"model must be a segment_anything Sam, a MedSAM or a source string, got {type(given).__name__}"
-            )
+            raise ValueError(f"model must be a segment_anything Sam, a MedSAM or a source string, got {type(given).__name__}")
         return MedSAM(deepcopy(given), device, spec.torch_dtype)
     if spec.source == "tiny":
         return _load_folder(tiny_folder("medsam"), device, spec.torch_dtype)
@@ -215,9 +202,7 @@ def load_medsam(spec: ModelSpec, device: torch.device | str = "cpu") -> MedSAM:
         return _load_folder(path, device, spec.torch_dtype)
     if path.is_file():
         return MedSAM(load_sam(path), device, spec.torch_dtype)
-    if path.suffix in (".pth", ".pt", ".bin", ".safetensors") or not re.fullmatch(
-        r"[\w.-]+/[\w.-]+(@[\w./-]+)?", spec.source
-    ):
+    if path.suffix in (".pth", ".pt", ".bin", ".safetensors") or not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", spec.source):
         raise ModelSourceError(
             f"no MedSAM checkpoint at {path}; fetch it with: curl -L -o {path} {FETCH} , or use model='tiny' or a hub "
             "id 'org/name@revision'"

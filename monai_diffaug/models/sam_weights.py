@@ -113,9 +113,7 @@ def config_of(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     grid = int(weights["image_encoder.pos_embed"].shape[1])
 
     def count(prefix: str) -> int:
-        return 1 + max(
-            (int(m[1]) for name in weights if (m := re.match(re.escape(prefix) + r"\.(\d+)\.", name))), default=-1
-        )
+        return 1 + max((int(m[1]) for name in weights if (m := re.match(re.escape(prefix) + r"\.(\d+)\.", name))), default=-1)
 
     depth = count("image_encoder.blocks")
     reach = [int(weights[f"image_encoder.blocks.{i}.attn.rel_pos_h"].shape[0]) for i in range(depth)]
@@ -187,11 +185,7 @@ def _read_weights(file: Path) -> Mapping[str, Tensor]:
     from safetensors.torch import load_file
 
     try:
-        weights = (
-            load_file(file)
-            if file.suffix == ".safetensors"
-            else torch.load(file, map_location="cpu", weights_only=True)
-        )
+        weights = load_file(file) if file.suffix == ".safetensors" else torch.load(file, map_location="cpu", weights_only=True)
     except (
         pickle.UnpicklingError,
         SafetensorError,
@@ -206,9 +200,7 @@ def _read_weights(file: Path) -> Mapping[str, Tensor]:
             f"{file} is no readable checkpoint of tensors ({file.stat().st_size} bytes): truncated, or a pickle with "
             f"code in it, which is never run; fetch it again, e.g. curl -L -o {file} {FETCH}"
         ) from error
-    if isinstance(weights, Mapping) and isinstance(
-        weights.get("model"), Mapping
-    ):  # what MedSAM's training script saves
+    if isinstance(weights, Mapping) and isinstance(weights.get("model"), Mapping):  # what MedSAM's training script saves
         weights = weights["model"]
     if not isinstance(weights, Mapping) or not all(isinstance(v, Tensor) for v in weights.values()):
         raise ValueError(f"{file} holds {type(weights).__name__}, expected the state dict of a segment_anything Sam")
@@ -228,7 +220,6 @@ def load_sam(file: Path, config: Mapping[str, Any] | None = None) -> Sam:
     except (KeyError, IndexError, RuntimeError, ZeroDivisionError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
-            f"{file} does not hold the weights of a segment_anything Sam (vit_b, vit_l, vit_h): {reason}; "
-            f"MedSAM's are at {FETCH}"
+            f"{file} does not hold the weights of a segment_anything Sam (vit_b, vit_l, vit_h): {reason}; MedSAM's are at {FETCH}"
         ) from error
     return sam

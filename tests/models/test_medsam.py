@@ -53,9 +53,7 @@ def randomised(sam: Any, seed: int = 0) -> Any:
     return sam.eval()
 
 
-def official_mask(
-    sam: Any, image_hw3: np.ndarray, box: tuple[float, ...], masks: torch.Tensor | None = None
-) -> np.ndarray:
+def official_mask(sam: Any, image_hw3: np.ndarray, box: tuple[float, ...], masks: torch.Tensor | None = None) -> np.ndarray:
     """MedSAM_Inference.py step by step, with scikit-image, in floating point."""
     from skimage.transform import resize
 
@@ -67,9 +65,7 @@ def official_mask(
     with torch.no_grad():
         embedding = sam.image_encoder(tensor)
         scaled = np.array([box]) / np.array([width, height, width, height]) * size
-        sparse, dense = sam.prompt_encoder(
-            points=None, boxes=torch.as_tensor(scaled, dtype=torch.float)[:, None], masks=masks
-        )
+        sparse, dense = sam.prompt_encoder(points=None, boxes=torch.as_tensor(scaled, dtype=torch.float)[:, None], masks=masks)
         logits, _ = sam.mask_decoder(
             image_embeddings=embedding,
             image_pe=sam.prompt_encoder.get_dense_pe(),
@@ -137,9 +133,7 @@ def test_vit_b_at_1024_follows_the_official_inference_steps() -> None:
     sam.image_encoder.forward = encode_once
     expected = official_mask(sam, np.repeat(image, 3, -1), (15, 12, 66, 48))
     medsam = MedSAM(sam)
-    masks, _ = medsam.decode(
-        medsam.encode(torch.from_numpy(image).permute(2, 0, 1)[None]), torch.tensor([[15.0, 12, 66, 48]]), (60, 80)
-    )
+    masks, _ = medsam.decode(medsam.encode(torch.from_numpy(image).permute(2, 0, 1)[None]), torch.tensor([[15.0, 12, 66, 48]]), (60, 80))
     assert expected.any() and not expected.all()
     assert np.array_equal(masks[0].numpy(), expected)
 
@@ -166,9 +160,7 @@ def test_a_pth_checkpoint_gives_the_masks_of_the_model_it_was_saved_from(tmp_pat
     boxes = torch.tensor([[3.0, 4, 30, 40], [0, 0, 40, 50]])
     expected, got = MedSAM(sam), loaded
     assert torch.equal(expected.encode(slices), got.encode(slices))
-    assert torch.equal(
-        expected.decode(expected.encode(slices), boxes, (50, 40))[1], got.decode(got.encode(slices), boxes, (50, 40))[1]
-    )
+    assert torch.equal(expected.decode(expected.encode(slices), boxes, (50, 40))[1], got.decode(got.encode(slices), boxes, (50, 40))[1])
 
 
 def test_weights_under_the_names_of_transformers_give_the_same_masks() -> None:
@@ -236,9 +228,7 @@ def test_a_missing_checkpoint_names_the_file_and_the_command_that_fetches_it(tmp
         load_medsam(ModelSpec("medsam", str(tmp_path / "nowhere.pth")))
 
 
-def test_a_hub_id_that_is_not_in_the_cache_names_the_command_when_offline(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_hub_id_that_is_not_in_the_cache_names_the_command_when_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import huggingface_hub.constants as constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)

@@ -18,9 +18,7 @@ def diffusers_result(
     from diffusers import StableDiffusionInpaintPipeline
     from diffusers.pipelines.stable_diffusion import pipeline_stable_diffusion_inpaint as module
 
-    monkeypatch.setattr(
-        module, "retrieve_latents", lambda output, generator=None, sample_mode="mode": output.latent_dist.mode()
-    )
+    monkeypatch.setattr(module, "retrieve_latents", lambda output, generator=None, sample_mode="mode": output.latent_dist.mode())
     monkeypatch.setattr(module, "randn_tensor", lambda *args, **kwargs: noise)
     pipeline = StableDiffusionInpaintPipeline(
         model.vae, model.text_encoder, model.tokenizer, model.unet, model.scheduler, None, None, requires_safety_checker=False

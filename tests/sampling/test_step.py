@@ -15,9 +15,7 @@ CPU = torch.device("cpu")
 
 
 def ddim(**options: Any) -> DDIMScheduler:
-    return DDIMScheduler(
-        **{"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False, **options}
-    )
+    return DDIMScheduler(**{"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False, **options})
 
 
 def run(scheduler: Any, timesteps: torch.Tensor, *, fused: bool) -> torch.Tensor:
