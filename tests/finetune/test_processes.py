@@ -111,7 +111,7 @@ def test_one_process_writes_and_draws(told):
     (first, second), folder = told
     assert first["calls"] == ["draw", "write"] and second["calls"] == []
     lines = [json.loads(line) for line in (folder / "training/log.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [25]
+    assert [line["step"] for line in lines] == [1, 25]
     settings = json.loads((folder / "training/settings.json").read_text())
     assert settings["steps"] == 30
 
