@@ -12,13 +12,12 @@ from torch import Tensor, nn
 from monai_diffaug.edges import control_image
 from monai_diffaug.finetune.crops import SliceCropSampler
 from monai_diffaug.finetune.folder import replace_parts
+from monai_diffaug.finetune.frozen import frozen_inpainter
 from monai_diffaug.finetune.labelled_slices import LabelledSlice
 from monai_diffaug.finetune.pictures import draw_inpainted
-from monai_diffaug.finetune.settings import FineTuneSettings, TrainingInputError
+from monai_diffaug.finetune.settings import FineTuneSettings
 from monai_diffaug.models.controlnet import build_controlnet
-from monai_diffaug.models.inpainter import load_inpainter
 from monai_diffaug.models.progress_bars import without_progress_bars
-from monai_diffaug.models.registry import ModelSpec
 from monai_diffaug.training.controlnet import PEAK_RATE, TEXT_DROPOUT, control_loss, noisy_steps
 
 __all__ = ["ControlNetRecipe"]
@@ -43,15 +42,8 @@ class ControlNetRecipe:
     rate = PEAK_RATE
 
     def __init__(self, settings: FineTuneSettings, slices: Sequence[LabelledSlice], held_out: Sequence[LabelledSlice] = ()) -> None:
-        if settings.lora or settings.text_encoder:
-            raise TrainingInputError("a ControlNet is trained whole, beside a frozen model: leave out --lora and --text-encoder")
         self.settings = settings
-        self.model = load_inpainter(ModelSpec("inpainter", settings.model), torch.device(settings.device))
-        predicts = self.model.scheduler.config.prediction_type
-        if predicts not in ("v_prediction", "epsilon"):
-            raise TrainingInputError(
-                f"the ControlNet recipe needs a model that predicts velocity or noise; {settings.model} predicts {predicts!r}"
-            )
+        self.model = frozen_inpainter(settings, "a ControlNet")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             network = build_controlnet(self.model.unet, self.model.factor)

@@ -23,7 +23,7 @@ from monai_diffaug.finetune.settings import FineTuneSettings
 from monai_diffaug.models.inpainter import load_inpainter
 from monai_diffaug.models.progress_bars import without_progress_bars
 from monai_diffaug.models.registry import ModelSpec
-from monai_diffaug.training.inpaint import MIN_SNR_GAMMA, TEXT_DROPOUT, velocity_loss
+from monai_diffaug.training.inpaint import MIN_SNR_GAMMA, TEXT_DROPOUT, lesion_weights, velocity_loss
 
 __all__ = ["InpaintRecipe", "lesion_weighted_loss"]
 
@@ -54,8 +54,7 @@ def lesion_weighted_loss(predicted: Tensor, target: Tensor, mask: Tensor, alpha_
         weight = weight / snr.clamp_min(1e-8)
     elif prediction_type != "sample":
         raise ValueError(f"the scheduler's prediction_type must be v_prediction, epsilon or sample, got {prediction_type!r}")
-    region = (1 + mask) / (1 + mask).mean(dim=(1, 2, 3), keepdim=True)
-    return ((predicted - target).square() * region).mean(dim=(1, 2, 3)).mul(weight).mean()
+    return ((predicted - target).square() * lesion_weights(mask)).mean(dim=(1, 2, 3)).mul(weight).mean()
 
 
 class InpaintRecipe:

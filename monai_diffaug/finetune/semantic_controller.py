@@ -13,10 +13,11 @@ from monai_diffaug.errors import ModelSourceError
 from monai_diffaug.finetune.crops import SliceCropSampler
 from monai_diffaug.finetune.encoded_ring import EncodedRing
 from monai_diffaug.finetune.folder import replace_parts
+from monai_diffaug.finetune.frozen import frozen_inpainter
 from monai_diffaug.finetune.labelled_slices import LabelledSlice
 from monai_diffaug.finetune.pictures import draw_inpainted
-from monai_diffaug.finetune.settings import FineTuneSettings, TrainingInputError
-from monai_diffaug.models.inpainter import Inpainter, load_inpainter
+from monai_diffaug.finetune.settings import FineTuneSettings
+from monai_diffaug.models.inpainter import Inpainter
 from monai_diffaug.models.registry import ModelSpec
 from monai_diffaug.models.semantic_controller import SemanticModel, build_semantic_model, load_semantic_controller, save_semantic_controller
 from monai_diffaug.training.semantic_controller import DISTILLATION_SHARE, PEAK_RATE, Batch, encode_crops, training_loss
@@ -47,15 +48,8 @@ class SemanticControllerRecipe:
     name = "semantic-controller"
 
     def __init__(self, settings: FineTuneSettings, slices: Sequence[LabelledSlice], held_out: Sequence[LabelledSlice] = ()) -> None:
-        if settings.lora or settings.text_encoder:
-            raise TrainingInputError("a semantic controller is trained whole, beside a frozen model: leave out --lora and --text-encoder")
         self.settings = settings
-        self.model = load_inpainter(ModelSpec("inpainter", settings.model), torch.device(settings.device))
-        predicts = self.model.scheduler.config.prediction_type
-        if predicts not in ("v_prediction", "epsilon"):
-            raise TrainingInputError(
-                f"a semantic controller needs a model that predicts velocity or noise; {settings.model} predicts {predicts!r}"
-            )
+        self.model = frozen_inpainter(settings, "a semantic controller")
         embedded = _embedded(self.model) if settings.model == settings.encoder == EMBEDDED else None
         self.rate = PEAK_RATE if embedded is None else TRAINED_RATE
         self.semantic = embedded or _fresh(self.model, settings)

@@ -84,12 +84,17 @@ class LatentBank:
         return latents, mask, masked, ["" if torch.rand(()) < TEXT_DROPOUT else self.captions[int(i)] for i in picks]
 
 
+def lesion_weights(mask: Tensor) -> Tensor:
+    """(B, 1, h, w) in [0, 1] -> weights that count the mask twice, with a mean of 1 in each sample."""
+    weights: Tensor = (1 + mask) / (1 + mask).mean(dim=(1, 2, 3), keepdim=True)
+    return weights
+
+
 def velocity_loss(predicted: Tensor, target: Tensor, mask: Tensor, alpha_bar: Tensor) -> Tensor:
     """Mean squared error of v, min-SNR weighted (min(SNR, 5)/(SNR+1), floored so that SNR 0 still counts), mask twice."""
     snr = alpha_bar / (1 - alpha_bar).clamp_min(1e-8)
     weight = (torch.minimum(snr, torch.tensor(MIN_SNR_GAMMA)) + 1) / (snr + 1)
-    region = (1 + mask) / (1 + mask).mean(dim=(1, 2, 3), keepdim=True)
-    return ((predicted - target).square() * region).mean(dim=(1, 2, 3)).mul(weight).mean()
+    return ((predicted - target).square() * lesion_weights(mask)).mean(dim=(1, 2, 3)).mul(weight).mean()
 
 
 def train(bank_folder: Path, vae_folder: Path, out: Path, minutes: float, batch_size: int = 16, seed: int = 0) -> None:

@@ -21,7 +21,7 @@ from monai_diffaug.models.inpainter import Inpainter, load_inpainter
 from monai_diffaug.models.registry import shared_model, spec_of
 from monai_diffaug.models.semantic_controller import SemanticModel, build_semantic_model, patch_mask, save_semantic_controller
 from monai_diffaug.training.checkpoint import Clock, Ema, cosine_rate, load_state, save_state
-from monai_diffaug.training.inpaint import velocity_loss
+from monai_diffaug.training.inpaint import lesion_weights, velocity_loss
 from monai_diffaug.training.latent_bank import MaskedCropSampler
 
 __all__ = [
@@ -142,8 +142,7 @@ def diffusion_loss(scheduler: Any, predicted: Tensor, latents: Tensor, noise: Te
         return velocity_loss(predicted, scheduler.get_velocity(latents, noise, steps), mask, alphas[steps])
     if kind != "epsilon":
         raise ValueError(f"the inpainter predicts {kind!r}; training needs a model with prediction_type 'v_prediction' or 'epsilon'")
-    region = (1 + mask) / (1 + mask).mean(dim=(1, 2, 3), keepdim=True)
-    return ((predicted - noise).square() * region).mean()
+    return ((predicted - noise).square() * lesion_weights(mask)).mean()
 
 
 def training_loss(

@@ -33,6 +33,18 @@ def made_up_bank(folder: Path, n: int = 6) -> None:
     )
 
 
+def made_up_batch() -> Batch:
+    patches = GRID * GRID + 1
+    return Batch(
+        *(torch.randn(2, 4, 16, 16) for _ in range(2)),
+        torch.ones(2, 1, 16, 16),
+        torch.randn(2, patches, WIDTH),
+        torch.randn(2, patches, WIDTH),
+        torch.ones(2, patches - 1, 1),
+        ["a mass", "a cyst"],
+    )
+
+
 def test_the_distillation_counts_hidden_patches_and_the_global_feature() -> None:
     whole = torch.zeros(1, 5, 2)
     predicted, pooled, hidden = torch.ones(1, 4, 2), torch.zeros(1, 2), torch.tensor([1.0, 1.0, 0.0, 0.0])[None, :, None]
@@ -59,15 +71,7 @@ def test_the_diffusion_loss_trains_adapter_and_controller_and_a_dropped_conditio
     model = build_semantic_model(inpainter)
     for processor in model.adapter.processors:
         torch.nn.init.normal_(processor.to_v_ip[0].weight)
-    patches = GRID * GRID + 1
-    batch = Batch(
-        *(torch.randn(2, 4, 16, 16) for _ in range(2)),
-        torch.ones(2, 1, 16, 16),
-        torch.randn(2, patches, WIDTH),
-        torch.randn(2, patches, WIDTH),
-        torch.ones(2, patches - 1, 1),
-        ["a mass", "a cyst"],
-    )
+    batch = made_up_batch()
 
     def moved(kept: list[bool]) -> dict[str, float]:
         model.parts.zero_grad(set_to_none=True)
@@ -84,15 +88,7 @@ def test_the_second_phase_goes_on_distilling_where_the_condition_is_dropped(rand
     monkeypatch.setattr(semantic_controller, "CONDITION_DROPOUT", 1.0)
     inpainter = shared_model(ModelSpec("inpainter", random_inpainter), CPU, load_inpainter)
     model = build_semantic_model(inpainter)
-    patches = GRID * GRID + 1
-    batch = Batch(
-        *(torch.randn(2, 4, 16, 16) for _ in range(2)),
-        torch.ones(2, 1, 16, 16),
-        torch.randn(2, patches, WIDTH),
-        torch.randn(2, patches, WIDTH),
-        torch.ones(2, patches - 1, 1),
-        ["a mass", "a cyst"],
-    )
+    batch = made_up_batch()
     torch.autograd.backward(training_loss(inpainter, model, batch, distils=False))
     assert float(model.parts["controller"].get_parameter("to_patches.weight").grad.abs().sum()) > 0
     assert all(p.grad is None or not p.grad.any() for p in model.adapter.parameters())
