@@ -11,12 +11,16 @@ if TYPE_CHECKING:
     from monai_diffaug.data.stored_keys import PackKeysd, UnpackKeysd, with_placeholders
     from monai_diffaug.data.thread_loader import RaisingThreadDataLoader
     from monai_diffaug.data.transform_hash import transform_hashing
+    from monai_diffaug.lesion_bank import LesionBank
     from monai_diffaug.losses import PatchMergeLoss
     from monai_diffaug.transforms.batch import BatchLocalInpaint, PrepareBatchInpaint
     from monai_diffaug.transforms.cached_random import CachedRandomd
     from monai_diffaug.transforms.edge_map import EdgeMap, EdgeMapd
-    from monai_diffaug.transforms.latent_validate import LatentValidate, LatentValidated
-    from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaint, DiffusionLocalInpaintd
+    from monai_diffaug.transforms.latent_validate import LatentValidate
+    from monai_diffaug.transforms.latent_validated import LatentValidated
+    from monai_diffaug.transforms.lesion_novelty import LesionNovelty
+    from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaint
+    from monai_diffaug.transforms.local_inpaintd import DiffusionLocalInpaintd
     from monai_diffaug.transforms.medsam_mask import MedSAMMask, MedSAMMaskd
     from monai_diffaug.transforms.patch_merge import RandPatchMerge, RandPatchMerged, RandSynthetic, RandSyntheticd
     from monai_diffaug.transforms.place_mask import PlaceMask, PlaceMaskd
@@ -29,12 +33,16 @@ _MODULES = {
     "data.stored_keys": ("PackKeysd", "UnpackKeysd", "with_placeholders"),
     "data.thread_loader": ("RaisingThreadDataLoader",),
     "data.transform_hash": ("transform_hashing",),
+    "lesion_bank": ("LesionBank",),
     "losses": ("PatchMergeLoss",),
     "transforms.batch": ("BatchLocalInpaint", "PrepareBatchInpaint"),
     "transforms.cached_random": ("CachedRandomd",),
     "transforms.edge_map": ("EdgeMap", "EdgeMapd"),
-    "transforms.latent_validate": ("LatentValidate", "LatentValidated"),
-    "transforms.local_inpaint": ("DiffusionLocalInpaint", "DiffusionLocalInpaintd"),
+    "transforms.latent_validate": ("LatentValidate",),
+    "transforms.latent_validated": ("LatentValidated",),
+    "transforms.lesion_novelty": ("LesionNovelty",),
+    "transforms.local_inpaint": ("DiffusionLocalInpaint",),
+    "transforms.local_inpaintd": ("DiffusionLocalInpaintd",),
     "transforms.medsam_mask": ("MedSAMMask", "MedSAMMaskd"),
     "transforms.patch_merge": ("RandPatchMerge", "RandPatchMerged", "RandSynthetic", "RandSyntheticd"),
     "transforms.place_mask": ("PlaceMask", "PlaceMaskd"),
@@ -56,6 +64,8 @@ __all__ = [
     "GridMismatchError",
     "LatentValidate",
     "LatentValidated",
+    "LesionBank",
+    "LesionNovelty",
     "MedSAMMask",
     "MedSAMMaskd",
     "MissingExtraError",

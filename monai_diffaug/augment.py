@@ -118,8 +118,8 @@ def edit_picture(
         seed: uint32.
         label: (1, H, W[, D]) class ids, or None.
     """
-    from monai_diffaug.transforms.latent_validate import LatentValidated
-    from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaintd
+    from monai_diffaug.transforms.latent_validated import LatentValidated
+    from monai_diffaug.transforms.local_inpaintd import DiffusionLocalInpaintd
 
     inpaint = DiffusionLocalInpaintd(
         "image",

@@ -8,13 +8,13 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from monai_diffaug.commands import augment, bundle, demo, evaluate, info, train
+from monai_diffaug.commands import augment, bundle, demo, evaluate, info, lesion_bank, train
 from monai_diffaug.commands.options import WrongInputError
 
 __all__ = ["main"]
 
 WRONG_INPUT, FAILED, INTERRUPTED = 2, 1, 130
-COMMANDS = (demo, augment, train, evaluate, bundle, info)
+COMMANDS = (demo, augment, train, evaluate, lesion_bank, bundle, info)
 
 
 class _Parser(argparse.ArgumentParser):

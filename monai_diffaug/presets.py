@@ -11,9 +11,11 @@ from monai.config.type_definitions import NdarrayOrTensor
 from monai.transforms.compose import Compose
 from monai.transforms.utility.dictionary import CopyItemsd, DeleteItemsd, Lambdad
 
+from monai_diffaug.lesion_bank import LesionBank
 from monai_diffaug.transforms.edge_map import EdgeMapd
-from monai_diffaug.transforms.latent_validate import LatentValidated
-from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaintd
+from monai_diffaug.transforms.latent_validated import LatentValidated
+from monai_diffaug.transforms.lesion_novelty import LesionNovelty
+from monai_diffaug.transforms.local_inpaintd import DiffusionLocalInpaintd
 from monai_diffaug.transforms.medsam_mask import MedSAMMaskd
 from monai_diffaug.transforms.place_mask import PlaceMaskd, ShapeSource
 from monai_diffaug.transforms.text_prompt import TextPromptd
@@ -48,7 +50,8 @@ def mila_tmgdiff(
         noise_scale: g in [0, 1], how far the result moves from the original.
         noise_source: "inverted" (g is the distance to the original) or "random" (to the g = 0 twin).
         num_inference_steps: steps of the sampler.
-        window: intensities that the models see, e.g. (-160, 240) HU.
+        window: intensities that the models see, e.g. (-160, 240) HU; default 0 to 255 for uint8 images, else their 0.5 and 99.5
+            percentiles (MedSAM: each slice's own range).
         model, medsam: sources of the inpainter and of MedSAM.
         device: where they run; default the image's device.
         prob: probability of an edit.
@@ -86,11 +89,15 @@ def diffaug(
     bank: Sequence[NdarrayOrTensor | str | Path] | None = None,
     shape: str | ShapeSource = "blob",
     region_key: str | None = None,
+    size_range: tuple[float, float] = (0.08, 0.35),
+    scale_range: tuple[float, float] = (0.7, 1.3),
     num_inference_steps: int = 12,
     max_tries: int = 3,
     min_dice: float = 0.7,
     dynamic: bool = False,
     refine_label: bool = False,
+    novelty: LesionNovelty | LesionBank | str | Path | None = None,
+    screen: Any = None,
     window: tuple[float, float] | None = None,
     model: Any = "tiny",
     validator: Any = "tiny",
@@ -106,12 +113,16 @@ def diffaug(
         bank: real masks (arrays or files) whose outlines are used; None draws random shapes.
         shape: which random shapes, "blob", "ellipse" or a function, see ``PlaceMaskd``.
         region_key: where a lesion may lie, e.g. an organ; None means tissue.
+        size_range: longer side of a random shape, as a share of the slice's shorter side.
+        scale_range: scaling of an outline of the bank.
         num_inference_steps: steps of the sampler; 1 is DiffAug's single-step generation.
         max_tries: candidates at most; when none is accepted the sample stays as it was.
         min_dice: least Dice of what the validator finds with the mask.
         dynamic: raise that threshold with the scores seen, see ``LatentValidated``.
         refine_label: label what the validator found in place of the whole mask.
-        window: intensities that the models see.
+        novelty: the training lesions, so that copies of them are painted anew, see ``LatentValidated``.
+        screen: "tiny" or another source of a latent screen, which gives up hopeless candidates after a quarter of their steps.
+        window: intensities that the models see; default as in ``mila_tmgdiff``.
         model, validator: sources of the inpainter and of the validator (any segmenter can judge).
         device: where they run; default the image's device.
         prob: probability of an edit.
@@ -120,7 +131,15 @@ def diffaug(
     """
     return Compose(
         [
-            PlaceMaskd(image_key, label_key=label_key, bank=bank, shape=shape, region_key=region_key),
+            PlaceMaskd(
+                image_key,
+                label_key=label_key,
+                bank=bank,
+                shape=shape,
+                region_key=region_key,
+                size_range=size_range,
+                scale_range=scale_range,
+            ),
             TextPromptd("prompt", modality=modality, finding=finding),
             LatentValidated(
                 image_key,
@@ -141,6 +160,8 @@ def diffaug(
                 min_dice=min_dice,
                 dynamic=dynamic,
                 refine_label=refine_label,
+                novelty=novelty,
+                screen=screen,
                 window=window,
                 device=device,
                 prob=prob,
@@ -155,6 +176,7 @@ def emit_diff(
     *,
     modality: str,
     finding: Finding = None,
+    strength: float = 1.0,
     num_inference_steps: int = 20,
     guidance_scale: float = 9.0,
     control_scale: float = 1.0,
@@ -169,8 +191,9 @@ def emit_diff(
     Args:
         image_key, label_key: image and label; the label is not changed.
         modality, finding: words of the prompt.
+        strength: share of the noise schedule that is run, in (0, 1]; 1 starts from noise, less keeps more of the image than its edges.
         num_inference_steps, guidance_scale, control_scale: the authors' settings are 20, 9 and 1.
-        window: intensities that the models see.
+        window: intensities that the models see; default as in ``mila_tmgdiff``.
         model, controlnet: sources of the inpainter and of the ControlNet.
         device: where they run; default the image's device.
         prob: probability of an edit.
@@ -188,6 +211,7 @@ def emit_diff(
                 control_key="edges",
                 controlnet=controlnet,
                 control_scale=control_scale,
+                strength=strength,
                 num_inference_steps=num_inference_steps,
                 guidance_scale=guidance_scale,
                 soft_width=0.0,
@@ -226,7 +250,7 @@ def medsoft_diffusion(
         label_value: the lesion's class id.
         soft_width, soft_width_mm: width of the soft edge, see ``DiffusionLocalInpaint``.
         num_inference_steps: steps of the sampler.
-        window: intensities that the models see.
+        window: intensities that the models see; default as in ``mila_tmgdiff``.
         model, semantic_controller, medsam: sources of the inpainter, of the semantic controller and of MedSAM.
         device: where they run; default the image's device.
         prob: probability of an edit.

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-__all__ = ["DiffAugRecord", "record_key"]
+__all__ = ["EMPTY_BECAUSE", "DiffAugRecord", "original_key", "record_key"]
+
+EMPTY_BECAUSE = "empty_because"
+"""Meta data of a mask that is a ``MetaTensor``: why it is empty, which the record of the edit repeats."""
 
 
 @dataclass
@@ -40,6 +44,11 @@ class DiffAugRecord:
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> DiffAugRecord:
         return cls(**{f.name: record[f.name] for f in fields(cls)})
+
+
+def original_key(key: Hashable) -> str:
+    """Where the inpainting transform hands on the untouched item of ``key``, for a validator that may put it back."""
+    return f"{key}_original"
 
 
 def record_key(key: str) -> str:

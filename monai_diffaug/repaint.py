@@ -1,10 +1,14 @@
-"""Repaint the touched slices of many samples together: encode, one sampling loop, decode, put back."""
+"""Repaint the touched slices of many samples together: encode, one sampling loop, decode, put back.
+
+``sample_candidates`` ends before the decoding and ``decode_candidates`` goes on from there, so that a candidate can be refused by its
+latents; ``repaint`` is both.
+"""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -22,21 +26,27 @@ from monai_diffaug.sampling.inversion import invert_latents
 from monai_diffaug.sampling.noise import LOCAL_NOISE, local_noise, slice_noise
 from monai_diffaug.sampling.prompt_mix import mix_prompts
 from monai_diffaug.seeding import slice_generators
+from monai_diffaug.slice_batches import batch_sizes, in_batches
 from monai_diffaug.slices import PLANES, from_slices
 
-__all__ = ["Models", "RepaintSettings", "Repainted", "repaint", "soft_region"]
-
-logger = logging.getLogger(__name__)
+__all__ = [
+    "Candidate",
+    "Look",
+    "Models",
+    "RepaintSettings",
+    "Repainted",
+    "batch_sizes",
+    "decode_candidates",
+    "in_batches",
+    "repaint",
+    "sample_candidates",
+    "soft_region",
+]
 
 STOCHASTIC_STEP = 1  # the ``purpose`` of the generators that stochastic schedulers draw from
 SOFT_WIDTH_REFERENCE_PX = 512
 NOISE_SOURCES = ("random", "inverted")
-CPU_BATCH = 16  # of 64 px slices 6 % faster than 8, of 128 px slices as fast
-LARGEST_UNET_BATCH, LARGEST_VAE_BATCH = 64, 8  # 8 decodes of 512 px fill a GPU already
-FREE_SHARE = 0.8
 CONSTANT = 1e-6  # of the model's range [-1, 1]
-VAE_MAPS = 3.0  # peak of a decode in full-size feature maps of block_out_channels[1]: 0.4 GB for SD at 512 px in bfloat16
-UNET_MAPS = 26.0  # peak of a UNet call in feature maps of block_out_channels[0] at the latents' size: 68 MB for SD-1.5 in bfloat16
 
 
 @dataclass(frozen=True)
@@ -118,6 +128,32 @@ class Repainted(NamedTuple):
     reason: str
 
 
+class Candidate(NamedTuple):
+    """One sample whose latents are there and whose picture is not.
+
+    Attributes:
+        stack: the sample.
+        patches: its P touched slices, cropped; none when the mask is empty.
+        latents: (P, 4, h, w) scaled.
+    """
+
+    stack: Stack
+    patches: list[Patch]
+    latents: Tensor
+
+
+class Look(NamedTuple):
+    """A look at a candidate before its latents are done.
+
+    Attributes:
+        after: share of the sampling steps, in (0, 1).
+        wanted: is shown the candidate with the latents that are predicted by then; False ends the run, which then has these latents.
+    """
+
+    after: float
+    wanted: Callable[[Candidate], bool]
+
+
 class _Piece(NamedTuple):
     """A patch and the sample that it belongs to."""
 
@@ -126,7 +162,6 @@ class _Piece(NamedTuple):
     patch: Patch
 
 
-@torch.no_grad()
 def repaint(models: Models, stacks: list[Stack], settings: RepaintSettings) -> list[Repainted]:
     """Repaint every touched slice of every sample.
 
@@ -141,20 +176,58 @@ def repaint(models: Models, stacks: list[Stack], settings: RepaintSettings) -> l
     Raises:
         torch.OutOfMemoryError: a single slice does not fit into memory.
     """
+    return decode_candidates(models.inpainter, sample_candidates(models, stacks, settings), settings)
+
+
+@torch.no_grad()
+def sample_candidates(models: Models, stacks: list[Stack], settings: RepaintSettings, look: Look | None = None) -> list[Candidate]:
+    """The first part of ``repaint``, with its arguments and errors: everything but the decoder's work.
+
+    A ``look`` is taken at a single sample whose slices go through the model in one batch; it changes nothing in a run that goes on.
+    """
     model = models.inpainter
     pieces = [
         _Piece(owner, stack, cut_patch(stack, index, roi, size, _soft_width_px(settings, stack, roi), settings.soft_mode))
         for owner, stack in enumerate(stacks)
         for index, roi, size in _squares(model, stack, settings)
     ]
-    pictures: dict[int, list[Tensor]] = {owner: [] for owner in range(len(stacks))}
+    found: dict[int, Candidate] = {}
     # without roi the samples may have different sizes: neighbours of one size share a batch
     for _, group in groupby(pieces, key=lambda piece: piece.patch.image.shape[-1]):
         same_size = list(group)
-        for piece, picture in zip(same_size, _generate(models, same_size, settings), strict=True):
-            pictures[piece.owner].append(picture)
+        latents, start = _latents_of(models, same_size, settings, look if len(stacks) == 1 else None), 0
+        for owner, run in groupby(same_size, key=lambda piece: piece.owner):
+            patches = [piece.patch for piece in run]
+            found[owner] = Candidate(stacks[owner], patches, latents[start : start + len(patches)])
+            start += len(patches)
+    return [found.get(owner) or Candidate(stack, [], torch.zeros(0, 4, 1, 1)) for owner, stack in enumerate(stacks)]
+
+
+@torch.no_grad()
+def decode_candidates(model: Inpainter, candidates: list[Candidate], settings: RepaintSettings) -> list[Repainted]:
+    """The second part of ``repaint``: pictures from latents, put back into their samples.
+
+    Args:
+        model: the inpainter that they were sampled with.
+        candidates: all of ``sample_candidates``, or some of them.
+        settings: options of the edit.
+
+    Raises:
+        torch.OutOfMemoryError: a single slice does not fit into memory.
+    """
+    pictures: dict[int, Tensor] = {}
+    sampled = [(i, candidate) for i, candidate in enumerate(candidates) if candidate.patches]
+    for _, group in groupby(sampled, key=lambda pair: pair[1].latents.shape[-1]):
+        same_size = list(group)
+        latents = torch.cat([candidate.latents for _, candidate in same_size])
+        side_px = same_size[0][1].patches[0].image.shape[-1]
+        _, narrow = batch_sizes(model, side_px, settings.guided, settings.slice_batch_size)
+        decoded = in_batches(lambda part, latents=latents: model.decode(latents[part]), len(latents), narrow)  # type: ignore[misc]
+        parts = decoded.split([len(candidate.patches) for _, candidate in same_size])
+        pictures.update((i, part) for (i, _), part in zip(same_size, parts, strict=True))
     return [
-        _assemble(stack, [piece.patch for piece in pieces if piece.owner == owner], pictures[owner]) for owner, stack in enumerate(stacks)
+        _assemble(candidate, pictures[i]) if candidate.patches else Repainted(None, 0, "empty mask")
+        for i, candidate in enumerate(candidates)
     ]
 
 
@@ -183,66 +256,30 @@ def _squares(model: Inpainter, stack: Stack, settings: RepaintSettings) -> Itera
             yield index, roi, roi.side
 
 
-def _assemble(stack: Stack, patches: list[Patch], pictures: list[Tensor]) -> Repainted:
-    if not patches:
-        return Repainted(None, 0, "empty mask")
-    generated = torch.stack(pictures)
+def _assemble(candidate: Candidate, generated: Tensor) -> Repainted:
+    """The sample with its pictures (P, 3, size, size) put back."""
     if not bool(torch.isfinite(generated).all()):
         return Repainted(None, 0, "the model returned non-finite values")
     spread = generated.flatten(1).amax(1) - generated.flatten(1).amin(1)
     if bool((spread < CONSTANT).any()):
         return Repainted(None, 0, "the model returned a constant picture")
-    return Repainted(put_back(stack, patches, generated), len(patches), "")
+    return Repainted(put_back(candidate.stack, candidate.patches, generated), len(candidate.patches), "")
 
 
-def _generate(models: Models, pieces: list[_Piece], settings: RepaintSettings) -> Tensor:
-    """(P, 3, size, size) float32."""
+def _latents_of(models: Models, pieces: list[_Piece], settings: RepaintSettings, look: Look | None) -> Tensor:
+    """Scaled latents (P, 4, h, w) of pieces of one size, in as many runs of the sampler as their number needs."""
     model = models.inpainter
     wide, narrow = batch_sizes(model, pieces[0].patch.image.shape[-1], settings.guided, settings.slice_batch_size)
     noise = _noise(model, pieces, settings)
     eta = _noise(model, pieces, settings, LOCAL_NOISE) if settings.noise_scale > 0 else None
-    latents = in_batches(
-        lambda part: _sample(models, pieces[part], noise[part], None if eta is None else eta[part], settings, narrow), len(pieces), wide
-    )
-    return in_batches(lambda part: model.decode(latents[part]), len(pieces), narrow)
 
+    def run(part: slice) -> Tensor:
+        own = pieces[part]
+        return _sample(
+            models, own, noise[part], None if eta is None else eta[part], settings, narrow, look if len(own) == len(pieces) else None
+        )
 
-def in_batches(run: Callable[[slice], Tensor], count: int, batch_size: int) -> Tensor:
-    """Run over consecutive slices of ``count`` items; a batch that does not fit into memory is halved and tried again."""
-    done: list[Tensor] = []
-    start = 0
-    while start < count:
-        stop = min(start + batch_size, count)
-        try:
-            done.append(run(slice(start, stop)))
-        except torch.OutOfMemoryError:
-            if stop - start == 1:
-                raise
-            batch_size = (stop - start) // 2
-            logger.warning("out of memory: going on with %d slices a batch", batch_size)
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            continue
-        start = stop
-    return torch.cat(done)
-
-
-def batch_sizes(model: Inpainter, side_px: int, guided: bool, asked: int | None) -> tuple[int, int]:
-    """Slices in one UNet call and in one VAE call: as asked, else what fits into the free memory of the GPU, and 16 on a CPU.
-
-    The peak of memory is the VAE's decoder, not the UNet: the UNet runs wide, the VAE narrow.
-    """
-    if asked is not None:
-        return asked, asked
-    if model.device.type != "cuda":
-        return CPU_BATCH, CPU_BATCH
-    free = FREE_SHARE * (
-        torch.cuda.mem_get_info(model.device)[0] + torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
-    )
-    channels = getattr(model.vae.config, "block_out_channels", None) or model.vae.config.decoder_block_out_channels
-    decode = VAE_MAPS * side_px**2 * channels[min(1, len(channels) - 1)] * model.dtype.itemsize
-    unet = UNET_MAPS * (side_px // model.factor) ** 2 * model.unet.config.block_out_channels[0] * model.dtype.itemsize * (1 + guided)
-    return max(1, min(LARGEST_UNET_BATCH, int(free / unet))), max(1, min(LARGEST_VAE_BATCH, int(free / decode)))
+    return in_batches(run, len(pieces), wide)
 
 
 def _noise(model: Inpainter, pieces: list[_Piece], settings: RepaintSettings, purpose: int = 0) -> Tensor:
@@ -257,7 +294,13 @@ def _noise(model: Inpainter, pieces: list[_Piece], settings: RepaintSettings, pu
 
 
 def _sample(
-    models: Models, pieces: list[_Piece], noise: Tensor, eta: Tensor | None, settings: RepaintSettings, vae_batch_size: int
+    models: Models,
+    pieces: list[_Piece],
+    noise: Tensor,
+    eta: Tensor | None,
+    settings: RepaintSettings,
+    vae_batch_size: int,
+    look: Look | None,
 ) -> Tensor:
     """Scaled latents (P, 4, h, w) of the repainted patches."""
     model = models.inpainter
@@ -303,7 +346,12 @@ def _sample(
         strength=settings.strength,
         trajectory=trajectory,
         generators=[g for piece in pieces for g in slice_generators(piece.stack.seed, [piece.patch.position], STOCHASTIC_STEP)],
+        look=None if look is None else (look.after, partial(_shown, look, pieces)),
     )
+
+
+def _shown(look: Look, pieces: list[_Piece], latents: Tensor) -> bool:
+    return look.wanted(Candidate(pieces[0].stack, [piece.patch for piece in pieces], latents))
 
 
 def _encode(model: Inpainter, image: Tensor, hard: Tensor, settings: RepaintSettings, batch_size: int) -> tuple[Tensor, Tensor | None]:

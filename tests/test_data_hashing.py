@@ -14,8 +14,8 @@ from monai.transforms import Compose, EnsureChannelFirstd, EnsureTyped, LoadImag
 
 from monai_diffaug.data.transform_hash import transform_hashing
 from monai_diffaug.transforms.cached_random import CachedRandomd
-from monai_diffaug.transforms.latent_validate import LatentValidated
-from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaintd
+from monai_diffaug.transforms.latent_validated import LatentValidated
+from monai_diffaug.transforms.local_inpaintd import DiffusionLocalInpaintd
 from monai_diffaug.transforms.medsam_mask import MedSAMMaskd
 from monai_diffaug.transforms.soft_mask import SoftMaskd
 from monai_diffaug.transforms.text_prompt import TextPromptd

@@ -6,7 +6,7 @@ import pytest
 import torch
 from monai.transforms import Compose
 
-from monai_diffaug import presets
+from monai_diffaug import LesionBank, LesionNovelty, presets
 from monai_diffaug.models.inpainter import load_inpainter
 from monai_diffaug.models.registry import ModelSpec
 
@@ -70,6 +70,55 @@ def test_emit_diff_makes_the_whole_slice_anew_and_keeps_the_label(random_inpaint
     result = run(preset, sample())
     assert (result["image"] != sample()["image"]).float().mean() > 0.9
     assert torch.equal(result["label"], sample()["label"]) and "edges" not in result
+
+
+def test_emit_diff_runs_at_the_strength_that_was_asked_for(random_inpainter, controlnet) -> None:
+    moved = []
+    for strength in (0.2, 1.0):
+        preset = presets.emit_diff(
+            modality="ultrasound", model=random_inpainter, controlnet=controlnet, num_inference_steps=5, strength=strength, prob=1.0
+        )
+        assert preset.transforms[4].inpaint.settings.strength == strength
+        moved.append(float((run(preset, sample())["image"] - sample()["image"]).abs().mean()))
+    assert moved[0] != moved[1]
+
+
+def test_diffaug_scales_the_outlines_of_its_bank_and_the_random_shapes_as_asked(random_inpainter) -> None:
+    outline = torch.zeros(1, 40, 40)
+    outline[:, 10:26, 10:26] = 1
+    options = {"modality": "ultrasound", "model": random_inpainter, "num_inference_steps": 1}
+    for factor in (0.5, 1.0):
+        place = presets.diffaug(bank=[outline], scale_range=(factor, factor), **options).transforms[0].set_random_state(0)
+        assert int(place(sample())["mask"].sum()) == (16 * factor) ** 2
+    place = presets.diffaug(size_range=(0.25, 0.25), **options).transforms[0].set_random_state(0)
+    rows, columns = place(sample())["mask"][0].nonzero().T
+    assert max(int(rows.max() - rows.min()), int(columns.max() - columns.min())) + 1 <= 16
+
+
+def test_diffaug_takes_the_training_lesions_and_refuses_their_copies(random_inpainter) -> None:
+    lesions = [{"image": torch.rand(1, 64, 64), "label": sample()["label"]} for _ in range(3)]
+    preset = presets.diffaug(
+        modality="ultrasound",
+        model=random_inpainter,
+        validator=lambda images: torch.ones(len(images), 1, 128, 128),
+        min_dice=0.0,
+        num_inference_steps=1,
+        novelty=LesionNovelty(LesionBank.of(lesions), limit=1e-6),
+        prob=1.0,
+    )
+    assert "copy of training lesion" in preset.set_random_state(0)(sample())["image_diffaug"]["reason"]
+
+
+def test_diffaug_screens_candidates_by_their_latents(random_inpainter) -> None:
+    preset = presets.diffaug(
+        modality="ultrasound",
+        model=random_inpainter,
+        validator=lambda images: torch.ones(len(images), 1, 128, 128),
+        screen=lambda latents: torch.full((len(latents), 1, *latents.shape[-2:]), -9.0),
+        num_inference_steps=4,
+        prob=1.0,
+    )
+    assert preset.set_random_state(0)(sample())["image_diffaug"]["reason"].startswith("refused before decoding")
 
 
 def test_medsoft_diffusion_repaints_with_a_soft_edge(random_inpainter, semantic_controller) -> None:

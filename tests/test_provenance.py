@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from monai.data import list_data_collate
 
-from monai_diffaug.provenance import DiffAugRecord, record_key
+from monai_diffaug.provenance import DiffAugRecord, original_key, record_key
 
 TYPES = {
     "applied": bool,
@@ -20,7 +20,7 @@ TYPES = {
 def test_a_record_holds_plain_values_of_fixed_types_and_nothing_else() -> None:
     record = DiffAugRecord().as_dict()
     assert {name: type(value) for name, value in record.items()} == TYPES
-    assert record_key("image") == "image_diffaug"
+    assert record_key("image") == "image_diffaug" and original_key("image") == "image_original"
 
 
 def test_a_record_survives_the_way_through_a_sample_and_collate() -> None:

@@ -11,7 +11,8 @@ from monai_diffaug.models.inpainter import Inpainter, load_inpainter
 from monai_diffaug.models.lean_unet import LeanUnet
 from monai_diffaug.models.registry import ModelSpec
 from monai_diffaug.repaint import RepaintSettings, batch_sizes, in_batches
-from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaint, DiffusionLocalInpaintd
+from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaint
+from monai_diffaug.transforms.local_inpaintd import DiffusionLocalInpaintd
 
 PROMPT = "ultrasound of breast, malignant mass"
 

@@ -17,7 +17,7 @@ import torch
 from monai.data import MetaTensor, list_data_collate
 from monai.transforms import Compose, RandomizableTransform
 
-from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaintd
+from monai_diffaug.transforms.local_inpaintd import DiffusionLocalInpaintd
 from monai_diffaug.variant_store import FolderStore, VariantKey
 from monai_diffaug.variants import DrawVariantd, VariantBank
 

@@ -16,7 +16,7 @@ from monai_diffaug.benchmark.timing import interleaved, median_interval
 from monai_diffaug.benchmark.volumes import make_volume
 from monai_diffaug.data.thread_loader import RaisingThreadDataLoader
 from monai_diffaug.models.inpainter import Inpainter
-from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaintd
+from monai_diffaug.transforms.local_inpaintd import DiffusionLocalInpaintd
 
 __all__ = ["measure_training_step"]
 

@@ -10,8 +10,8 @@ from monai.transforms import CopyItemsd, DeleteItemsd, LoadImaged, MapTransform,
 from monai.transforms.compose import Compose
 
 from monai_diffaug.provenance import record_key
-from monai_diffaug.transforms.latent_validate import LatentValidated
-from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaintd
+from monai_diffaug.transforms.latent_validated import LatentValidated
+from monai_diffaug.transforms.local_inpaintd import DiffusionLocalInpaintd
 from monai_diffaug.transforms.medsam_mask import MedSAMMaskd
 from monai_diffaug.transforms.text_prompt import TextPromptd
 

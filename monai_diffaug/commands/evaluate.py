@@ -19,7 +19,8 @@ STUDIES = {
     "validator": ("monai_diffaug.evaluation.acceptance", "what the validator accepts of good and of deliberately bad samples"),
     "semantic": ("monai_diffaug.evaluation.semantic", "what the semantic controller predicts, and repainting with and without it"),
     "distribution": ("monai_diffaug.evaluation.distribution", "KID and FID of painted to real lesions"),
-    "memorisation": ("monai_diffaug.evaluation.memorisation", "the nearest training lesion of each painted lesion"),
+    "memorisation": ("monai_diffaug.evaluation.memorisation", "the training lesion nearest to each painted one; the guard against copies"),
+    "latent-screen": ("monai_diffaug.evaluation.latent_screen", "what refusing candidates by their latents saves, and what it costs"),
     "continuity": ("monai_diffaug.evaluation.continuity", "slice-to-slice jumps in repainted volumes"),
     "downstream": ("monai_diffaug.evaluation.downstream", "does it help: the same network trained with and without"),
 }

@@ -21,8 +21,8 @@ from monai_diffaug.evaluation.lesion_sources import BorrowedLesiond, OwnLesiond,
 from monai_diffaug.presets import everything
 from monai_diffaug.seeding import MAX_SEED
 from monai_diffaug.transforms.edge_map import EdgeMapd
-from monai_diffaug.transforms.latent_validate import LatentValidated
-from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaintd
+from monai_diffaug.transforms.latent_validated import LatentValidated
+from monai_diffaug.transforms.local_inpaintd import DiffusionLocalInpaintd
 from monai_diffaug.transforms.medsam_mask import MedSAMMaskd
 from monai_diffaug.transforms.patch_merge import RandPatchMerged
 

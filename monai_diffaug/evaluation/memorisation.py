@@ -1,7 +1,9 @@
 """Memorisation: is a generated lesion nearer to a training lesion than real lesions are to each other?
 
 ``python -m monai_diffaug.evaluation.memorisation`` paints lesions into normal validation images and compares them, as pixels and as
-latents, with all training lesions of the data set; the yardstick are the validation lesions, which the model has not seen.
+latents, with all training lesions of the data set; the yardstick are the validation lesions, which the model has not seen. Squares hold
+the lesion's surroundings too, so they show a training *image* that is repeated; a lesion copied into other surroundings is far from it.
+That is what the guard of ``LatentValidated(novelty=...)`` looks for, which is measured beside: see ``monai_diffaug.lesion_bank``.
 """
 
 from __future__ import annotations
@@ -9,19 +11,20 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from monai_diffaug.evaluation.copy_guard import guard_table, measure_guard
 from monai_diffaug.evaluation.distribution import latent_features
 from monai_diffaug.evaluation.painted import painted_lesions
 from monai_diffaug.evaluation.regions import Region, crop_of, real_lesions
 from monai_diffaug.evaluation.report import study_parser, write_json
 from monai_diffaug.roi import crop, roi_around
 
-__all__ = ["Memorisation", "lesion_views", "measure", "memorisation"]
+__all__ = ["Lesions", "Memorisation", "gather", "lesion_views", "measure", "memorisation"]
 
 SIDE_PX = 32
 CONTEXT = 1.5
@@ -147,7 +150,15 @@ def _latents(regions: Sequence[Region], model: str, size_px: int = 128) -> NDArr
     return np.stack([latent_features(view, model=model)[0] for view in (crops, crops.flip(-1))], 1).astype(np.float64)
 
 
-def measure(
+class Lesions(NamedTuple):
+    """Lesions of breast ultrasound: painted by the model, seen by it in training, and real ones that it has not seen."""
+
+    painted: list[Region]
+    known: list[Region]
+    held_out: list[Region]
+
+
+def gather(
     n: int = 32,
     *,
     model: str = "tiny",
@@ -155,29 +166,38 @@ def measure(
     seed: int = 0,
     num_inference_steps: int = 12,
     guidance_scale: float = 3.0,
-    quantile: float = 0.05,
-) -> tuple[dict[str, Memorisation], list[int]]:
-    """Painted lesions against the training lesions of breast ultrasound, by feature, and the training images' indices.
+) -> Lesions:
+    """Paint lesions into normal validation images, and fetch the real ones.
 
     Args:
         n: lesions painted.
         model: source of the inpainter, a folder or "tiny".
-        training: training lesions at most; None takes all.
+        training: training and validation lesions at most; None takes all.
         seed: of places and noise.
         num_inference_steps, guidance_scale: of the sampler.
-        quantile: of the real distances.
     """
     painted, _ = painted_lesions(n, model=model, seed=seed, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
-    known, held_out = real_lesions(training, split="train", seed=seed), real_lesions(training, seed=seed)
+    return Lesions(painted, real_lesions(training, split="train", seed=seed), real_lesions(training, seed=seed))
+
+
+def measure(lesions: Lesions, *, model: str = "tiny", quantile: float = 0.05) -> dict[str, Memorisation]:
+    """Painted lesions against the training lesions, by feature.
+
+    Args:
+        lesions: see ``gather``.
+        model: whose autoencoder makes the latents.
+        quantile: of the real distances.
+    """
     found = {}
     for name, features in (("pixels", _pixels), ("latents", lambda regions: _latents(regions, model))):
-        found[name] = memorisation(features(painted), features(known)[:, 0], held_out=features(held_out), quantile=quantile)
-    return found, [region.index for region in known]
+        painted, known, held_out = (features(regions) for regions in lesions)
+        found[name] = memorisation(painted, known[:, 0], held_out=held_out, quantile=quantile)
+    return found
 
 
 def table(figures: dict[str, Memorisation], indices: Sequence[int], suspects: int = 3) -> str:
     """A line a feature, and the generated lesions nearest to a training image."""
-    names = {"pixels": f"{SIDE_PX} x {SIDE_PX} grey pixels, normalised", "latents": "VAE latents, 4 x 4 means"}
+    names = {"pixels": f"squares, {SIDE_PX} x {SIDE_PX} grey pixels", "latents": "squares, VAE latents, 4 x 4"}
     lines = [f"{'features':<34}{'generated':>10}{'held out':>10}{'training':>10}{'below 5 % of real':>19}{'median ratio':>14}"]
     for name, found in figures.items():
         counts = f"{len(found.generated):>10}{len(found.real):>10}{len(indices):>10}"
@@ -192,8 +212,9 @@ def main() -> None:
     parser = study_parser(__doc__)
     parser.add_argument("--n", type=int, default=32, help="lesions painted")
     parser.add_argument("--training", type=int, help="training lesions at most; default all")
+    parser.add_argument("--copies", type=int, default=40, help="copies of training lesions a disguise that the guard is shown; 0 none")
     args = parser.parse_args()
-    figures, indices = measure(
+    lesions = gather(
         args.n,
         model=args.model,
         training=args.training,
@@ -201,9 +222,11 @@ def main() -> None:
         num_inference_steps=args.steps,
         guidance_scale=args.guidance_scale,
     )
+    figures, indices = measure(lesions, model=args.model), [region.index for region in lesions.known]
+    guard = measure_guard(*lesions, n_copies=args.copies, seed=args.seed)
     heading = f"lesions painted into normal breast ultrasound of the validation groups, seed {args.seed}"
-    sys.stdout.write(f"{heading}\n{table(figures, indices)}\n")
-    plain: dict[str, Any] = {"settings": {**vars(args), "out": str(args.out)}, "training_indices": indices}
+    sys.stdout.write(f"{heading}\n{table(figures, indices)}\n{guard_table(guard)}\n")
+    plain: dict[str, Any] = {"settings": {**vars(args), "out": str(args.out)}, "training_indices": indices, "guard": asdict(guard)}
     for name, found in figures.items():
         plain[name] = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in asdict(found).items()}
     write_json(plain, args.out)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from monai_diffaug.sampling.schedule import prepare_schedule
-from monai_diffaug.sampling.step import make_step
+from monai_diffaug.sampling.step import make_step, predicted_clean
 
 __all__ = ["Denoiser", "inpaint_latents"]
 
@@ -40,6 +42,7 @@ def inpaint_latents(
     guidance_interval: tuple[float, float] = (0.0, 1.0),
     trajectory: Tensor | None = None,
     generators: list[torch.Generator] | None = None,
+    look: tuple[float, Callable[[Tensor], bool]] | None = None,
 ) -> Tensor:
     """Repaint latents inside a mask.
 
@@ -65,6 +68,8 @@ def inpaint_latents(
             it a step costs one UNet evaluation instead of two.
         trajectory: (n + 1, B, 4, h, w) of ``invert_latents``; what is put back then comes from it, as ``noise`` lies on it.
         generators: one a sample, for stochastic schedulers.
+        look: (share, wanted): after that share of the steps, in (0, 1], ``wanted`` is shown the clean latents predicted by then, with
+            what is put back in place; if it says no the run ends and returns them, else it goes on as if nobody had looked.
 
     Returns:
         (B, 4, h, w) scaled latents.
@@ -85,6 +90,7 @@ def inpaint_latents(
     states = torch.cat([negative_context, context]) if guided and negative_context is not None else context
     shared = bool(getattr(denoise, "shares_latents", False))
     step = make_step(own, timesteps, generators)
+    looked_at = -1 if look is None else max(math.ceil(look[0] * len(timesteps)) - 1, 0)
     for i, timestep in enumerate(timesteps):
         model_input = own.scale_model_input(latents, timestep)
         if masked is not None:
@@ -95,6 +101,11 @@ def inpaint_latents(
             prediction = torch.lerp(unconditional, conditional, guidance_scale)
         else:
             prediction = denoise(model_input, timestep, context)
+        if look is not None and i == looked_at:
+            estimate = predicted_clean(own, timestep, latents, prediction)
+            estimate = torch.where(weights > 0, estimate, clean) if put_back else estimate
+            if not look[1](estimate):
+                return estimate
         latents = step(i, prediction, latents)
         if put_back:
             if i + 1 == len(timesteps):

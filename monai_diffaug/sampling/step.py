@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Step", "linear_coefficients", "make_step"]
+__all__ = ["Step", "linear_coefficients", "make_step", "predicted_clean"]
 
 Step = Callable[[int, Tensor, Tensor], Tensor]
 """(position in the timesteps, the UNet's prediction, latents) -> latents of the next noise level."""
@@ -75,6 +75,25 @@ def linear_coefficients(scheduler: Any, timesteps: Tensor) -> list[tuple[float, 
         signal, sigma = math.sqrt(b), math.sqrt(1 - b)
         pairs.append((signal * clean_l + sigma * noise_l, signal * clean_p + sigma * noise_p))
     return pairs
+
+
+def predicted_clean(scheduler: Any, timestep: Tensor, latents: Tensor, prediction: Tensor) -> Tensor:
+    """The clean latents x0 that a prediction at a timestep stands for.
+
+    Raises:
+        ValueError: the scheduler does not scale latents by its ``alphas_cumprod`` (Euler's kind), or predicts something else.
+    """
+    alphas = getattr(scheduler, "alphas_cumprod", None)
+    if alphas is not None and float(scheduler.init_noise_sigma) == 1.0:
+        signal = float(alphas[int(timestep)])
+        parts = _clean_and_noise(scheduler.config.prediction_type, math.sqrt(signal), math.sqrt(1 - signal))
+        if parts is not None:
+            of_latents, of_prediction = parts[0]
+            return latents * of_latents + prediction * of_prediction
+    raise ValueError(
+        f"{type(scheduler).__name__} ({scheduler.config.prediction_type}) gives no clean latents at timestep {int(timestep)}; look at the "
+        "end of the run (screen_after=1), or use a scheduler of the DDIM or DPM-Solver kind"
+    )
 
 
 def _clean_and_noise(prediction_type: str, signal: float, sigma: float) -> tuple[tuple[float, float], tuple[float, float]] | None:

@@ -1,10 +1,13 @@
-"""MONAI transforms, one a file, each with its array and its dictionary form; importing this makes their short names known to Bundles."""
+"""MONAI transforms, one a file, with their array and dictionary forms; importing this makes their short names known to Bundles."""
 
 from monai_diffaug.transforms.batch import BatchLocalInpaint, PrepareBatchInpaint
 from monai_diffaug.transforms.cached_random import CachedRandomd
 from monai_diffaug.transforms.edge_map import EdgeMap, EdgeMapd
-from monai_diffaug.transforms.latent_validate import LatentValidate, LatentValidated
-from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaint, DiffusionLocalInpaintd
+from monai_diffaug.transforms.latent_validate import LatentValidate
+from monai_diffaug.transforms.latent_validated import LatentValidated
+from monai_diffaug.transforms.lesion_novelty import LesionNovelty
+from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaint
+from monai_diffaug.transforms.local_inpaintd import DiffusionLocalInpaintd
 from monai_diffaug.transforms.medsam_mask import MedSAMMask, MedSAMMaskd
 from monai_diffaug.transforms.patch_merge import RandPatchMerge, RandPatchMerged, RandSynthetic, RandSyntheticd
 from monai_diffaug.transforms.place_mask import PlaceMask, PlaceMaskd
@@ -20,6 +23,7 @@ __all__ = [
     "EdgeMapd",
     "LatentValidate",
     "LatentValidated",
+    "LesionNovelty",
     "MedSAMMask",
     "MedSAMMaskd",
     "PlaceMask",

@@ -13,7 +13,7 @@ from torch.utils.data import default_collate
 
 from monai_diffaug.provenance import record_key
 from monai_diffaug.seeding import draw_seed
-from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaintd
+from monai_diffaug.transforms.local_inpaintd import DiffusionLocalInpaintd
 
 __all__ = ["BatchLocalInpaint", "PrepareBatchInpaint"]
 

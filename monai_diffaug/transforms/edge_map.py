@@ -37,7 +37,8 @@ class EdgeMap(Transform):
         low: Canny's lower threshold, unnormalised Sobel gradient of the windowed image in [0, 1].
         high: Canny's upper threshold.
         keep_inside: False drops the image's edges inside the mask: only the outline says what shall be there.
-        window: intensity range that the edges are taken from, in the image's unit; default as in ``DiffusionLocalInpaint``.
+        window: intensity range that the edges are taken from, in the image's unit; default the image's 0.5 and
+            99.5 percentiles (0 to 255 for uint8).
         plane: anatomical plane of the slices of a 3-D image.
 
     Raises:

@@ -1,29 +1,29 @@
-"""``DiffusionLocalInpaint`` and ``DiffusionLocalInpaintd``: repaint an image inside a mask with text-guided diffusion."""
+"""Repaint an image inside a mask with text-guided diffusion."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from monai.config import KeysCollection, NdarrayOrTensor
-from monai.transforms import MapTransform
+from monai.config import NdarrayOrTensor
+from monai.data.meta_tensor import MetaTensor
 from torch import Tensor
 
 from monai_diffaug.grids import affine_of, check_finite, check_grid, check_image, like, plain
 from monai_diffaug.intensity import Window, window_of
 from monai_diffaug.labels import paint_label
-from monai_diffaug.models.inpainter import load_inpainter
+from monai_diffaug.models.inpainter import Inpainter, load_inpainter
 from monai_diffaug.models.registry import shared_model, spec_of
 from monai_diffaug.patches import Stack, open_stack
-from monai_diffaug.provenance import DiffAugRecord, record_key
-from monai_diffaug.repaint import Models, Repainted, RepaintSettings, repaint, soft_region
+from monai_diffaug.provenance import EMPTY_BECAUSE, DiffAugRecord
+from monai_diffaug.repaint import Candidate, Look, Models, Repainted, RepaintSettings, decode_candidates, sample_candidates, soft_region
 from monai_diffaug.sampling.prompt_mix import prompt_mix_text
 from monai_diffaug.slices import pixel_mm, slice_plane
 from monai_diffaug.transforms.seeded import SeededTransform
 
-__all__ = ["DiffusionLocalInpaint", "DiffusionLocalInpaintD", "DiffusionLocalInpaintDict", "DiffusionLocalInpaintd", "Edit"]
+__all__ = ["DiffusionLocalInpaint", "Edit", "Sampled"]
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +48,18 @@ class _Sample(NamedTuple):
     label: NdarrayOrTensor | None
     control: NdarrayOrTensor | None
     seed: int
+
+
+class Sampled(NamedTuple):
+    """A sample that is repainted in latent space: ``DiffusionLocalInpaint.finish_batch`` makes the ``Edit``.
+
+    Attributes:
+        sample: what was given.
+        outcome: the candidate, not decoded yet; or why there is none.
+    """
+
+    sample: _Sample
+    outcome: Candidate | Repainted
 
 
 class DiffusionLocalInpaint(SeededTransform):
@@ -226,6 +238,23 @@ class DiffusionLocalInpaint(SeededTransform):
         Raises:
             ValueError: not as many masks, prompts, labels, controls or seeds as images; otherwise as ``apply``.
         """
+        return self.finish_batch(self.sample_batch(images, masks, prompts, labels, controls, seeds=seeds))
+
+    def sample_batch(
+        self,
+        images: Sequence[NdarrayOrTensor],
+        masks: Sequence[NdarrayOrTensor],
+        prompts: Sequence[Prompt],
+        labels: Sequence[NdarrayOrTensor | None] | None = None,
+        controls: Sequence[NdarrayOrTensor | None] | None = None,
+        *,
+        seeds: Sequence[int],
+        look: Look | None = None,
+    ) -> list[Sampled]:
+        """The first part of ``apply_batch``, with its arguments and errors: all but the decoding, which a refused candidate is spared.
+
+        A ``look`` is taken at a single sample before its latents are done, see ``sample_candidates``.
+        """
         absent = [None] * len(images)
         columns = (images, masks, prompts, absent if labels is None else labels, absent if controls is None else controls, seeds)
         if len({len(column) for column in columns}) > 1:
@@ -233,29 +262,57 @@ class DiffusionLocalInpaint(SeededTransform):
             counts = ", ".join(f"{len(column)} {name}" for column, name in zip(columns, names, strict=True))
             raise ValueError(f"one mask, prompt, label, control and seed a sample, got {counts}")
         samples = [_Sample(*row) for row in zip(*columns, strict=True)]
-        outcomes: dict[int, Repainted] = {}
+        outcomes: dict[int, Candidate | Repainted] = {}
         stacks: dict[int, Stack] = {}
         for i, sample in enumerate(samples):
             try:
                 stacks[i] = self._open(sample)
             except (ValueError, RuntimeError, OSError) as error:
                 outcomes[i] = self._failed(error)
-        outcomes.update(zip(stacks, self._run(list(stacks.values())), strict=True))
-        return [self._conclude(outcomes[i], sample) for i, sample in enumerate(samples)]
+        outcomes.update(zip(stacks, self._sample(list(stacks.values()), look), strict=True))
+        return [Sampled(sample, outcomes[i]) for i, sample in enumerate(samples)]
+
+    def finish_batch(self, sampled: Sequence[Sampled]) -> list[Edit]:
+        """The second part of ``apply_batch``: decode what ``sample_batch`` gave, or some of it, and put it back."""
+        candidates = {i: one.outcome for i, one in enumerate(sampled) if isinstance(one.outcome, Candidate)}
+        decoded = dict(zip(candidates, self._decode(list(candidates.values())), strict=True))
+        return [
+            self._conclude(decoded[i] if isinstance(one.outcome, Candidate) else one.outcome, one.sample) for i, one in enumerate(sampled)
+        ]
+
+    def leave(self, one: Sampled) -> Edit:
+        """The sample as it was given, and the record of a candidate that nobody decodes."""
+        if isinstance(one.outcome, Repainted):
+            return self._conclude(one.outcome, one.sample)
+        edit = self._conclude(Repainted(None, 0, "not decoded"), one.sample)
+        return edit._replace(record={**edit.record, "n_slices": len(one.outcome.patches)})
 
     def soft_region(self, img: NdarrayOrTensor, mask: NdarrayOrTensor) -> Tensor:
         """(1, H, W[, D]) float32: the weights of the edit in each voxel; where they are 0 nothing can change."""
         stack = self._open(_Sample(img, mask, "", None, None, 0))
-        return soft_region(self._models(stack.slices.device).inpainter, stack, self.settings)
+        return soft_region(self.inpainter_on(stack.slices.device), stack, self.settings)
 
-    def _run(self, stacks: list[Stack]) -> list[Repainted]:
-        """The models' work; none is loaded when there is none."""
+    def inpainter_on(self, device: torch.device) -> Inpainter:
+        """The inpainter that repaints images of this device; loaded at the first call."""
+        return shared_model(self.spec, self.device or device, load_inpainter)
+
+    def _sample(self, stacks: list[Stack], look: Look | None) -> Sequence[Candidate | Repainted]:
+        """The sampler's work; no model is loaded when there is none."""
         if not any(stack.indices for stack in stacks):
             return [Repainted(None, 0, "empty mask")] * len(stacks)
         try:
-            return repaint(self._models(stacks[0].slices.device), stacks, self.settings)
+            return sample_candidates(self._models(stacks[0].slices.device), stacks, self.settings, look)
         except (ValueError, RuntimeError, OSError) as error:
             return [self._failed(error)] * len(stacks)
+
+    def _decode(self, candidates: list[Candidate]) -> list[Repainted]:
+        """The decoder's work."""
+        if not candidates:
+            return []
+        try:
+            return decode_candidates(self.inpainter_on(candidates[0].stack.slices.device), candidates, self.settings)
+        except (ValueError, RuntimeError, OSError) as error:
+            return [self._failed(error)] * len(candidates)
 
     def _models(self, device: torch.device) -> Models:
         place = self.device or device
@@ -268,7 +325,7 @@ class DiffusionLocalInpaint(SeededTransform):
             from monai_diffaug.models.semantic_controller import load_semantic_controller
 
             semantic_controller = shared_model(self.semantic_controller, place, load_semantic_controller)
-        return Models(shared_model(self.spec, place, load_inpainter), controlnet, semantic_controller)
+        return Models(self.inpainter_on(device), controlnet, semantic_controller)
 
     def _open(self, sample: _Sample) -> Stack:
         """The sample as a stack of slices, checked."""
@@ -308,7 +365,7 @@ class DiffusionLocalInpaint(SeededTransform):
 
     def _conclude(self, outcome: Repainted, sample: _Sample) -> Edit:
         text = _prompt_text(sample.prompt)
-        record = DiffAugRecord(seed=sample.seed, prompt=text, model=self.spec.source, tries=1, reason=outcome.reason)
+        record = DiffAugRecord(seed=sample.seed, prompt=text, model=self.spec.source, tries=1, reason=_reason(outcome, sample.mask))
         if outcome.volume is None:
             return Edit(sample.img, sample.label, record.as_dict())
         record.applied, record.n_slices = True, outcome.n_slices
@@ -321,138 +378,11 @@ class DiffusionLocalInpaint(SeededTransform):
         return like(painted, label)
 
 
+def _reason(outcome: Repainted, mask: NdarrayOrTensor) -> str:
+    """Why there is no edit; of an empty mask that knows why it is, also that."""
+    because = mask.meta.get(EMPTY_BECAUSE) if outcome.volume is None and isinstance(mask, MetaTensor) else None
+    return outcome.reason if because is None or bool(mask.any()) else f"{outcome.reason}: {because}"
+
+
 def _prompt_text(prompt: Prompt) -> str:
     return prompt if isinstance(prompt, str) else prompt_mix_text(prompt)
-
-
-class DiffusionLocalInpaintd(SeededTransform, MapTransform):
-    """Repaint each image inside its mask, slice by slice; voxels outside the soft mask stay bit-identical.
-
-    Writes the image, the label and a record ``{key}_diffaug`` (see ``monai_diffaug.provenance``), with the same keys
-    whether it was triggered or not. All options of ``DiffusionLocalInpaint`` apply.
-
-    Args:
-        keys: images to repaint, each (C, H, W[, D]), any intensity unit.
-        mask_key: region to repaint on the same grid; non-zero means repaint.
-        prompt_key: the text, as ``TextPromptd`` writes it.
-        label_key: label to paint ``label_value`` into; None leaves labels alone.
-        control_key: what the ControlNet is shown, as ``EdgeMapd`` writes it; None draws it from image and mask.
-        keep_original: hand image, label and mask on untouched, by reference, as ``{key}_original`` for a
-            ``LatentValidated`` that follows and takes them out again.
-        prob: probability of being applied.
-        allow_missing_keys: skip images that a sample lacks.
-
-    Raises:
-        KeyError: the sample has no mask or no prompt.
-    """
-
-    def __init__(
-        self,
-        keys: KeysCollection,
-        *,
-        mask_key: str = "mask",
-        prompt_key: str = "prompt",
-        label_key: str | None = None,
-        label_value: int = 1,
-        control_key: str | None = None,
-        keep_original: bool = False,
-        model: Any = "tiny",
-        strength: float = 1.0,
-        num_inference_steps: int = 12,
-        guidance_scale: float = 3.0,
-        negative_prompt: str = "",
-        noise_rho: float = 0.0,
-        noise_source: str = "random",
-        noise_scale: float = 0.0,
-        guidance_interval: Sequence[float] = (0.0, 1.0),
-        window: Sequence[float] | None = None,
-        plane: str = "axial",
-        soft_width: float = 4.0,
-        soft_width_mm: float | None = None,
-        soft_mode: str = "grow",
-        slice_batch_size: int | None = None,
-        roi: bool = True,
-        roi_context: float = 2.0,
-        controlnet: Any = None,
-        control_scale: float = 1.0,
-        control_inside: bool = True,
-        semantic_controller: Any = None,
-        compile: bool = False,
-        on_error: str = "raise",
-        device: str | torch.device | None = None,
-        dtype: str = "float32",
-        prob: float = 1.0,
-        allow_missing_keys: bool = False,
-    ) -> None:
-        MapTransform.__init__(self, keys, allow_missing_keys)
-        SeededTransform.__init__(self, prob)
-        self.inpaint = DiffusionLocalInpaint(
-            model,
-            strength=strength,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            negative_prompt=negative_prompt,
-            noise_rho=noise_rho,
-            noise_source=noise_source,
-            noise_scale=noise_scale,
-            guidance_interval=guidance_interval,
-            window=window,
-            plane=plane,
-            soft_width=soft_width,
-            soft_width_mm=soft_width_mm,
-            soft_mode=soft_mode,
-            label_value=label_value,
-            slice_batch_size=slice_batch_size,
-            roi=roi,
-            roi_context=roi_context,
-            controlnet=controlnet,
-            control_scale=control_scale,
-            control_inside=control_inside,
-            semantic_controller=semantic_controller,
-            compile=compile,
-            on_error=on_error,
-            device=device,
-            dtype=dtype,
-        )
-        self.mask_key = mask_key
-        self.prompt_key = prompt_key
-        self.label_key = label_key
-        self.control_key = control_key
-        self.keep_original = keep_original
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        self.randomize()
-        return self.edit(data, seed=self.seed, triggered=self._do_transform)
-
-    def edit(self, data: Mapping[Hashable, Any], *, seed: int, triggered: bool = True) -> dict[Hashable, Any]:
-        """The deterministic part: repaint with a given seed, or only add the keys when not triggered."""
-        d = dict(data)
-        if self.keep_original:
-            self._hand_on(d)
-        original_label = d.get(self.label_key) if self.label_key is not None else None
-        for key in self.key_iterator(d):
-            if not triggered:
-                self.inpaint.seed = seed
-                d[record_key(str(key))] = self.inpaint.untouched(d.get(self.prompt_key, ""), "not triggered")
-                continue
-            mask, prompt = self._required(d, self.mask_key, "MedSAMMaskd"), self._required(d, self.prompt_key, "TextPromptd")
-            control = None if self.control_key is None else self._required(d, self.control_key, "EdgeMapd")
-            edit = self.inpaint.apply(d[key], mask, prompt, original_label, control, seed=seed)
-            d[key], d[record_key(str(key))] = edit.image, edit.record
-            if edit.label is not None and edit.record["applied"]:
-                d[self.label_key] = edit.label
-        return d
-
-    def _required(self, d: Mapping[Hashable, Any], key: str, writer: str) -> Any:
-        if key not in d:
-            held = ", ".join(map(str, d))
-            raise KeyError(f"the sample has no {key!r} (it has {held}); put {writer} before, or name the key that holds it")
-        return d[key]
-
-    def _hand_on(self, d: dict[Hashable, Any]) -> None:
-        for key in (*self.key_iterator(d), self.label_key, self.mask_key):
-            if key is not None and key in d:
-                d[f"{key}_original"] = d[key]
-
-
-DiffusionLocalInpaintD = DiffusionLocalInpaintDict = DiffusionLocalInpaintd

@@ -73,7 +73,7 @@ class MedSAMMask(SeededTransform):
         min_iou: least predicted IoU, in [0, 1].
         area_range: smallest and largest share of the slice that a mask may cover.
         window: intensities the model sees, in the image's unit, e.g. (-160, 240) HU; None leaves each slice's own
-            range.
+            range, whatever its type.
         batch_size: slices encoded at once.
         device: where the model runs; None means where the image is.
         dtype: floating type of the image encoder, e.g. "float16".

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from monai.config.type_definitions import KeysCollection, NdarrayOrTensor
+from monai.data.meta_tensor import MetaTensor
 from monai.transforms.transform import MapTransform
 from monai.utils.type_conversion import convert_to_dst_type
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from monai_diffaug.grids import affine_of, check_grid, check_image, plain
 from monai_diffaug.intensity import window_of
+from monai_diffaug.provenance import EMPTY_BECAUSE
 from monai_diffaug.shapes import borrow_shape, elastic_ellipse, largest_component, place, random_blob
 from monai_diffaug.slices import PLANES, from_slices, slice_plane, to_slices
 from monai_diffaug.transforms.seeded import SeededTransform
@@ -34,7 +36,8 @@ class PlaceMask(SeededTransform):
     """A lesion-shaped mask at a random place of an image: a shape from a bank of real masks, or a random one.
 
     In 3-D the shape is drawn on one slice and shrinks towards its ends like an ellipsoid. Where no place is found the mask is
-    empty, and ``DiffusionLocalInpaint`` then leaves the image as it is and says so in its record.
+    empty, and ``DiffusionLocalInpaint`` then leaves the image as it is and says "empty mask" in its record; of a ``MetaTensor`` also
+    why: "empty mask: no free place was found".
 
     Args:
         bank: real masks, (H, W) or (1, H, W) arrays or files that MONAI's ``LoadImage`` reads; None draws random shapes.
@@ -45,8 +48,8 @@ class PlaceMask(SeededTransform):
         size_range: longer side of a random shape, as a share of the slice's shorter side.
         scale_range: scaling of a shape from the bank.
         depth_mm: height of the region in a volume; 0 is one slice.
-        tissue_above: the region must lie where the image is brighter than this share of its window (0.5 to 99.5 percentiles), unless
-            a region is given: not on the black frame around a scan.
+        tissue_above: the region must lie where the image is brighter than this share of its window (0.5 to 99.5 percentiles; 0 to 255
+            for uint8), unless a region is given: not on the black frame around a scan.
         plane: anatomical plane of the slices of a 3-D image.
         prob: probability of drawing one; else the mask is empty.
 
@@ -116,6 +119,8 @@ class PlaceMask(SeededTransform):
             self._draw(mask, slices, np.random.RandomState(seed), self._thickness_mm(img, plane))
         stacked = from_slices(torch.from_numpy(mask)[:, None], plane).contiguous()
         result: NdarrayOrTensor = convert_to_dst_type(stacked.to(torch.uint8), dst=img, dtype=torch.uint8)[0]
+        if isinstance(result, MetaTensor) and not mask.any():
+            result.meta[EMPTY_BECAUSE] = "no free place was found" if triggered else "none was to be placed"
         return result
 
     def tissue(self, volume: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from monai.data import MetaTensor
 
 from monai_diffaug.models.medsam import MedSAM
-from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaintd
+from monai_diffaug.transforms.local_inpaintd import DiffusionLocalInpaintd
 
 STEPS = 2
 PROMPT = "ultrasound of breast, benign mass"

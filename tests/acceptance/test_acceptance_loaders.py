@@ -16,7 +16,7 @@ from monai_diffaug.data.thread_loader import RaisingThreadDataLoader
 from monai_diffaug.data.transform_hash import transform_hashing
 from monai_diffaug.models import registry
 from monai_diffaug.transforms.cached_random import CachedRandomd
-from monai_diffaug.transforms.latent_validate import LatentValidated
+from monai_diffaug.transforms.latent_validated import LatentValidated
 from monai_diffaug.transforms.medsam_mask import MedSAMMaskd
 from monai_diffaug.transforms.text_prompt import TextPromptd
 

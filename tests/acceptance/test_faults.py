@@ -29,7 +29,7 @@ from monai_diffaug.models.medsam import load_medsam
 from monai_diffaug.models.registry import ModelSpec
 from monai_diffaug.slices import PLANES, from_slices, slice_plane, to_slices
 from monai_diffaug.transforms.cached_random import CachedRandomd
-from monai_diffaug.transforms.latent_validate import LatentValidated
+from monai_diffaug.transforms.latent_validated import LatentValidated
 from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaint
 
 PROMPT = "ultrasound of breast, benign mass"

@@ -26,7 +26,7 @@ names = {NAMES!r}
 parser = ConfigParser({{
     "imports": ["$import monai_diffaug"],
     "short": {{"_target_": "DiffusionLocalInpaintd", "keys": "image", "guidance_scale": 2.5}},
-    "full": {{"_target_": "monai_diffaug.transforms.local_inpaint.DiffusionLocalInpaintd", "keys": "image"}},
+    "full": {{"_target_": "monai_diffaug.transforms.local_inpaintd.DiffusionLocalInpaintd", "keys": "image"}},
     "package": {{"_target_": "monai_diffaug.DiffusionLocalInpaintd", "keys": "image"}},
 }})
 made = [parser.get_parsed_content(id) for id in ("short", "full", "package")]

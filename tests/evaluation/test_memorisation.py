@@ -70,15 +70,18 @@ def test_wrong_shapes_are_refused():
 def test_painted_lesions_that_are_training_lesions_are_all_suspects(real_data, random_inpainter, monkeypatch):
     copies = real_lesions(30, split="train")[:4]
     monkeypatch.setattr(memorisation_module, "painted_lesions", lambda n, **options: (copies, copies))
-    figures, indices = memorisation_module.measure(4, model=random_inpainter, training=30)
+    lesions = memorisation_module.gather(4, model=random_inpainter, training=30)
+    figures, indices = memorisation_module.measure(lesions, model=random_inpainter), [region.index for region in lesions.known]
     for found in figures.values():
         assert found.share_below == 1 and [indices[i] for i in found.nearest] == [region.index for region in copies]
     assert f"0.00 to training image {copies[0].index}" in memorisation_module.table(figures, indices, suspects=4)
 
 
 def test_the_command_paints_compares_and_writes(real_data, random_inpainter, tmp_path, capsys):
-    options = ["--model", random_inpainter, "--steps", "1", "--training", "12", "--out", str(tmp_path / "m.json")]
+    options = ["--model", random_inpainter, "--steps", "1", "--training", "12", "--copies", "2", "--out", str(tmp_path / "m.json")]
     assert main(["evaluate", "memorisation", "--n", "2", *options]) == 0
     stored = json.loads((tmp_path / "m.json").read_text())
     assert len(stored["pixels"]["generated"]) == 2 and len(stored["latents"]["real"]) == 12
-    assert "median ratio" in capsys.readouterr().out
+    assert stored["guard"]["n_copies"] == 2 and stored["guard"]["caught"]["exact"] == 1
+    shown = capsys.readouterr().out
+    assert "median ratio" in shown and "mirrored" in shown

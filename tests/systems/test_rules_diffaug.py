@@ -14,8 +14,10 @@ from monai_diffaug.models.medsam import MedSAM
 from monai_diffaug.models.validator import TINY_CONFIG, LatentSegmenter
 from monai_diffaug.training import validator as training
 from monai_diffaug.training.inpaint import build_scheduler
-from monai_diffaug.transforms.latent_validate import LatentValidate, LatentValidated
-from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaint, DiffusionLocalInpaintd
+from monai_diffaug.transforms.latent_validate import LatentValidate
+from monai_diffaug.transforms.latent_validated import LatentValidated
+from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaint
+from monai_diffaug.transforms.local_inpaintd import DiffusionLocalInpaintd
 from monai_diffaug.transforms.medsam_mask import MedSAMMaskd
 from monai_diffaug.transforms.place_mask import PlaceMaskd
 
@@ -158,6 +160,33 @@ def test_a_retry_paints_with_another_seed_and_three_candidates_are_the_most(rand
     result = transform.set_random_state(0)(sample)
     assert len(set(seeds)) == 3 and transform.statistics == {"accepted": 0, "rejected": 1, "retried": 2}
     assert torch.equal(result["image"], sample["image"]) and torch.equal(result["label"], sample["label"])
+
+
+def test_rejected_candidates_are_rejected_before_they_are_decoded(random_inpainter, monkeypatch) -> None:
+    decode, decoded, screened = Inpainter.decode, [], []
+    monkeypatch.setattr(Inpainter, "decode", lambda self, z: (decoded.append(z.clone()), decode(self, z))[1])
+
+    def third(latents: Tensor) -> Tensor:
+        screened.append(latents.clone())
+        return torch.full_like(latents[:, :1], 9.0 if len(screened) == 3 else -9.0)
+
+    transform = LatentValidated(
+        "image",
+        label_key="label",
+        validator=lenient(),
+        inpaint=DiffusionLocalInpaintd("image", label_key="label", model=random_inpainter, num_inference_steps=1),
+        on_reject="retry",
+        screen=third,
+        min_screen_dice=0.1,
+        screen_after=1.0,
+    )
+    mask = torch.zeros(1, 80, 96)
+    mask[:, 30:50, 40:60] = 1
+    sample = {"image": normal_image(), "mask": mask, "label": torch.zeros(1, 80, 96), "prompt": PROMPT}
+    result = transform.set_random_state(0)(sample)
+    assert len(screened) == 3 and len(decoded) == 1 and torch.equal(decoded[0], screened[2])
+    assert result["image_diffaug"]["accepted"] and result["image_diffaug"]["tries"] == 3
+    assert transform.statistics == {"accepted": 1, "rejected": 0, "retried": 2, "screened": 2}
 
 
 @pytest.mark.parametrize("prediction_type", ["sample", "epsilon"])

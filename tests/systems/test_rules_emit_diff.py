@@ -19,7 +19,8 @@ from monai_diffaug.models.inpainter import Inpainter, load_inpainter
 from monai_diffaug.models.registry import ModelSpec, shared_model
 from monai_diffaug.patch_grid import grid_shape, upsampled
 from monai_diffaug.transforms.edge_map import EdgeMap
-from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaint, DiffusionLocalInpaintd
+from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaint
+from monai_diffaug.transforms.local_inpaintd import DiffusionLocalInpaintd
 from monai_diffaug.transforms.patch_merge import RandPatchMerge, RandPatchMerged, RandSynthetic
 from monai_diffaug.transforms.text_prompt import TextPromptd
 

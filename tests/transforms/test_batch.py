@@ -8,7 +8,8 @@ from monai.data import MetaTensor, decollate_batch, list_data_collate
 from torch import Tensor
 
 from monai_diffaug.transforms.batch import BatchLocalInpaint, PrepareBatchInpaint
-from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaintd, Edit
+from monai_diffaug.transforms.local_inpaint import Edit
+from monai_diffaug.transforms.local_inpaintd import DiffusionLocalInpaintd
 
 PROMPT = "ultrasound of breast, benign mass"
 

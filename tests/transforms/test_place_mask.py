@@ -9,7 +9,7 @@ from monai.data import MetaTensor
 from scipy.ndimage import label as components
 
 from monai_diffaug.errors import GridMismatchError
-from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaintd
+from monai_diffaug.transforms.local_inpaintd import DiffusionLocalInpaintd
 from monai_diffaug.transforms.place_mask import PlaceMask, PlaceMaskd
 
 
@@ -142,6 +142,17 @@ def test_without_a_place_the_mask_is_empty_and_the_inpainter_says_so(random_inpa
     assert not sample["mask"].any()
     edited = DiffusionLocalInpaintd("image", model=random_inpainter)(sample)
     assert edited["image_diffaug"]["reason"] == "empty mask" and edited["image"] is sample["image"]
+
+
+def test_the_record_of_an_edit_says_why_a_mask_with_meta_data_is_empty(random_inpainter) -> None:
+    for prob, reason in ((1.0, "empty mask: no free place was found"), (0.0, "empty mask: none was to be placed")):
+        sample = {"image": MetaTensor(framed()), "organ": torch.zeros(1, 80, 96), "prompt": "x"}
+        placed = PlaceMaskd("image", region_key="organ", prob=prob).set_random_state(0)(sample)
+        edited = DiffusionLocalInpaintd("image", model=random_inpainter)(placed)
+        assert edited["image_diffaug"]["reason"] == reason and set(sample["image"].meta) == set(placed["image"].meta)
+        assert "empty_because" not in placed["image"].meta
+        filled = {**placed, "mask": placed["mask"] + 1}
+        assert DiffusionLocalInpaintd("image", model=random_inpainter, num_inference_steps=1)(filled)["image_diffaug"]["reason"] == ""
 
 
 def test_not_triggered_is_an_empty_mask_after_the_same_draws() -> None:

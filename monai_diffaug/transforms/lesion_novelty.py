@@ -1,0 +1,99 @@
+"""Refuse lesions that repeat a training lesion: a guard against a generator that has learned its images by heart."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from monai.config.type_definitions import NdarrayOrTensor
+from monai.transforms.transform import Transform
+from monai.utils.enums import TransformBackends
+
+from monai_diffaug.lesion_bank import LesionBank, load_lesion_bank
+from monai_diffaug.models.registry import ModelSpec, shared_model
+
+__all__ = ["LesionNovelty", "Novelty"]
+
+logger = logging.getLogger(__name__)
+
+
+class Novelty(NamedTuple):
+    """What the guard says of one lesion.
+
+    Attributes:
+        novel: it is less like its nearest training lesion than ``limit``.
+        similarity: correlation with that lesion inside the mask, in [-1, 1].
+        image: which image that is from, in the order the bank was made; -1 when nothing could be compared.
+        limit: from which similarity on a lesion is refused.
+        reason: why it is refused, empty when it is not.
+    """
+
+    novel: bool
+    similarity: float
+    image: int
+    limit: float
+    reason: str
+
+
+class LesionNovelty(Transform):
+    """Is a generated lesion nearer to a training lesion than real lesions are to each other? No random numbers.
+
+    What is compared is said in ``monai_diffaug.lesion_bank``: grey values inside the mask at 32 x 32 pixels, up to mirroring, quarter
+    turns, small shifts, small changes of size, brightness and contrast. Meant for lesions that are painted where none was: an edit *of*
+    a training lesion (``presets.mila_tmgdiff``) is near to it by design.
+
+    Args:
+        bank: the training lesions, a ``LesionBank`` or the file of a saved one. With a file the instance stays small when it is pickled,
+            and a process reads it once.
+        quantile: share of the real lesions that count as too near to another: about that share of fresh lesions is refused by mistake.
+            The limit is this quantile, from above, of the similarities among real lesions of different groups.
+        limit: the similarity from which on a lesion is refused, in place of the quantile.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: quantile or limit out of range.
+    """
+
+    backend = [TransformBackends.TORCH, TransformBackends.NUMPY]
+
+    def __init__(self, bank: LesionBank | str | Path, quantile: float = 0.05, *, limit: float | None = None) -> None:
+        if not 0 < quantile < 1:
+            raise ValueError(f"quantile must lie in (0, 1), got {quantile}")
+        if limit is not None and not 0 < limit <= 1:
+            raise ValueError(f"limit must lie in (0, 1], got {limit}")
+        if not isinstance(bank, LesionBank) and not Path(bank).is_file():
+            raise FileNotFoundError(f"lesion bank {bank}: no such file; make one by LesionBank.of(...).save(path)")
+        self.source: LesionBank | ModelSpec = bank if isinstance(bank, LesionBank) else ModelSpec("lesion_bank", str(bank))
+        self.quantile = quantile
+        self.fixed_limit = limit
+        if isinstance(bank, LesionBank) and limit is None and len(bank.yardstick) * quantile < 1:
+            logger.warning("the %g quantile of %d lesions is their nearest pair; more would make it firm", quantile, len(bank.yardstick))
+
+    @property
+    def bank(self) -> LesionBank:
+        """The training lesions, read at first use."""
+        return self.source if isinstance(self.source, LesionBank) else shared_model(self.source, "cpu", load_lesion_bank)
+
+    @property
+    def limit(self) -> float:
+        """The similarity from which on a lesion is refused."""
+        return float(np.quantile(self.bank.yardstick, 1 - self.quantile)) if self.fixed_limit is None else self.fixed_limit
+
+    def __call__(self, image: NdarrayOrTensor, mask: NdarrayOrTensor) -> Novelty:
+        """Judge the lesion in a mask.
+
+        Args:
+            image: (C, H, W[, D]), any unit; as many channels as the images of the bank.
+            mask: (1, H, W[, D]) on the same grid, non-zero where the lesion was painted. Parts of fewer than 25 pixels are not judged.
+
+        Raises:
+            GridMismatchError: the mask is on another grid.
+            ValueError: other channels than the bank, or non-finite voxels.
+        """
+        similarity, origin = self.bank.nearest(image, mask)
+        limit = self.limit
+        if similarity < limit:
+            return Novelty(True, similarity, origin, limit, "")
+        return Novelty(False, similarity, origin, limit, f"copy of training lesion {origin}: correlation {similarity:.2f} >= {limit:.2f}")

@@ -1,0 +1,170 @@
+"""The dictionary form of ``DiffusionLocalInpaint``."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+from monai.config import KeysCollection
+from monai.transforms import MapTransform
+
+from monai_diffaug.provenance import original_key, record_key
+from monai_diffaug.repaint import Look
+from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaint, Sampled
+from monai_diffaug.transforms.seeded import SeededTransform
+
+__all__ = ["DiffusionLocalInpaintD", "DiffusionLocalInpaintDict", "DiffusionLocalInpaintd"]
+
+
+class DiffusionLocalInpaintd(SeededTransform, MapTransform):
+    """Repaint each image inside its mask, slice by slice; voxels outside the soft mask stay bit-identical.
+
+    Writes the image, the label and a record ``{key}_diffaug`` (see ``monai_diffaug.provenance``), with the same keys
+    whether it was triggered or not. All options of ``DiffusionLocalInpaint`` apply.
+
+    Args:
+        keys: images to repaint, each (C, H, W[, D]), any intensity unit.
+        mask_key: region to repaint on the same grid; non-zero means repaint.
+        prompt_key: the text, as ``TextPromptd`` writes it.
+        label_key: label to paint ``label_value`` into; None leaves labels alone.
+        control_key: what the ControlNet is shown, as ``EdgeMapd`` writes it; None draws it from image and mask.
+        keep_original: hand image, label and mask on untouched, by reference, as ``{key}_original`` for a
+            ``LatentValidated`` that follows and takes them out again.
+        prob: probability of being applied.
+        allow_missing_keys: skip images that a sample lacks.
+
+    Raises:
+        KeyError: the sample has no mask or no prompt.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        *,
+        mask_key: str = "mask",
+        prompt_key: str = "prompt",
+        label_key: str | None = None,
+        label_value: int = 1,
+        control_key: str | None = None,
+        keep_original: bool = False,
+        model: Any = "tiny",
+        strength: float = 1.0,
+        num_inference_steps: int = 12,
+        guidance_scale: float = 3.0,
+        negative_prompt: str = "",
+        noise_rho: float = 0.0,
+        noise_source: str = "random",
+        noise_scale: float = 0.0,
+        guidance_interval: Sequence[float] = (0.0, 1.0),
+        window: Sequence[float] | None = None,
+        plane: str = "axial",
+        soft_width: float = 4.0,
+        soft_width_mm: float | None = None,
+        soft_mode: str = "grow",
+        slice_batch_size: int | None = None,
+        roi: bool = True,
+        roi_context: float = 2.0,
+        controlnet: Any = None,
+        control_scale: float = 1.0,
+        control_inside: bool = True,
+        semantic_controller: Any = None,
+        compile: bool = False,
+        on_error: str = "raise",
+        device: str | torch.device | None = None,
+        dtype: str = "float32",
+        prob: float = 1.0,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        MapTransform.__init__(self, keys, allow_missing_keys)
+        SeededTransform.__init__(self, prob)
+        self.inpaint = DiffusionLocalInpaint(
+            model,
+            strength=strength,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            negative_prompt=negative_prompt,
+            noise_rho=noise_rho,
+            noise_source=noise_source,
+            noise_scale=noise_scale,
+            guidance_interval=guidance_interval,
+            window=window,
+            plane=plane,
+            soft_width=soft_width,
+            soft_width_mm=soft_width_mm,
+            soft_mode=soft_mode,
+            label_value=label_value,
+            slice_batch_size=slice_batch_size,
+            roi=roi,
+            roi_context=roi_context,
+            controlnet=controlnet,
+            control_scale=control_scale,
+            control_inside=control_inside,
+            semantic_controller=semantic_controller,
+            compile=compile,
+            on_error=on_error,
+            device=device,
+            dtype=dtype,
+        )
+        self.mask_key = mask_key
+        self.prompt_key = prompt_key
+        self.label_key = label_key
+        self.control_key = control_key
+        self.keep_original = keep_original
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        self.randomize()
+        return self.edit(data, seed=self.seed, triggered=self._do_transform)
+
+    def edit(self, data: Mapping[Hashable, Any], *, seed: int, triggered: bool = True) -> dict[Hashable, Any]:
+        """The deterministic part: repaint with a given seed, or only add the keys when not triggered."""
+        if triggered:
+            return self.finish(data, self.sample(data, seed=seed))
+        d = self._with_originals(data)
+        for key in self.key_iterator(d):
+            self.inpaint.seed = seed
+            d[record_key(str(key))] = self.inpaint.untouched(d.get(self.prompt_key, ""), "not triggered")
+        return d
+
+    def sample(self, data: Mapping[Hashable, Any], *, seed: int, look: Look | None = None) -> dict[Hashable, Sampled]:
+        """The first part of ``edit``: each image repainted in latent space, nothing decoded; ``look`` as in ``sample_candidates``."""
+        d = dict(data)
+        label = d.get(self.label_key) if self.label_key is not None else None
+        sampled: dict[Hashable, Sampled] = {}
+        for key in self.key_iterator(d):
+            mask, prompt = self._required(d, self.mask_key, "MedSAMMaskd"), self._required(d, self.prompt_key, "TextPromptd")
+            control = None if self.control_key is None else self._required(d, self.control_key, "EdgeMapd")
+            (sampled[key],) = self.inpaint.sample_batch([d[key]], [mask], [prompt], [label], [control], seeds=[seed], look=look)
+        return sampled
+
+    def finish(self, data: Mapping[Hashable, Any], sampled: Mapping[Hashable, Sampled]) -> dict[Hashable, Any]:
+        """The second part of ``edit``: decode what ``sample`` made of ``data``."""
+        d = self._with_originals(data)
+        for key, one in sampled.items():
+            (edit,) = self.inpaint.finish_batch([one])
+            d[key], d[record_key(str(key))] = edit.image, edit.record
+            if edit.label is not None and edit.record["applied"]:
+                d[self.label_key] = edit.label
+        return d
+
+    def leave(self, data: Mapping[Hashable, Any], sampled: Mapping[Hashable, Sampled]) -> dict[Hashable, Any]:
+        """In place of ``finish``: ``data`` as it is, with the records of candidates that nobody decodes."""
+        return {**self._with_originals(data), **{record_key(str(key)): self.inpaint.leave(one).record for key, one in sampled.items()}}
+
+    def _required(self, d: Mapping[Hashable, Any], key: str, writer: str) -> Any:
+        if key not in d:
+            held = ", ".join(map(str, d))
+            raise KeyError(f"the sample has no {key!r} (it has {held}); put {writer} before, or name the key that holds it")
+        return d[key]
+
+    def _with_originals(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """A copy of the sample; with ``keep_original`` its image, label and mask are handed on."""
+        d = dict(data)
+        if self.keep_original:
+            for key in (*self.key_iterator(d), self.label_key, self.mask_key):
+                if key is not None and key in data:
+                    d[original_key(key)] = data[key]
+        return d
+
+
+DiffusionLocalInpaintD = DiffusionLocalInpaintDict = DiffusionLocalInpaintd

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import pickle
+from copy import deepcopy
+
+import pytest
+import torch
+from monai.data import list_data_collate
+from monai.transforms import Compose
+
+from monai_diffaug.transforms.local_inpaintd import DiffusionLocalInpaintd
+
+PROMPT = "ultrasound of breast, malignant mass"
+
+
+def picture() -> torch.Tensor:
+    return torch.rand(1, 70, 90, generator=torch.Generator().manual_seed(0)) * 100 + 20
+
+
+def square_mask() -> torch.Tensor:
+    mask = torch.zeros(1, 70, 90)
+    mask[:, 30:44, 40:52] = 1
+    return mask
+
+
+@pytest.fixture
+def fast(random_inpainter: str) -> dict[str, object]:
+    return {"model": random_inpainter, "num_inference_steps": 2}
+
+
+def test_prob_zero_is_the_identity_with_the_same_keys_and_the_same_draws(fast) -> None:
+    sample = {"image": picture(), "mask": square_mask(), "prompt": PROMPT, "label": torch.zeros(1, 70, 90)}
+    never, always = (DiffusionLocalInpaintd("image", label_key="label", prob=p, **fast) for p in (0.0, 1.0))
+    never.set_random_state(seed=3), always.set_random_state(seed=3)
+    kept, changed = never(sample), always(sample)
+    assert kept["image"] is sample["image"]
+    assert kept.keys() == changed.keys()
+    assert {k: type(v) for k, v in kept["image_diffaug"].items()} == {k: type(v) for k, v in changed["image_diffaug"].items()}
+    assert never.R.randint(1 << 30) == always.R.randint(1 << 30)
+
+
+def test_prob_is_kept_as_given(fast) -> None:
+    transform = DiffusionLocalInpaintd("image", prob=0.25, **fast)
+    assert transform.prob == 0.25 and transform.keys == ("image",)
+
+
+def test_mixed_batches_collate(fast) -> None:
+    sample = {"image": picture(), "mask": square_mask(), "prompt": PROMPT}
+    batch = [DiffusionLocalInpaintd("image", prob=p, **fast)(sample) for p in (0.0, 1.0)]
+    assert list_data_collate(batch)["image_diffaug"]["applied"].tolist() == [False, True]
+
+
+def test_originals_are_handed_on_by_reference_when_asked(fast) -> None:
+    sample = {"image": picture(), "mask": square_mask(), "prompt": PROMPT, "label": torch.zeros(1, 70, 90)}
+    result = DiffusionLocalInpaintd("image", label_key="label", keep_original=True, **fast)(sample)
+    assert all(result[f"{key}_original"] is sample[key] for key in ("image", "label", "mask"))
+    assert "image_original" not in DiffusionLocalInpaintd("image", **fast)(sample)
+
+
+def test_a_sample_without_mask_says_which_transform_is_missing(fast) -> None:
+    with pytest.raises(KeyError, match="no 'mask'.*MedSAMMaskd"):
+        DiffusionLocalInpaintd("image", **fast)({"image": picture(), "prompt": PROMPT})
+
+
+def test_an_instance_holds_no_weights_and_its_pickle_is_stable(fast) -> None:
+    transform = DiffusionLocalInpaintd("image", **fast)
+    before = pickle.dumps(transform.inpaint.spec)
+    transform({"image": picture(), "mask": square_mask(), "prompt": PROMPT})
+    assert pickle.dumps(transform.inpaint.spec) == before
+    assert len(pickle.dumps(transform)) < 100_000
+    assert deepcopy(transform).inpaint.spec == transform.inpaint.spec
+
+
+def test_it_works_inside_compose_and_same_seed_gives_same_bytes(fast) -> None:
+    sample = {"image": picture(), "mask": square_mask(), "prompt": PROMPT}
+    runs = [Compose([DiffusionLocalInpaintd("image", **fast)]).set_random_state(seed=7)(sample)["image"] for _ in range(2)]
+    assert torch.equal(*runs)
