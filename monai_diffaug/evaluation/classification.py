@@ -31,6 +31,7 @@ def train_classification(real: Sequence[Case], synthetic: Sequence[Case], positi
         torch.manual_seed(seed)
         network: Any = resnet18(spatial_dims=2, n_input_channels=real[0].image.shape[0], num_classes=1, conv1_t_stride=2)
     network.train()
+    forward: Any = torch.compile(network) if settings.compile else network
     share = float(np.mean([c.finding == positive for c in real]))
     weight = torch.tensor((1 - share) / max(share, 1e-3))
     optimizer = torch.optim.AdamW(network.parameters(), lr=settings.rate, weight_decay=1e-2)
@@ -40,7 +41,7 @@ def train_classification(real: Sequence[Case], synthetic: Sequence[Case], positi
             group["lr"] = rate(step / settings.steps)
         images, _, cases = batch_of(rng, real, synthetic, settings)
         truth = torch.tensor([[float(c.finding == positive)] for c in cases])
-        loss = F.binary_cross_entropy_with_logits(network(images), truth, pos_weight=weight)
+        loss = F.binary_cross_entropy_with_logits(forward(images), truth, pos_weight=weight)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -171,7 +171,7 @@ def run_arm(options: argparse.Namespace, arm: str, n: int, seed: int) -> dict[st
         ValueError: the file there was made with other settings, or the arm or its generator is unknown.
     """
     study = STUDIES[options.study]
-    settings = TaskSettings(options.steps, options.batch_size, synthetic_share=options.synthetic_share)
+    settings = TaskSettings(options.steps, options.batch_size, synthetic_share=options.synthetic_share, compile=options.compile)
     factory, generator, networks = resolve(options, arm)
     setup = {
         "study": options.study,
@@ -278,10 +278,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, default=3, help="how many, from 0")
     parser.add_argument("--n-train", default="40", help="labelled images, e.g. 10,20,40")
     parser.add_argument("--subset-seed", type=int, default=0, help="of the draw of the labelled images")
-    parser.add_argument("--steps", type=int, default=500, help="optimiser steps of each network")
+    parser.add_argument("--steps", type=int, default=1500, help="optimiser steps of each network")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--synthetic", type=int, default=64, help="synthetic images of a run, made once and used again and again")
     parser.add_argument("--synthetic-share", type=float, default=0.5, help="of a batch")
+    parser.add_argument("--compile", action="store_true", help="train segmenters through torch.compile: faster, needs a C++ compiler")
     parser.add_argument("--max-synthesis-s", type=float, default=110.0, help="stop making synthetic images after this time")
     parser.add_argument("--generator", action="append", default=[], metavar="NAME=SOURCE")
     parser.add_argument("--seen", action="append", default=[], metavar="NAME=TEXT", help="what that generator has seen")

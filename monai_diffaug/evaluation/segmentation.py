@@ -22,7 +22,7 @@ from monai_diffaug.training.crops import crop_squares
 __all__ = ["SIZES", "TaskSettings", "batch_of", "score_segmentation", "size_of", "train_segmentation"]
 
 SIZES = ("small", "medium", "large")  # below 1.5 %, below 6 % of the image, above
-# five levels and two residual units: 40 images, 120 steps give Dice 0.50 on other training images; four levels and one unit give 0.14
+# with two residual units and 1500 steps, 250 real images do clearly better than 40; otherwise a study of synthetic ones could not tell
 CHANNELS = (16, 32, 64, 128, 128)
 FALSE_ALARM_SHARE = 0.005  # of the image's area
 
@@ -37,13 +37,15 @@ class TaskSettings:
         size_px: side of the network's input.
         synthetic_share: share of a batch that is synthetic, where there are synthetic images.
         rate: peak learning rate.
+        compile: train through ``torch.compile``: 1.7 times as fast on a CPU, needs a C++ compiler.
     """
 
-    steps: int = 500
+    steps: int = 1500
     batch_size: int = 8
-    size_px: int = 128
+    size_px: int = 96
     synthetic_share: float = 0.5
-    rate: float = 3e-3
+    rate: float = 1e-3
+    compile: bool = False
 
 
 def batch_of(
@@ -78,6 +80,7 @@ def train_segmentation(real: Sequence[Case], synthetic: Sequence[Case], settings
         torch.manual_seed(seed)
         network = UNet(2, real[0].image.shape[0], 1, CHANNELS, (2,) * (len(CHANNELS) - 1), num_res_units=2, norm="batch")
     network.train()
+    forward: Any = torch.compile(network) if settings.compile else network
     loss_of = DiceCELoss(sigmoid=True, batch=True)
     optimizer = torch.optim.AdamW(network.parameters(), lr=settings.rate, weight_decay=1e-3)
     rate = cosine_rate(settings.rate, settings.rate / 100)
@@ -85,7 +88,7 @@ def train_segmentation(real: Sequence[Case], synthetic: Sequence[Case], settings
         for group in optimizer.param_groups:
             group["lr"] = rate(step / settings.steps)
         images, labels, _ = batch_of(rng, real, synthetic, settings)
-        loss = loss_of(network(images), labels)
+        loss = loss_of(forward(images), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

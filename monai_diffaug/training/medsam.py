@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from torch import Tensor
 from monai_diffaug.boxes import Box, box_around, connected_components
 from monai_diffaug.models.medsam import TINY_CONFIG, build_sam, prompt_with_boxes, save_sam
 from monai_diffaug.training.checkpoint import Clock, Ema, cosine_rate, load_state, save_state
-from monai_diffaug.training.datasets import SOURCES, Sample, load_samples
+from monai_diffaug.training.datasets import Sample, load_samples, names_without
 
 logger = logging.getLogger(__name__)
 
@@ -61,20 +62,27 @@ def instances(sample: Sample) -> list[NDArray[np.bool_]]:
 
 
 class PromptSampler:
-    """Draws images with boxes around their findings: 40 % breast ultrasound, the other sources equally often."""
+    """Draws images with boxes around their findings: 40 % breast ultrasound, the other sources equally often.
 
-    def __init__(self, split: str, seed: int) -> None:
+    Args:
+        split: "train" or "validation".
+        seed: of all draws.
+        left_out: names of data sets that are not drawn from; without breast ultrasound all others are equally frequent.
+    """
+
+    def __init__(self, split: str, seed: int, left_out: Collection[str] = ()) -> None:
         self.rng = np.random.RandomState(seed % 2**32)
         self.sources: list[list[tuple[NDArray[np.uint8], list[NDArray[np.bool_]]]]] = []
-        shares = []
-        for source in SOURCES:
-            pairs = [(s.image, instances(s)) for s in load_samples(source.name, split)]
+        is_breast = []
+        for name in names_without(left_out):
+            pairs = [(s.image, instances(s)) for s in load_samples(name, split)]
             pairs = [p for p in pairs if p[1]]
             if pairs:
                 self.sources.append(pairs)
-                shares.append(BREAST_SHARE if source.name == "breast_ultrasound" else 0.0)
-        rest = (1 - BREAST_SHARE) / (len(shares) - 1)
-        self.shares = np.array([s or rest for s in shares])
+                is_breast.append(name == "breast_ultrasound")
+        breast_share = BREAST_SHARE if any(is_breast) else 0.0
+        rest = (1 - breast_share) / is_breast.count(False)
+        self.shares = np.array([breast_share if breast else rest for breast in is_breast])
 
     def _theta(self, mask: NDArray[np.bool_]) -> Tensor:
         """(2, 3) sampling matrix: a square that holds the finding, rotated, mirrored, at a scale seen at inference."""
@@ -190,8 +198,11 @@ def batch_loss(sam: Any, batch: Batch) -> tuple[Tensor, Tensor]:
     return torch.stack(losses).sum() / batch.real.numel(), torch.cat(overlaps)
 
 
-def train(out: Path, minutes: float, batch_size: int = 4, seed: int = 0) -> Any:
-    """Train for ``minutes`` of wall time (resumes what ``out`` holds), write ``out/medsam``; returns the average."""
+def train(out: Path, minutes: float, batch_size: int = 4, seed: int = 0, left_out: Collection[str] = ()) -> Any:
+    """Train for ``minutes`` of wall time (resumes what ``out`` holds) without the data sets ``left_out``, write ``out/medsam``.
+
+    Returns the average.
+    """
     torch.manual_seed(seed)
     sam = build_sam(TINY_CONFIG)
     sam.requires_grad_(True)
@@ -205,7 +216,7 @@ def train(out: Path, minutes: float, batch_size: int = 4, seed: int = 0) -> Any:
     parts = {"sam": sam, "ema": ema, "optimizer": optimizer}
     state = out / "medsam.ckpt"
     done = load_state(state, parts)
-    sampler = PromptSampler("train", seed + int(1000 * done))
+    sampler = PromptSampler("train", seed + int(1000 * done), left_out)
     clock, step, recent = Clock(minutes, done), 0, 0.0
     while (progress := clock.progress()) < 1:
         for group in optimizer.param_groups:
@@ -238,11 +249,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/medsam"))
     parser.add_argument("--minutes", type=float, default=45)
     parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--without", nargs="+", default=(), metavar="DATA_SET", help="data sets that the model must not see")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(args.threads)
-    train(args.out, args.minutes, args.batch_size)
+    train(args.out, args.minutes, args.batch_size, left_out=args.without)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -29,7 +30,7 @@ from monai_diffaug.models.validator import (
 from monai_diffaug.shapes import borrow_shape, largest_component, place, random_blob
 from monai_diffaug.training.checkpoint import Clock, Ema, cosine_rate, load_state, save_state
 from monai_diffaug.training.crops import crop_squares
-from monai_diffaug.training.datasets import SOURCES, Sample, load_samples
+from monai_diffaug.training.datasets import SOURCES, Sample, load_samples, names_without
 from monai_diffaug.training.tissue import normal_tissue
 
 __all__ = ["LesionCropSampler", "LesionCrops", "lesion_square", "train", "training_loss"]
@@ -232,9 +233,18 @@ def training_loss(
 
 
 def train(
-    out: Path, vae_folder: Path, minutes: float, batch_size: int = 8, prediction_type: str = "sample", seed: int = 0
+    out: Path,
+    vae_folder: Path,
+    minutes: float,
+    batch_size: int = 8,
+    prediction_type: str = "sample",
+    seed: int = 0,
+    left_out: Collection[str] = (),
 ) -> LatentSegmenter:
-    """Train for ``minutes`` of running time (resumes what ``out`` holds) and write ``out/validator``; returns the averaged network."""
+    """Train for ``minutes`` of running time (resumes what ``out`` holds) without the data sets ``left_out``, write ``out/validator``.
+
+    Returns the averaged network.
+    """
     from diffusers import AutoencoderKL
 
     torch.manual_seed(seed)
@@ -246,9 +256,10 @@ def train(
     parts = {"segmenter": segmenter, "ema": ema, "optimizer": optimizer}
     state = out / "validator.ckpt"
     done = load_state(state, parts)
-    sampler = LesionCropSampler("train", seed + int(1000 * done))
+    sources = names_without(left_out)
+    sampler = LesionCropSampler("train", seed + int(1000 * done), sources)
     generator = torch.Generator().manual_seed(seed + int(1000 * done))
-    probe = fit_probe(vae, LesionCropSampler("train", seed))
+    probe = fit_probe(vae, LesionCropSampler("train", seed, sources))
     clock, step, recent = Clock(minutes, done), 0, 0.0
     while (progress := clock.progress()) < 1:
         for group in optimizer.param_groups:
@@ -283,11 +294,12 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--prediction-type", choices=("sample", "epsilon"), default="sample")
     parser.add_argument("--export", type=Path, default=None, help="also write the float16 weights to this folder")
+    parser.add_argument("--without", nargs="+", default=(), metavar="DATA_SET", help="data sets that the model must not see")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(args.threads)
-    segmenter = train(args.out, args.vae, args.minutes, args.batch_size, args.prediction_type)
+    segmenter = train(args.out, args.vae, args.minutes, args.batch_size, args.prediction_type, left_out=args.without)
     if args.export is not None:
         save_validator(segmenter, args.export)
 

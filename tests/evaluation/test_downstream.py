@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -68,6 +69,23 @@ def test_the_same_seed_trains_the_same_network(cases):
     one, two, other = (train_segmentation(cases, [], FAST, seed=s).state_dict() for s in (0, 0, 1))
     name = next(iter(one))
     assert torch.equal(one[name], two[name]) and not torch.equal(one[name], other[name])
+
+
+@pytest.mark.parametrize(
+    "train", [train_segmentation, lambda r, s, settings, seed: train_classification(r, s, "malignant mass", settings, seed)]
+)
+def test_a_compiled_training_steps_through_the_compiled_network(cases, monkeypatch, train):
+    calls = []
+
+    def compiled(network):
+        return lambda images: calls.append(len(images)) or network(images)
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    plain = train(cases, [], FAST, 0).state_dict()
+    assert calls == []
+    fast = train(cases, [], replace(FAST, compile=True), 0).state_dict()
+    assert calls == [FAST.batch_size] * FAST.steps
+    assert all(torch.equal(plain[name], fast[name]) for name in plain)
 
 
 def test_scores_are_right_for_known_answers(cases):

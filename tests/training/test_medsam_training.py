@@ -94,3 +94,12 @@ def test_a_batch_holds_boxes_around_its_masks_and_images_in_the_unit_range() -> 
 def test_the_same_seed_draws_the_same_batch() -> None:
     first, second = PromptSampler("validation", 5).draw(2), PromptSampler("validation", 5).draw(2)
     assert torch.equal(first.images, second.images) and torch.equal(first.boxes, second.boxes)
+
+
+@needs_data
+def test_a_data_set_that_is_left_out_is_never_drawn() -> None:
+    everything, rest = PromptSampler("validation", 0), PromptSampler("validation", 0, ["breast_ultrasound"])
+    assert len(rest.sources) == len(everything.sources) - 1
+    assert everything.shares.max() == pytest.approx(0.4) and np.allclose(rest.shares, 1 / len(rest.sources))
+    with pytest.raises(ValueError, match="no data set 'breasts'"):
+        PromptSampler("validation", 0, ["breasts"])

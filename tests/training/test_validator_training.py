@@ -7,6 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import monai_diffaug.training.validator as recipe
+from monai_diffaug.models.registry import tiny_folder
 from monai_diffaug.models.validator import TINY_CONFIG, LatentSegmenter
 from monai_diffaug.training.datasets import data_root
 from monai_diffaug.training.validator import (
@@ -84,3 +86,21 @@ def test_lesions_come_with_their_mask_and_normal_tissue_with_an_empty_one():
 def test_the_same_seed_draws_the_same_crops():
     first, second = (LesionCropSampler("validation", 3, ("breast_ultrasound",)).draw(3) for _ in range(2))
     assert torch.equal(first.images, second.images) and torch.equal(first.masks, second.masks)
+
+
+@needs_data
+def test_the_recipe_draws_no_crop_of_a_data_set_that_is_left_out(tmp_path, monkeypatch):
+    seen = []
+
+    class Stop(Exception):
+        pass
+
+    class Recorded:
+        def __init__(self, split, seed, sources):
+            seen.append(sources)
+            raise Stop
+
+    monkeypatch.setattr(recipe, "LesionCropSampler", Recorded)
+    with pytest.raises(Stop):
+        recipe.train(tmp_path, tiny_folder("inpainter") / "vae", 1.0, left_out=["breast_ultrasound"])
+    assert "breast_ultrasound" not in seen[0] and "spine_mri" in seen[0]
