@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["END", "GOALS", "START", "insert_tables", "render", "render_readme"]
+from monai_diffaug.markers import replace_between
 
-START, END = "<!-- benchmark:start -->", "<!-- benchmark:end -->"
+__all__ = ["GOALS", "MARKERS", "insert_tables", "render", "render_readme"]
+
+MARKERS = "benchmark"
 
 RIVALS = {
     "a": "a loop of diffusers' pipeline over all slices, PIL",
@@ -41,16 +43,12 @@ def render_readme(figures: Mapping[str, Any]) -> str:
 
 
 def insert_tables(text: str, figures: Mapping[str, Any]) -> str:
-    """A Markdown text with the tables between its markers, in place of what stood there.
+    """The text with the tables between its markers.
 
     Raises:
         ValueError: the text has no markers.
     """
-    before, start, rest = text.partition(START)
-    _, end, after = rest.partition(END)
-    if not start or not end:
-        raise ValueError(f"the text has no place for the tables: put the lines {START} and {END} where they shall stand")
-    return f"{before}{START}\n\n{render_readme(figures)}\n{END}{after}"
+    return replace_between(text, MARKERS, render_readme(figures))
 
 
 def render(figures: Mapping[str, Any]) -> str:

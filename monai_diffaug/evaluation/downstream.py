@@ -31,8 +31,9 @@ from monai_diffaug.evaluation.arms import NEEDS, NETWORKS, ArmFactory, Generator
 from monai_diffaug.evaluation.cases import Case
 from monai_diffaug.evaluation.classification import score_classification, train_classification
 from monai_diffaug.evaluation.segmentation import TaskSettings, score_segmentation, train_segmentation
-from monai_diffaug.evaluation.summary import summarise, table_of
+from monai_diffaug.evaluation.summary import BASELINE, summarise, table_of
 from monai_diffaug.evaluation.synthetic_cache import SyntheticImages, load_or_make
+from monai_diffaug.markers import replace_between
 from monai_diffaug.prompts import NORMAL
 from monai_diffaug.training.datasets import Sample, load_samples
 
@@ -277,6 +278,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--arms", default=DEFAULT_ARMS, help="NAME, NAME@GENERATOR or package.module:function; default %(default)s")
     parser.add_argument("--seeds", type=int, default=3, help="how many, from 0")
     parser.add_argument("--n-train", default="40", help="labelled images, e.g. 10,20,40")
+    parser.add_argument("--reference", type=int, metavar="N", help="train none on N labelled images too: what more real data would add")
     parser.add_argument("--subset-seed", type=int, default=0, help="of the draw of the labelled images")
     parser.add_argument("--steps", type=int, default=1500, help="optimiser steps of each network")
     parser.add_argument("--batch-size", type=int, default=8)
@@ -290,6 +292,7 @@ def build_parser() -> argparse.ArgumentParser:
         text = f"of that generator, needed by {arm}; default none, of {SHIPPED!r} the embedded one"
         parser.add_argument(f"--{network}", action="append", default=[], metavar="NAME=SOURCE", help=text)
     parser.add_argument("--export-datalist", type=Path, metavar="DIR", help="write the labelled images for fine-tuning, and stop")
+    parser.add_argument("--readme", type=Path, help="put the table between the markers study-TASK of this Markdown file")
     parser.add_argument("--threads", type=int, default=1)
     return parser
 
@@ -311,13 +314,13 @@ def main() -> None:
             resolve(options, arm)
         runs = []
         # by seed first: a study that is cut short has whole rows of few seeds rather than few rows
+        pairs = [(arm, n) for n in sizes for arm in arms] + [(BASELINE, options.reference)] * (options.reference is not None)
         for seed in range(options.seeds):
-            for n in sizes:
-                for arm in arms:
-                    result = run_arm(options, arm, n, seed)
-                    spent = f"{result['synthesis_s']:.0f} s + {result['training_s']:.0f} s"
-                    logger.info("%s n=%d seed %d: %d synthetic, %s", arm, n, seed, result["n_synthetic"], spent)
-                    runs.append(result)
+            for arm, n in pairs:
+                result = run_arm(options, arm, n, seed)
+                spent = f"{result['synthesis_s']:.0f} s + {result['training_s']:.0f} s"
+                logger.info("%s n=%d seed %d: %d synthetic, %s", arm, n, seed, result["n_synthetic"], spent)
+                runs.append(result)
     except ValueError as error:
         parser.error(str(error))
     summary = summarise(runs)
@@ -325,6 +328,8 @@ def main() -> None:
     text = table_of(summary)
     _write(options.out / f"table_{options.task}.md", text)
     sys.stdout.write(text + "\n")
+    if options.readme is not None:
+        options.readme.write_text(replace_between(options.readme.read_text(), f"study-{options.task}", text + "\n"))
     from monai_diffaug.evaluation.study_plot import plot_study
 
     plot_study(summary, options.out / f"study_{options.task}.png")

@@ -15,7 +15,7 @@ from monai_diffaug.evaluation.bootstrap import interval
 from monai_diffaug.evaluation.classification import accuracy, auc, f1
 from monai_diffaug.evaluation.segmentation import SIZES
 
-__all__ = ["summarise", "table_of"]
+__all__ = ["BASELINE", "summarise", "table_of"]
 
 BASELINE = "none"
 SCORES: dict[str, Callable[[Any, Any], float]] = {"auc": auc, "accuracy": accuracy, "f1": f1}
@@ -25,7 +25,8 @@ def summarise(runs: Sequence[Mapping[str, Any]], resamples: int = 1000) -> list[
     """One row for each arm and number of labelled images.
 
     Images are averaged over the seeds first; the interval resamples the groups of the test images (the seeds' spread is given
-    beside it as "seed_means"). "gain" is the paired difference to the arm "none" on the same images.
+    beside it as "seed_means"). "gain" is the paired difference to the arm "none" on the same images; of "none" with more labelled images,
+    to "none" with the fewest.
 
     Args:
         runs: results of ``monai_diffaug.evaluation.downstream.run_arm``.
@@ -35,8 +36,9 @@ def summarise(runs: Sequence[Mapping[str, Any]], resamples: int = 1000) -> list[
     for run in runs:
         table[(int(run["n_train"]), str(run["arm"]))].append(run)
     rows = []
+    fewest = min((n for n, arm in table if arm == BASELINE), default=0)
     for (n, arm), members in table.items():
-        baseline = table.get((n, BASELINE), [])
+        baseline = table.get((fewest if arm == BASELINE else n, BASELINE), [])
         row: dict[str, Any] = {
             "arm": arm,
             "task": members[0]["task"],
@@ -50,19 +52,18 @@ def summarise(runs: Sequence[Mapping[str, Any]], resamples: int = 1000) -> list[
             "method": members[0].get("method", ""),
         }
         by_task = _segmentation if members[0]["task"] == "segmentation" else _classification
-        row["figures"] = by_task(members, baseline if arm != BASELINE else [], resamples)
+        row["figures"] = by_task(members, [] if baseline is members else baseline, resamples)
         rows.append(row)
     return rows
 
 
 def _segmentation(members: Sequence[Mapping[str, Any]], baseline: Sequence[Mapping[str, Any]], resamples: int) -> dict[str, Any]:
-    figures: dict[str, Any] = {}
-    for name in ("dice", "hd95", "missed", "false_alarm"):
+    figures: dict[str, Any] = {"dice": _mean(members, "dice", lambda row: True, resamples)}
+    figures["dice_gain"] = _gain(members, baseline, "dice", resamples) if baseline else None
+    for name in ("hd95", "missed", "false_alarm"):
         figures[name] = _mean(members, name, lambda row: True, resamples)
     for size in SIZES:
         figures[f"fnr_{size}"] = _mean(members, "fnr", partial(_is_of, size), resamples)
-    if baseline:
-        figures["dice_gain"] = _gain(members, baseline, "dice", resamples)
     return {name: value for name, value in figures.items() if value is not None}
 
 
@@ -118,7 +119,8 @@ def table_of(summary: Sequence[Mapping[str, Any]]) -> str:
     """
     if not summary:
         return ""
-    names = list(dict.fromkeys(name for row in summary for name in row["figures"]))
+    fullest_first = sorted(summary, key=lambda row: -len(row["figures"]))  # the baseline has no gain
+    names = list(dict.fromkeys(name for row in fullest_first for name in row["figures"]))
     lines = ["| arm | images | synthetic | seeds | " + " | ".join(names) + " |", "|" + "---|" * (len(names) + 4)]
     for row in summary:
         cells = [_cell(name, row["figures"].get(name)) for name in names]

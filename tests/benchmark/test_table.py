@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from monai_diffaug.benchmark.table import END, START, insert_tables, render, render_readme
+from monai_diffaug.benchmark.table import MARKERS, insert_tables, render, render_readme
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -131,7 +131,7 @@ def test_subjects_that_were_not_measured_have_no_table() -> None:
 
 
 def test_the_tables_replace_what_stood_between_the_markers() -> None:
-    text = f"before\n{START}\nold\n{END}\nafter\n"
+    text = f"before\n<!-- {MARKERS}:start -->\nold\n<!-- {MARKERS}:end -->\nafter\n"
     once = insert_tables(text, FIGURES)
     assert once.startswith("before\n") and once.endswith("\nafter\n") and "old" not in once and render_readme(FIGURES) in once
     assert insert_tables(once, FIGURES) == once

@@ -3,6 +3,7 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,8 +17,10 @@ from monai_diffaug.evaluation.lesion_sources import BorrowedLesiond, OwnLesiond,
 from monai_diffaug.evaluation.segmentation import TaskSettings, batch_of, score_segmentation, size_of, train_segmentation
 from monai_diffaug.evaluation.summary import summarise, table_of
 from monai_diffaug.evaluation.synthetic_cache import load_or_make
+from monai_diffaug.markers import replace_between
 
 STUDY = downstream.STUDIES["breast_ultrasound"]
+ROOT = Path(__file__).resolve().parents[2]
 FAST = TaskSettings(steps=2, batch_size=2, size_px=64)
 NOBODY = Generator("tiny", "nothing", None, None, None, None)
 
@@ -344,7 +347,44 @@ def test_the_summary_pairs_images_and_names_what_the_generator_has_seen(tmp_path
     assert "- `mine`: Does this and that. Generator `tiny`, medsam `outliner`, has seen: the test's author." in text
     assert "- `none`: Does this and that. No generator." in text
     assert "+10.0 [10.0, 10.0]" in text and "fnr_small" in text and "fnr_large" not in text
+    assert text.splitlines()[0].startswith("| arm | images | synthetic | seeds | dice | dice_gain |")
     pytest.importorskip("matplotlib")
     from monai_diffaug.evaluation.study_plot import plot_study
 
     assert plot_study([base, mine], tmp_path / "p.png") and (tmp_path / "p.png").stat().st_size > 5000
+
+
+def test_more_real_images_are_compared_with_the_fewest():
+    values = np.random.RandomState(0).rand(30)
+    more = {**run_of("none", 0, list(values + 0.2)), "n_train": 250}
+    few, many, mine = summarise([run_of("none", 0, list(values)), more, run_of("mine", 0, list(values - 0.1))], resamples=50)
+    assert "dice_gain" not in few["figures"]
+    assert many["figures"]["dice_gain"]["value"] == pytest.approx(0.2) and mine["figures"]["dice_gain"]["value"] == pytest.approx(-0.1)
+
+
+def test_the_command_trains_the_reference_too_and_writes_the_table_into_a_text(tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def run_arm(options, arm, n, seed):
+        asked.append((arm, n, seed))
+        return {**run_of(arm, seed, [0.5, 0.6]), "n_train": n, "synthesis_s": 0.0, "training_s": 0.0}
+
+    readme = tmp_path / "README.md"
+    readme.write_text("a\n<!-- study-segmentation:start -->\n<!-- study-segmentation:end -->\nb\n")
+    monkeypatch.setattr(downstream, "run_arm", run_arm)
+    options = ["--arms", "none,copy_paste", "--seeds", "2", "--n-train", "10", "--reference", "20", "--out", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["downstream", *options, "--readme", str(readme)])
+    downstream.main()
+    assert asked == [(arm, n, seed) for seed in (0, 1) for arm, n in (("none", 10), ("copy_paste", 10), ("none", 20))]
+    summary = json.loads((tmp_path / "summary_segmentation.json").read_text())
+    assert [(row["arm"], row["n_train"]) for row in summary] == [("none", 10), ("copy_paste", 10), ("none", 20)]
+    assert table_of(summary) in capsys.readouterr().out and f"\n{table_of(summary)}\n\n<!--" in readme.read_text()
+
+
+@pytest.mark.parametrize("task", downstream.TASKS)
+def test_the_readme_shows_the_committed_study(task):
+    readme, results = ROOT / "README.md", ROOT / "benchmarks" / "results" / f"breast_ultrasound_{task}.json"
+    if not results.is_file():
+        pytest.skip(f"no {results.name} in this tree")
+    text = readme.read_text()
+    assert replace_between(text, f"study-{task}", table_of(json.loads(results.read_text())) + "\n") == text
