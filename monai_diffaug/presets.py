@@ -43,8 +43,10 @@ def mila_tmgdiff(
 ) -> Compose:
     """MILA-TMGDiff: MedSAM outlines the labelled lesion, a prompt describes it, controlled local noise repaints it.
 
+    The label is not changed: the lesion stays where it is, and what MedSAM's outline covers beyond it is none.
+
     Args:
-        image_key, label_key: image (C, H, W[, D]) and its label (1, H, W[, D]).
+        image_key, label_key: image (C, H, W[, D]) and its label (1, H, W[, D]), where MedSAM's boxes come from.
         modality, finding: words of the prompt, see ``TextPromptd``.
         label_value: the lesion's class id.
         noise_scale: g in [0, 1], how far the result moves from the original.
@@ -64,8 +66,6 @@ def mila_tmgdiff(
             TextPromptd("prompt", modality=modality, finding=finding),
             DiffusionLocalInpaintd(
                 image_key,
-                label_key=label_key,
-                label_value=label_value,
                 guidance_scale=1.0,
                 noise_source=noise_source,
                 noise_scale=noise_scale,

@@ -49,6 +49,7 @@ def test_mila_tmgdiff_repaints_inside_the_outline_of_the_labelled_lesion(random_
     changed = result["image"] != sample()["image"]
     assert result["image_diffaug"]["applied"] and changed.any() and not changed[:, :12].any()
     assert result["image_diffaug"]["prompt"].startswith("ultrasound of breast")
+    assert torch.equal(result["label"], sample()["label"]) and not torch.equal(result["mask"].float(), result["label"].float())
 
 
 def test_diffaug_paints_clear_of_the_lesion_that_is_there_and_counts_its_tries(random_inpainter) -> None:

@@ -93,12 +93,13 @@ def _mila(cases: Sequence[Case], generator: Generator) -> Any:
     """MILA-TMGDiff: MedSAM outlines the own lesion from its box; repainted there by inverted noise with a local share g = 0.8, 6 steps.
 
     Inverted noise keeps what g leaves of the original: with random noise g changes nothing that another seed would not. Without guidance,
-    as in the preset: 22 UNet calls of the inversion and 6 of the sampler, about as much as 14 guided steps. Images without a lesion give
-    none.
+    as in the preset: 22 UNet calls of the inversion and 6 of the sampler, about as much as 14 guided steps. The label stays. Images without
+    a lesion give none.
     """
     outline = MedSAMMaskd("image", mask_key="mask", label_key="mask", model=generator.named("medsam"), device="cpu")
     repaint = _inpaint(
         generator,
+        label_key=None,
         num_inference_steps=INVERTED_STEPS,
         guidance_scale=1.0,
         noise_source="inverted",
@@ -191,6 +192,7 @@ NEEDS: dict[str, tuple[str, ...] | None] = {
     "emit_diff_merged": ("controlnet",),
     "emit_diff_two_scales": ("controlnet",),
     "medsoft": ("semantic_controller",),
+    "monai_diffaug.evaluation.oracle:real_lesions": None,
 }
 
 

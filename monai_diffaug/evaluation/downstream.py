@@ -172,7 +172,9 @@ def run_arm(options: argparse.Namespace, arm: str, n: int, seed: int) -> dict[st
         ValueError: the file there was made with other settings, or the arm or its generator is unknown.
     """
     study = STUDIES[options.study]
-    settings = TaskSettings(options.steps, options.batch_size, synthetic_share=options.synthetic_share, compile=options.compile)
+    settings = TaskSettings(
+        options.steps, options.batch_size, options.size_px, options.synthetic_share, options.rate, compile=options.compile
+    )
     factory, generator, networks = resolve(options, arm)
     setup = {
         "study": options.study,
@@ -282,6 +284,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--subset-seed", type=int, default=0, help="of the draw of the labelled images")
     parser.add_argument("--steps", type=int, default=1500, help="optimiser steps of each network")
     parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--size-px", type=int, default=96, help="side of the networks' input")
+    parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate of the segmenters")
     parser.add_argument("--synthetic", type=int, default=64, help="synthetic images of a run, made once and used again and again")
     parser.add_argument("--synthetic-share", type=float, default=0.5, help="of a batch")
     parser.add_argument("--compile", action="store_true", help="train segmenters through torch.compile: faster, needs a C++ compiler")
