@@ -10,7 +10,7 @@ from monai.data import MetaTensor
 from monai_diffaug.models.inpainter import Inpainter, load_inpainter
 from monai_diffaug.models.lean_unet import LeanUnet
 from monai_diffaug.models.registry import ModelSpec
-from monai_diffaug.repaint import RepaintSettings, batch_sizes, in_batches
+from monai_diffaug.repaint import RepaintSettings
 from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaint
 from monai_diffaug.transforms.local_inpaintd import DiffusionLocalInpaintd
 
@@ -145,31 +145,6 @@ def test_a_hard_mask_on_a_nine_channel_model_is_encoded_once(fast, monkeypatch) 
     edit(DiffusionLocalInpaint(**fast, soft_width=0))
     edit(DiffusionLocalInpaint(**fast))
     assert sizes == [1, 2]
-
-
-def test_batches_are_halved_until_they_fit_and_one_that_never_fits_is_an_error() -> None:
-    sizes: list[int] = []
-
-    def scarce(part: slice) -> torch.Tensor:
-        count = part.stop - part.start
-        sizes.append(count)
-        if count > 2:
-            raise torch.OutOfMemoryError("no memory")
-        return torch.arange(part.start, part.stop)
-
-    assert in_batches(scarce, 9, 8).tolist() == list(range(9))
-    assert sizes == [8, 4, 2, 2, 2, 2, 1]
-
-    def never(part: slice) -> torch.Tensor:
-        raise torch.OutOfMemoryError("no memory")
-
-    with pytest.raises(torch.OutOfMemoryError):
-        in_batches(never, 3, 2)
-
-
-def test_batch_sizes_are_as_asked_or_sixteen_on_a_cpu(random_inpainter) -> None:
-    model = load_inpainter(ModelSpec("inpainter", random_inpainter), torch.device("cpu"))
-    assert batch_sizes(model, 64, True, 3) == (3, 3) and batch_sizes(model, 64, True, None) == (16, 16)
 
 
 def test_settings_know_a_hard_edge_in_either_unit() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from monai_diffaug.benchmark.settings import EditSettings
 from monai_diffaug.models.inpainter import Inpainter
-from monai_diffaug.repaint import batch_sizes
+from monai_diffaug.slice_batches import batch_sizes
 
 __all__ = ["bare_edit"]
 

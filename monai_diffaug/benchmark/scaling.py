@@ -15,7 +15,7 @@ from monai_diffaug.benchmark.settings import Amount, EditSettings
 from monai_diffaug.benchmark.timing import interleaved, median_interval, ratios
 from monai_diffaug.benchmark.volumes import make_volume
 from monai_diffaug.models.inpainter import Inpainter
-from monai_diffaug.repaint import batch_sizes
+from monai_diffaug.slice_batches import batch_sizes
 
 __all__ = ["Line", "fit_line", "measure_scaling"]
 

@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from monai_diffaug.evaluation.bootstrap import Interval, interval
+from monai_diffaug.evaluation.classification import auc as ranking_auc
 from monai_diffaug.evaluation.painted import PROMPTS
 from monai_diffaug.evaluation.regions import Region, free_places, real_lesions
 from monai_diffaug.evaluation.report import study_parser, write_json
@@ -144,11 +145,7 @@ def auc(judged: Sequence[Judged], dice: Sequence[float] | None = None) -> float:
         judged: candidates.
         dice: one a candidate; None takes that of the look on the way.
     """
-    values, kept = np.array([j.dice for j in judged] if dice is None else dice), np.array([j.accepted for j in judged], bool)
-    if kept.all() or not kept.any():
-        return float("nan")
-    difference = values[kept][:, None] - values[~kept][None]
-    return float((difference > 0).mean() + 0.5 * (difference == 0).mean())
+    return ranking_auc([j.dice for j in judged] if dice is None else dice, [int(j.accepted) for j in judged])
 
 
 def rows_of(judged: Sequence[Judged], thresholds: Sequence[float] = THRESHOLDS) -> list[Row]:

@@ -37,7 +37,7 @@ class TaskSettings:
         size_px: side of the network's input.
         synthetic_share: share of a batch that is synthetic, where there are synthetic images.
         rate: peak learning rate.
-        compile: train through ``torch.compile``: 1.7 times as fast on a CPU, needs a C++ compiler.
+        compile: train through ``torch.compile``: faster, needs a C++ compiler.
     """
 
     steps: int = 1500

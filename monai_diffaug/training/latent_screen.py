@@ -31,6 +31,7 @@ from monai_diffaug.sampling.inpaint import inpaint_latents
 from monai_diffaug.seeding import slice_generators
 from monai_diffaug.training.checkpoint import Clock, Ema, cosine_rate, load_state, save_state
 from monai_diffaug.training.datasets import SOURCES
+from monai_diffaug.training.inpaint import LatentBank
 
 __all__ = [
     "JudgedBank",
@@ -83,12 +84,8 @@ def load_bank(folder: Path) -> LatentCrops:
     Raises:
         FileNotFoundError: there are none.
     """
-    files = sorted(folder.glob("train-*.pt"))
-    if not files:
-        raise FileNotFoundError(f"no train-*.pt in {folder}; make them: python -m monai_diffaug.training.latent_bank --out {folder}")
-    chunks: list[dict[str, Any]] = [torch.load(file, map_location="cpu", weights_only=True) for file in files]
-    latents, masked, mask = (torch.cat([chunk[name] for chunk in chunks]) for name in ("latents", "masked", "mask"))
-    return LatentCrops(latents, masked, mask, [caption for chunk in chunks for caption in chunk["captions"]])
+    bank = LatentBank(folder)
+    return LatentCrops(bank.tensors["latents"], bank.tensors["masked"], bank.tensors["mask"], bank.captions)
 
 
 def shows_finding(caption: str) -> bool:

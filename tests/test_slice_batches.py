@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from monai_diffaug.models.inpainter import load_inpainter
+from monai_diffaug.models.registry import ModelSpec
+from monai_diffaug.slice_batches import batch_sizes, in_batches
+
+
+def test_batches_are_halved_until_they_fit_and_one_that_never_fits_is_an_error() -> None:
+    sizes: list[int] = []
+
+    def scarce(part: slice) -> torch.Tensor:
+        count = part.stop - part.start
+        sizes.append(count)
+        if count > 2:
+            raise torch.OutOfMemoryError("no memory")
+        return torch.arange(part.start, part.stop)
+
+    assert in_batches(scarce, 9, 8).tolist() == list(range(9))
+    assert sizes == [8, 4, 2, 2, 2, 2, 1]
+
+    def never(part: slice) -> torch.Tensor:
+        raise torch.OutOfMemoryError("no memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        in_batches(never, 3, 2)
+
+
+def test_batch_sizes_are_as_asked_or_sixteen_on_a_cpu(random_inpainter) -> None:
+    model = load_inpainter(ModelSpec("inpainter", random_inpainter), torch.device("cpu"))
+    assert batch_sizes(model, 64, True, 3) == (3, 3) and batch_sizes(model, 64, True, None) == (16, 16)
