@@ -2,6 +2,9 @@
 
 ``python -m monai_diffaug.training.medsam --out runs/medsam --minutes 45 --threads 1`` trains (resumes what ``--out``
 holds) and writes ``config.json`` and ``model.safetensors`` (float16) to ``out/medsam``.
+
+``--model tiny --keep-encoder`` trains the decoder of a model further and leaves its image encoder bit for bit as it is, so that what was
+trained on its features (a semantic controller) stays valid.
 """
 
 from __future__ import annotations
@@ -20,7 +23,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from monai_diffaug.boxes import Box, box_around, connected_components
-from monai_diffaug.models.medsam import TINY_CONFIG, build_sam, prompt_with_boxes, save_sam
+from monai_diffaug.errors import ModelSourceError
+from monai_diffaug.models.medsam import TINY_CONFIG, build_sam, load_medsam, prompt_with_boxes, save_sam
+from monai_diffaug.models.registry import ModelSpec
 from monai_diffaug.training.checkpoint import Clock, Ema, cosine_rate, load_state, save_state
 from monai_diffaug.training.datasets import Sample, load_samples, names_without
 
@@ -68,9 +73,10 @@ class PromptSampler:
         split: "train" or "validation".
         seed: of all draws.
         left_out: names of data sets that are not drawn from; without breast ultrasound all others are equally frequent.
+        breast_share: share of the draws that show breast ultrasound.
     """
 
-    def __init__(self, split: str, seed: int, left_out: Collection[str] = ()) -> None:
+    def __init__(self, split: str, seed: int, left_out: Collection[str] = (), *, breast_share: float = BREAST_SHARE) -> None:
         self.rng = np.random.RandomState(seed % 2**32)
         self.sources: list[list[tuple[NDArray[np.uint8], list[NDArray[np.bool_]]]]] = []
         is_breast = []
@@ -80,7 +86,7 @@ class PromptSampler:
             if pairs:
                 self.sources.append(pairs)
                 is_breast.append(name == "breast_ultrasound")
-        breast_share = BREAST_SHARE if any(is_breast) else 0.0
+        breast_share = breast_share if any(is_breast) else 0.0
         rest = (1 - breast_share) / is_breast.count(False)
         self.shares = np.array([breast_share if breast else rest for breast in is_breast])
 
@@ -184,9 +190,10 @@ def intersection_over_union(logits: Tensor, targets: Tensor) -> Tensor:
     return (predicted & truth).sum((1, 2, 3)) / (predicted | truth).sum((1, 2, 3)).clamp_min(1)
 
 
-def batch_loss(sam: Any, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Mean loss of a batch and the (N * P,) overlaps of its real prompts."""
-    embeddings = sam.image_encoder(batch.images)
+def batch_loss(sam: Any, batch: Batch, *, keep_encoder: bool = False) -> tuple[Tensor, Tensor]:
+    """Mean loss of a batch and the (N * P,) overlaps of its real prompts; no gradient reaches an encoder that is kept."""
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not keep_encoder):
+        embeddings = sam.image_encoder(batch.images)
     positions = sam.prompt_encoder.get_dense_pe()
     losses, overlaps = [], []
     for embedding, targets, boxes, real in zip(embeddings, batch.targets, batch.boxes, batch.real, strict=True):
@@ -198,33 +205,71 @@ def batch_loss(sam: Any, batch: Batch) -> tuple[Tensor, Tensor]:
     return torch.stack(losses).sum() / batch.real.numel(), torch.cat(overlaps)
 
 
-def train(out: Path, minutes: float, batch_size: int = 4, seed: int = 0, left_out: Collection[str] = ()) -> Any:
+def start(model: str | None, keep_encoder: bool) -> Any:
+    """The networks that are trained: fresh ones, or those of ``model`` (a source of ``load_medsam`` of the embedded architecture).
+
+    Raises:
+        ValueError: an encoder can only be kept where a model is given, or the model has another input size.
+    """
+    if model is None:
+        if keep_encoder:
+            raise ValueError("keep_encoder leaves the image encoder of a given model as it is: give the model too, e.g. 'tiny'")
+        return build_sam(TINY_CONFIG).requires_grad_(True)
+    sam = load_medsam(ModelSpec("medsam", model)).sam
+    if int(sam.image_encoder.img_size) != SIZE_PX:
+        raise ValueError(
+            f"{model!r} works on {sam.image_encoder.img_size} px, this recipe on {SIZE_PX}; use monai-diffaug train medsam for it"
+        )
+    sam.requires_grad_(True)
+    sam.image_encoder.requires_grad_(not keep_encoder)
+    return sam
+
+
+def train(
+    out: Path,
+    minutes: float,
+    batch_size: int = 4,
+    seed: int = 0,
+    left_out: Collection[str] = (),
+    *,
+    model: str | None = None,
+    keep_encoder: bool = False,
+    breast_share: float = BREAST_SHARE,
+    peak_rate: float = 1e-3,
+) -> Any:
     """Train for ``minutes`` of wall time (resumes what ``out`` holds) without the data sets ``left_out``, write ``out/medsam``.
+
+    Args:
+        out, minutes, batch_size, seed, left_out: of the run.
+        model: weights to start from; None starts afresh.
+        keep_encoder: train everything but the image encoder.
+        breast_share: share of the draws that show breast ultrasound.
+        peak_rate: learning rate at the start; it falls to a hundredth.
 
     Returns the average.
     """
     torch.manual_seed(seed)
-    sam = build_sam(TINY_CONFIG)
-    sam.requires_grad_(True)
+    sam = start(model, keep_encoder)
     ema = Ema(sam, 0.998)
-    decayed = [p for n, p in sam.named_parameters() if p.ndim > 1 and "pos" not in n and "embed" not in n]
-    kept = [p for n, p in sam.named_parameters() if not (p.ndim > 1 and "pos" not in n and "embed" not in n)]
+    named = [(n, p) for n, p in sam.named_parameters() if p.requires_grad]
+    decayed = [p for n, p in named if p.ndim > 1 and "pos" not in n and "embed" not in n]
+    kept = [p for n, p in named if not (p.ndim > 1 and "pos" not in n and "embed" not in n)]
     optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.02}, {"params": kept, "weight_decay": 0.0}], lr=1e-3, betas=(0.9, 0.98)
+        [{"params": decayed, "weight_decay": 0.02}, {"params": kept, "weight_decay": 0.0}], lr=peak_rate, betas=(0.9, 0.98)
     )
-    rate = cosine_rate(1e-3, 1e-5)
+    rate = cosine_rate(peak_rate, peak_rate / 100)
     parts = {"sam": sam, "ema": ema, "optimizer": optimizer}
     state = out / "medsam.ckpt"
     done = load_state(state, parts)
-    sampler = PromptSampler("train", seed + int(1000 * done), left_out)
+    sampler = PromptSampler("train", seed + int(1000 * done), left_out, breast_share=breast_share)
     clock, step, recent = Clock(minutes, done), 0, 0.0
     while (progress := clock.progress()) < 1:
         for group in optimizer.param_groups:
             group["lr"] = rate(progress)
-        loss, overlap = batch_loss(sam, sampler.draw(batch_size))
+        loss, overlap = batch_loss(sam, sampler.draw(batch_size), keep_encoder=keep_encoder)
         optimizer.zero_grad()
         torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(sam.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_((p for _, p in named), 1.0)
         optimizer.step()
         ema.update(sam)
         step += 1
@@ -250,11 +295,27 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=45)
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--without", nargs="+", default=(), metavar="DATA_SET", help="data sets that the model must not see")
+    parser.add_argument("--model", help="weights to start from, e.g. tiny; default fresh ones")
+    parser.add_argument("--keep-encoder", action="store_true", help="leave that model's image encoder as it is")
+    parser.add_argument("--breast-share", type=float, default=BREAST_SHARE, help="share of the draws; default %(default)s")
+    parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate; default %(default)s")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(args.threads)
-    train(args.out, args.minutes, args.batch_size, left_out=args.without)
+    try:
+        train(
+            args.out,
+            args.minutes,
+            args.batch_size,
+            left_out=args.without,
+            model=args.model,
+            keep_encoder=args.keep_encoder,
+            breast_share=args.breast_share,
+            peak_rate=args.rate,
+        )
+    except (ModelSourceError, ValueError) as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

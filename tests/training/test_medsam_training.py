@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
-from monai_diffaug.models.medsam import TINY_CONFIG, build_sam
+from monai_diffaug.models.medsam import TINY_CONFIG, build_sam, load_medsam
+from monai_diffaug.models.registry import ModelSpec
 from monai_diffaug.training.datasets import data_root
 from monai_diffaug.training.medsam import (
     Batch,
@@ -14,7 +17,9 @@ from monai_diffaug.training.medsam import (
     batch_loss,
     intersection_over_union,
     mask_loss,
+    start,
     tight_box,
+    train,
 )
 
 needs_data = pytest.mark.skipif(data_root() is None, reason="the training data are not on this machine")
@@ -103,3 +108,29 @@ def test_a_data_set_that_is_left_out_is_never_drawn() -> None:
     assert everything.shares.max() == pytest.approx(0.4) and np.allclose(rest.shares, 1 / len(rest.sources))
     with pytest.raises(ValueError, match="no data set 'breasts'"):
         PromptSampler("validation", 0, ["breasts"])
+
+
+@needs_data
+def test_a_kept_encoder_is_bit_identical_after_training_and_the_decoder_is_not(tmp_path: Path) -> None:
+    before = load_medsam(ModelSpec("medsam", "tiny")).sam.state_dict()
+    # one step that a clock of 0.001 minutes leaves room for; the average of one step is most of that step
+    train(tmp_path, minutes=0.001, batch_size=1, model="tiny", keep_encoder=True)
+    after = load_medsam(ModelSpec("medsam", str(tmp_path / "medsam"))).sam.state_dict()
+    assert before.keys() == after.keys()
+    for name, weights in before.items():
+        if name.startswith("image_encoder."):
+            assert torch.equal(weights, after[name]), name
+    assert any(not torch.equal(weights, after[name]) for name, weights in before.items() if name.startswith("mask_decoder."))
+
+
+def test_an_encoder_can_only_be_kept_where_a_model_is_given() -> None:
+    with pytest.raises(ValueError, match="give the model too"):
+        start(None, keep_encoder=True)
+    trained = {name.split(".")[0] for name, p in start("tiny", keep_encoder=True).named_parameters() if p.requires_grad}
+    assert trained == {"mask_decoder", "prompt_encoder"}
+
+
+@needs_data
+def test_the_share_of_breast_ultrasound_can_be_chosen() -> None:
+    shares = PromptSampler("validation", 0, breast_share=0.7).shares
+    assert shares.max() == pytest.approx(0.7) and shares.sum() == pytest.approx(1)
