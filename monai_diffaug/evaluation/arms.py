@@ -7,7 +7,7 @@ the presets in ``monai_diffaug.presets`` run 12 (EMIT-Diff 20).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from importlib import import_module
 from typing import Any
 
@@ -46,6 +46,8 @@ class Generator:
         source: of the inpainter, as ``model=`` takes it.
         seen: in words, what it has seen; every figure says so.
         validator, medsam, controlnet, semantic_controller: sources of the other networks; None where there is none.
+
+    ``{n}`` in any of them stands for the number of labelled images, see ``of_images``.
     """
 
     source: str
@@ -69,6 +71,11 @@ class Generator:
                 "that --generator gives it (SOURCE may be 'tiny'; say with --seen what that network has seen too)"
             )
         return source
+
+    def of_images(self, n: int) -> Generator:
+        """The generator that knows ``n`` labelled images: ``{n}`` is replaced in its sources and in what it has seen."""
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: text.replace("{n}", str(n)) for name, text in given.items() if text is not None})
 
 
 ArmFactory = Callable[[Sequence[Case], Generator], Callable[[dict[str, Any]], Mapping[Any, Any]]]

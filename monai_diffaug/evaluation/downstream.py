@@ -3,12 +3,13 @@
 ``python -m monai_diffaug.evaluation.downstream --study breast_ultrasound --arms none,copy_paste,diffaug --seeds 3 --out runs/study``
 
 Each (arm, number of images, seed) is a run with a file of its own under ``--out/runs``; what is there is not run again, so a study can
-be made in pieces, and arms can be added later. ``summary.json``, ``table.md`` and ``study.png`` are written anew each time.
+be made in pieces, and arms can be added later. ``summary_NAME.json``, ``table_NAME.md`` and ``study_NAME.png`` are written anew each time.
 
 The labelled images are drawn once (``--subset-seed``), the same for all arms and seeds; a seed changes the network's start, the
 batches and the synthetic images. ``--export-datalist DIR`` writes them for ``monai-diffaug train``, so that a generator can be fine-tuned
 on exactly these images: ``--generator clean=DIR2 --seen clean="..." --arms none,inpaint@clean``. What else an arm needs is named the same
-way (``--validator clean=DIR3 --arms none,diffaug@clean``); ``shipped`` is the name of the embedded models.
+way (``--validator clean=DIR3 --arms none,diffaug@clean``); ``shipped`` is the name of the embedded models. With several sizes
+(``--n-train 10,20``) ``{n}`` in a source is the number of images: ``--generator clean=runs/clean/ft_{n}``.
 """
 
 from __future__ import annotations
@@ -176,6 +177,7 @@ def run_arm(options: argparse.Namespace, arm: str, n: int, seed: int) -> dict[st
         options.steps, options.batch_size, options.size_px, options.synthetic_share, options.rate, compile=options.compile
     )
     factory, generator, networks = resolve(options, arm)
+    generator = generator.of_images(n)
     setup = {
         "study": options.study,
         "task": options.task,
@@ -296,7 +298,8 @@ def build_parser() -> argparse.ArgumentParser:
         text = f"of that generator, needed by {arm}; default none, of {SHIPPED!r} the embedded one"
         parser.add_argument(f"--{network}", action="append", default=[], metavar="NAME=SOURCE", help=text)
     parser.add_argument("--export-datalist", type=Path, metavar="DIR", help="write the labelled images for fine-tuning, and stop")
-    parser.add_argument("--readme", type=Path, help="put the table between the markers study-TASK of this Markdown file")
+    parser.add_argument("--name", help="of the summary, the table and the picture; default the task")
+    parser.add_argument("--readme", type=Path, help="put the table between the markers study-NAME of this Markdown file")
     parser.add_argument("--threads", type=int, default=1)
     return parser
 
@@ -327,16 +330,17 @@ def main() -> None:
                 runs.append(result)
     except ValueError as error:
         parser.error(str(error))
+    name = options.name or options.task
     summary = summarise(runs)
-    _write(options.out / f"summary_{options.task}.json", json.dumps(summary, indent=1))
+    _write(options.out / f"summary_{name}.json", json.dumps(summary, indent=1))
     text = table_of(summary)
-    _write(options.out / f"table_{options.task}.md", text)
+    _write(options.out / f"table_{name}.md", text)
     sys.stdout.write(text + "\n")
     if options.readme is not None:
-        options.readme.write_text(replace_between(options.readme.read_text(), f"study-{options.task}", text + "\n"))
+        options.readme.write_text(replace_between(options.readme.read_text(), f"study-{name}", text + "\n"))
     from monai_diffaug.evaluation.study_plot import plot_study
 
-    plot_study(summary, options.out / f"study_{options.task}.png")
+    plot_study(summary, options.out / f"study_{name}.png")
 
 
 if __name__ == "__main__":

@@ -99,17 +99,37 @@ def _gain(members: Sequence[Mapping[str, Any]], baseline: Sequence[Mapping[str, 
 def _classification(members: Sequence[Mapping[str, Any]], baseline: Sequence[Mapping[str, Any]], resamples: int) -> dict[str, Any]:
     probabilities, groups = _columns(members, "probability", lambda row: True)
     targets, _ = _columns(members, "target", lambda row: True)
-
-    def over_seeds(score: Callable[[Any, Any], float], picks: NDArray[np.int64]) -> float:
-        return float(np.mean([score(p[picks], t[picks]) for p, t in zip(probabilities, targets, strict=True)]))
-
+    truth = targets[0]
     everything = np.arange(len(groups))
     figures: dict[str, Any] = {}
     for name, score in SCORES.items():
-        found = interval(partial(over_seeds, score), groups, resamples=resamples)
-        means = [score(p[everything], t[everything]) for p, t in zip(probabilities, targets, strict=True)]
-        figures[name] = {**asdict(found), "seed_means": means}
+        by_seed = partial(_scores, score, probabilities, truth)
+        found = interval(lambda picks, by_seed=by_seed: float(np.mean(by_seed(picks))), groups, resamples=resamples)
+        figures[name] = {**asdict(found), "seed_means": by_seed(everything)}
+        if name == "auc" and baseline:
+            figures["auc_gain"] = _auc_gain(members, baseline, resamples)
     return figures
+
+
+def _scores(
+    score: Callable[[Any, Any], float], probabilities: NDArray[np.float64], truth: NDArray[np.float64], picks: NDArray[np.int64]
+) -> list[float]:
+    """The score of each seed's probabilities (seeds, images) on the picked images."""
+    return [score(p[picks], truth[picks]) for p in probabilities]
+
+
+def _auc_gain(members: Sequence[Mapping[str, Any]], baseline: Sequence[Mapping[str, Any]], resamples: int) -> dict[str, Any]:
+    """Over the seeds that both have, on the same resampled groups."""
+    shared = sorted({run["seed"] for run in members} & {run["seed"] for run in baseline})
+    ours, groups = _columns([run for run in members if run["seed"] in shared], "probability", lambda row: True)
+    theirs, _ = _columns([run for run in baseline if run["seed"] in shared], "probability", lambda row: True)
+    truth = _columns(members, "target", lambda row: True)[0][0]
+
+    def by_seed(picks: NDArray[np.int64]) -> NDArray[np.float64]:
+        return np.subtract(_scores(auc, ours, truth, picks), _scores(auc, theirs, truth, picks))
+
+    found = interval(lambda picks: float(by_seed(picks).mean()), groups, resamples=resamples)
+    return {**asdict(found), "seed_means": by_seed(np.arange(len(groups))).tolist()}
 
 
 def table_of(summary: Sequence[Mapping[str, Any]]) -> str:
@@ -126,8 +146,7 @@ def table_of(summary: Sequence[Mapping[str, Any]]) -> str:
         cells = [_cell(name, row["figures"].get(name)) for name in names]
         made = " / ".join(map(str, dict.fromkeys(np.ravel(row["n_synthetic"]).tolist())))
         lines.append(f"| {row['arm']} | {row['n_train']} | {made} | {row['seeds']} | " + " | ".join(cells) + " |")
-    by_arm = {row["arm"]: row for row in summary}
-    return "\n".join([*lines, "", *(_method(row) for row in by_arm.values())])
+    return "\n".join([*lines, "", *dict.fromkeys(map(_method, summary))])
 
 
 def _method(row: Mapping[str, Any]) -> str:

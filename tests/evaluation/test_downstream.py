@@ -16,7 +16,7 @@ from monai_diffaug.evaluation.classification import accuracy, auc, f1, score_cla
 from monai_diffaug.evaluation.lesion_sources import BorrowedLesiond, OwnLesiond, OwnOrBorrowedLesiond
 from monai_diffaug.evaluation.segmentation import TaskSettings, batch_of, score_segmentation, size_of, train_segmentation
 from monai_diffaug.evaluation.summary import summarise, table_of
-from monai_diffaug.evaluation.synthetic_cache import load_or_make
+from monai_diffaug.evaluation.synthetic_cache import SyntheticImages, load_or_make
 from monai_diffaug.markers import replace_between
 
 STUDY = downstream.STUDIES["breast_ultrasound"]
@@ -370,6 +370,33 @@ def test_more_real_images_are_compared_with_the_fewest():
     assert many["figures"]["dice_gain"]["value"] == pytest.approx(0.2) and mine["figures"]["dice_gain"]["value"] == pytest.approx(-0.1)
 
 
+def test_a_gain_in_auc_is_paired_by_image_and_seed():
+    truth = np.arange(20) % 2
+    helped, plain = truth * 0.8 + 0.1, np.random.RandomState(0).rand(20)
+
+    def run(arm, seed, probabilities):
+        images = [
+            {"index": i, "group": i, "probability": float(p), "target": int(t)}
+            for i, (p, t) in enumerate(zip(probabilities, truth, strict=True))
+        ]
+        return {**run_of(arm, seed, []), "task": "classification", "images": images}
+
+    none, mine = summarise([run("none", 0, plain), run("none", 1, plain), run("mine", 1, helped), run("mine", 2, helped)], resamples=50)
+    assert "auc_gain" not in none["figures"] and mine["figures"]["auc"]["value"] == 1
+    gain = mine["figures"]["auc_gain"]
+    assert gain["value"] == pytest.approx(1 - auc(plain, truth)) and len(gain["seed_means"]) == 1
+    assert 0 < gain["low"] < gain["value"] < gain["high"] <= 1
+
+
+def test_a_placeholder_in_a_generator_is_the_number_of_labelled_images(tmp_path, monkeypatch, real_data):
+    monkeypatch.setattr(downstream, "load_or_make", lambda *args, **options: SyntheticImages([], 0, 0.0))
+    monkeypatch.setattr(downstream, "run_one", lambda *args: [])
+    options = options_of(tmp_path, generator=["mine=runs/ft_{n}"], seen=["mine=the {n} images"], medsam=["mine=outliner_{n}"])
+    for n in (10, 20):
+        record = downstream.run_arm(options, "mila@mine", n, 0)["generator"]
+        assert record == {"source": f"runs/ft_{n}", "seen": f"the {n} images", "medsam": f"outliner_{n}"}
+
+
 def test_the_command_trains_the_reference_too_and_writes_the_table_into_a_text(tmp_path, monkeypatch, capsys):
     asked = []
 
@@ -378,21 +405,22 @@ def test_the_command_trains_the_reference_too_and_writes_the_table_into_a_text(t
         return {**run_of(arm, seed, [0.5, 0.6]), "n_train": n, "synthesis_s": 0.0, "training_s": 0.0}
 
     readme = tmp_path / "README.md"
-    readme.write_text("a\n<!-- study-segmentation:start -->\n<!-- study-segmentation:end -->\nb\n")
+    readme.write_text("a\n<!-- study-few:start -->\n<!-- study-few:end -->\nb\n")
     monkeypatch.setattr(downstream, "run_arm", run_arm)
-    options = ["--arms", "none,copy_paste", "--seeds", "2", "--n-train", "10", "--reference", "20", "--out", str(tmp_path)]
+    options = ["--arms", "none,copy_paste", "--seeds", "2", "--n-train", "10", "--reference", "20", "--out", str(tmp_path), "--name", "few"]
     monkeypatch.setattr("sys.argv", ["downstream", *options, "--readme", str(readme)])
     downstream.main()
     assert asked == [(arm, n, seed) for seed in (0, 1) for arm, n in (("none", 10), ("copy_paste", 10), ("none", 20))]
-    summary = json.loads((tmp_path / "summary_segmentation.json").read_text())
+    summary = json.loads((tmp_path / "summary_few.json").read_text())
     assert [(row["arm"], row["n_train"]) for row in summary] == [("none", 10), ("copy_paste", 10), ("none", 20)]
     assert table_of(summary) in capsys.readouterr().out and f"\n{table_of(summary)}\n\n<!--" in readme.read_text()
 
 
-@pytest.mark.parametrize("task", downstream.TASKS)
-def test_the_readme_shows_the_committed_study(task):
-    readme, results = ROOT / "README.md", ROOT / "benchmarks" / "results" / f"breast_ultrasound_{task}.json"
-    if not results.is_file():
-        pytest.skip(f"no {results.name} in this tree")
-    text = readme.read_text()
-    assert replace_between(text, f"study-{task}", table_of(json.loads(results.read_text())) + "\n") == text
+STUDY_RESULTS = sorted((ROOT / "benchmarks" / "results").glob("breast_ultrasound_*.json"))
+
+
+@pytest.mark.parametrize("results", STUDY_RESULTS, ids=lambda file: file.stem)
+def test_the_readme_shows_the_committed_study(results):
+    text = (ROOT / "README.md").read_text()
+    name = results.stem.removeprefix("breast_ultrasound_")
+    assert replace_between(text, f"study-{name}", table_of(json.loads(results.read_text())) + "\n") == text
