@@ -177,6 +177,7 @@ def emit_diff(
     modality: str,
     finding: Finding = None,
     strength: float = 1.0,
+    roi: bool = True,
     num_inference_steps: int = 20,
     guidance_scale: float = 9.0,
     control_scale: float = 1.0,
@@ -192,6 +193,8 @@ def emit_diff(
         image_key, label_key: image and label; the label is not changed.
         modality, finding: words of the prompt.
         strength: share of the noise schedule that is run, in (0, 1]; 1 starts from noise, less keeps more of the image than its edges.
+        roi: True resamples the slice to the model's size; False makes it at its own resolution, where a model that was trained on small
+            crops, like the embedded one, is sharper (and slower by the ratio of the areas).
         num_inference_steps, guidance_scale, control_scale: the authors' settings are 20, 9 and 1.
         window: intensities that the models see; default as in ``mila_tmgdiff``.
         model, controlnet: sources of the inpainter and of the ControlNet.
@@ -212,6 +215,7 @@ def emit_diff(
                 controlnet=controlnet,
                 control_scale=control_scale,
                 strength=strength,
+                roi=roi,
                 num_inference_steps=num_inference_steps,
                 guidance_scale=guidance_scale,
                 soft_width=0.0,

@@ -84,6 +84,16 @@ def test_emit_diff_runs_at_the_strength_that_was_asked_for(random_inpainter, con
     assert moved[0] != moved[1]
 
 
+def test_emit_diff_makes_a_slice_at_its_own_resolution_where_asked(random_inpainter, controlnet) -> None:
+    larger = {key: value.repeat_interleave(2, -1).repeat_interleave(2, -2) for key, value in sample().items()}  # than the model's 64 px
+    results = []
+    for roi in (True, False):
+        options = {"model": random_inpainter, "controlnet": controlnet, "num_inference_steps": 2, "roi": roi, "prob": 1.0}
+        results.append(run(presets.emit_diff(modality="ultrasound", **options), larger))
+    assert all(result["image_diffaug"]["applied"] for result in results)
+    assert results[0]["image"].shape == results[1]["image"].shape and not torch.equal(results[0]["image"], results[1]["image"])
+
+
 def test_diffaug_scales_the_outlines_of_its_bank_and_the_random_shapes_as_asked(random_inpainter) -> None:
     outline = torch.zeros(1, 40, 40)
     outline[:, 10:26, 10:26] = 1

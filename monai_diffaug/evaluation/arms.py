@@ -34,6 +34,7 @@ CONTEXT = 2.0
 REPAINT_STRENGTH = 0.75
 LOCAL_NOISE_SCALE = 0.8  # g of MILA-TMGDiff
 WHOLE_SLICE_GUIDANCE = 3.0
+MERGED_STRENGTH, MERGED_GUIDANCE = 0.6, 2.0
 
 NETWORKS = ("validator", "medsam", "controlnet", "semantic_controller")
 
@@ -133,8 +134,9 @@ def _emit_diff(cases: Sequence[Case], generator: Generator) -> Any:
 
 
 def _emit_diff_merged(cases: Sequence[Case], generator: Generator) -> Any:
-    """EMIT-Diff's use of it: the real and the synthetic slice of one label merged patch by patch, 60 % real; 8 steps."""
-    twin = [CopyItemsd("image", names="synthetic"), *_from_edges(generator, "synthetic")]
+    """EMIT-Diff's use of it: real and synthetic slice merged patch by patch, 60 % real; own resolution, strength 0.6, 5 steps."""
+    own_resolution = _from_edges(generator, "synthetic", roi=False, strength=MERGED_STRENGTH, guidance_scale=MERGED_GUIDANCE)
+    twin = [CopyItemsd("image", names="synthetic"), *own_resolution]
     return Compose([*twin, RandPatchMerged("image", synthetic_keys="synthetic")])
 
 
@@ -148,8 +150,9 @@ def _emit_diff_two_scales(cases: Sequence[Case], generator: Generator) -> Any:
     return Compose([words, CopyItemsd("mask", names="own"), *whole_slice, lesion])
 
 
-def _from_edges(generator: Generator, key: str) -> list[Any]:
+def _from_edges(generator: Generator, key: str, **options: Any) -> list[Any]:
     """Transforms that replace a slice by one made from its edges and the label's outline."""
+    settings = {"guidance_scale": WHOLE_SLICE_GUIDANCE, **options}
     return [
         OwnLesiond(),
         EdgeMapd("image", mask_key="label", output_key="edges"),
@@ -160,8 +163,8 @@ def _from_edges(generator: Generator, key: str) -> list[Any]:
             label_key=None,
             control_key="edges",
             controlnet=generator.named("controlnet"),
-            guidance_scale=WHOLE_SLICE_GUIDANCE,
             soft_width=0.0,
+            **settings,
         ),
     ]
 

@@ -104,7 +104,7 @@ def _classification(members: Sequence[Mapping[str, Any]], baseline: Sequence[Map
     figures: dict[str, Any] = {}
     for name, score in SCORES.items():
         by_seed = partial(_scores, score, probabilities, truth)
-        found = interval(lambda picks, by_seed=by_seed: float(np.mean(by_seed(picks))), groups, resamples=resamples)
+        found = interval(partial(_mean_score, by_seed), groups, resamples=resamples)
         figures[name] = {**asdict(found), "seed_means": by_seed(everything)}
         if name == "auc" and baseline:
             figures["auc_gain"] = _auc_gain(members, baseline, resamples)
@@ -118,6 +118,10 @@ def _scores(
     return [score(p[picks], truth[picks]) for p in probabilities]
 
 
+def _mean_score(by_seed: Callable[[NDArray[np.int64]], list[float]], picks: NDArray[np.int64]) -> float:
+    return float(np.mean(by_seed(picks)))
+
+
 def _auc_gain(members: Sequence[Mapping[str, Any]], baseline: Sequence[Mapping[str, Any]], resamples: int) -> dict[str, Any]:
     """Over the seeds that both have, on the same resampled groups."""
     shared = sorted({run["seed"] for run in members} & {run["seed"] for run in baseline})
@@ -125,11 +129,11 @@ def _auc_gain(members: Sequence[Mapping[str, Any]], baseline: Sequence[Mapping[s
     theirs, _ = _columns([run for run in baseline if run["seed"] in shared], "probability", lambda row: True)
     truth = _columns(members, "target", lambda row: True)[0][0]
 
-    def by_seed(picks: NDArray[np.int64]) -> NDArray[np.float64]:
-        return np.subtract(_scores(auc, ours, truth, picks), _scores(auc, theirs, truth, picks))
+    def by_seed(picks: NDArray[np.int64]) -> list[float]:
+        return [our - their for our, their in zip(_scores(auc, ours, truth, picks), _scores(auc, theirs, truth, picks), strict=True)]
 
-    found = interval(lambda picks: float(by_seed(picks).mean()), groups, resamples=resamples)
-    return {**asdict(found), "seed_means": by_seed(np.arange(len(groups))).tolist()}
+    found = interval(partial(_mean_score, by_seed), groups, resamples=resamples)
+    return {**asdict(found), "seed_means": by_seed(np.arange(len(groups)))}
 
 
 def table_of(summary: Sequence[Mapping[str, Any]]) -> str:
