@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from monai.networks.layers import GaussianFilter
+from monai.networks.layers import gaussian_1d, separable_filtering
 from torch import Tensor
 
 __all__ = ["SOFT_MODES", "composite", "soft_mask"]
@@ -14,6 +14,8 @@ NEGLIGIBLE = 1e-3
 
 def soft_mask(mask: Tensor, width_px: float, mode: str = "grow") -> Tensor:
     """Turn a hard mask into weights in [0, 1] (Soft Mask Inpainting Strategy, MedSoft-Diffusion 2025).
+
+    Where the mask reaches the image's border it is taken to go on beyond: there is no edge to soften.
 
     Args:
         mask: (h, w), non-zero means repaint.
@@ -34,7 +36,8 @@ def soft_mask(mask: Tensor, width_px: float, mode: str = "grow") -> Tensor:
     hard = (mask != 0).float()
     if width_px == 0:
         return hard
-    blurred: Tensor = GaussianFilter(2, width_px, truncated=3.0).to(hard.device)(hard[None, None])[0, 0].clamp(0, 1)
+    kernel = gaussian_1d(torch.tensor(float(width_px), device=hard.device), truncated=3.0)
+    blurred = separable_filtering(hard[None, None], [kernel, kernel], mode="replicate")[0, 0].clamp(0, 1)
     if mode == "grow":
         # 1 - (1 - M)(1 - G(M)) would fall from 1 to 1/2 at the boundary: a seam of its own, measured worse than a hard mask's
         soft = torch.maximum(hard, (2 * blurred).clamp(0, 1))

@@ -17,7 +17,8 @@ def check_image(img: NdarrayOrTensor) -> None:
     """Raise ValueError unless the image is (1 or 3, H, W) or (1 or 3, H, W, D)."""
     if img.ndim not in (3, 4) or img.shape[0] not in (1, 3):
         raise ValueError(
-            f"an image must be (C, H, W) or (C, H, W, D) with C 1 or 3, got shape {tuple(img.shape)}; add EnsureChannelFirstd before"
+            f"an image must be (C, H, W) or (C, H, W, D) with C 1 or 3, got shape {tuple(img.shape)}; add EnsureChannelFirstd before, "
+            "or SplitDimd where there are more channels, so that each is an image of its own"
         )
 
 
@@ -29,11 +30,16 @@ def check_finite(volume: Tensor) -> None:
 
 def check_grid(name: str, array: NdarrayOrTensor, img: NdarrayOrTensor, channels: tuple[int, ...] | None = (1,)) -> None:
     """Raise GridMismatchError unless ``array`` is (C, ...) on the image's grid, with C one of ``channels`` (None: any)."""
-    if tuple(array.shape[1:]) != tuple(img.shape[1:]) or (channels is not None and array.shape[0] not in channels):
-        expected = " or ".join(str((c, *img.shape[1:])) for c in channels or ("C",))
+    expected = " or ".join(str((c, *img.shape[1:])) for c in channels or ("C",))
+    if tuple(array.shape[1:]) != tuple(img.shape[1:]):
         raise GridMismatchError(
             f"{name} {tuple(array.shape)} is not on the grid of the image {tuple(img.shape)}: expected {expected}; "
             "add ResampleToMatchd before (and EnsureChannelFirstd when the channel is missing)"
+        )
+    if channels is not None and array.shape[0] not in channels:
+        raise GridMismatchError(
+            f"{name} {tuple(array.shape)} has {array.shape[0]} channels: expected {expected}; add AsDiscreted(argmax=True) before to make "
+            "class ids of one-hot channels, or pick one channel"
         )
 
 

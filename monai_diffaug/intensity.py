@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +33,10 @@ class Window:
         """[-1, 1] -> image units."""
         return (model + 1.0) * ((self.high - self.low) / 2.0) + self.low
 
+    def beyond(self, image: Tensor) -> Tensor:
+        """How far each value of a float image lies above or below the window: what the model is not shown; 0 within it."""
+        return image - image.clamp(self.low, self.high)
+
 
 def window_of(image: Tensor, window: tuple[float, float] | None = None) -> Window:
     """The given window, or the 0.5 and 99.5 percentiles of a finite image (uint8 pictures: 0 to 255).
@@ -44,7 +49,10 @@ def window_of(image: Tensor, window: tuple[float, float] | None = None) -> Windo
         return Window(0.0, 255.0)
     values = image.reshape(-1)
     if values.numel() > SAMPLE_VOXELS:  # every n-th voxel is exact enough for a percentile and keeps quantile within its limit
-        values = values[:: -(-values.numel() // SAMPLE_VOXELS)]
+        step = -(-values.numel() // SAMPLE_VOXELS)
+        while math.gcd(step, values.numel()) > 1:  # a factor shared with an axis would see the same few of its slices only
+            step += 1
+        values = values[::step]
     quantiles = torch.quantile(values.double(), torch.tensor([p / 100 for p in PERCENTILES], dtype=torch.float64, device=values.device))
     low, high = float(quantiles[0]), float(quantiles[1])
     if not low < high:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from monai_diffaug.blending import composite, soft_mask
@@ -17,6 +18,7 @@ PromptMix = tuple[tuple[float, str], ...]
 """(weight, text) pairs, see ``monai_diffaug.sampling.prompt_mix``."""
 
 VISIBLE = 1e-3  # a soft weight below this is outside the region
+RIM_PX = 2  # how far the resampled edge of a lesion reaches in a slice that is made smaller
 
 
 class Stack(NamedTuple):
@@ -101,16 +103,21 @@ def cut_patch(stack: Stack, index: int, roi: Roi, size: int, soft_width_px: floa
     soft = soft_mask(stack.masks[index, 0], soft_width_px, soft_mode)
     image = crop(stack.window.to_model(stack.slices[index]), roi, size).expand(3, -1, -1)
     weights = crop(soft[None], roi, size)
-    core = _support(crop((stack.masks[index] != 0).float(), roi, size), 0.5)
-    hard = core if soft_width_px == 0 else _support(weights, VISIBLE)
+    shrunk = roi.side > size
+    core = _support(crop((stack.masks[index] != 0).float(), roi, size), 0.5, shrunk)
+    hard = core if soft_width_px == 0 else _support(weights, VISIBLE, shrunk)
     control = None if stack.control is None else crop(stack.control[index].float(), roi, size).clamp(0, 1).expand(3, -1, -1)
     return Patch(index, roi, soft, image, core, hard, weights, control)
 
 
-def _support(weights: Tensor, threshold: float) -> Tensor:
-    """Where weights exceed a threshold; a mask thinner than a pixel of the model keeps all that it touches."""
+def _support(weights: Tensor, threshold: float, shrunk: bool) -> Tensor:
+    """Where weights exceed a threshold; a lesion thinner than a pixel of the model keeps all that it touches.
+
+    Of several lesions in a slice that was ``shrunk``, each for itself: a small one far from a large one stays.
+    """
     above = weights > threshold
-    return (above if bool(above.any()) else weights > 0).float()
+    near = F.max_pool2d(above.float(), 2 * RIM_PX + 1, 1, RIM_PX) > 0 if shrunk else above.any()
+    return (above | (weights > 0) & ~near).float()
 
 
 def square_of(stack: Stack, index: int, size: int, context: float) -> Roi:
@@ -126,13 +133,17 @@ def whole_slice(stack: Stack, multiple: int) -> Roi:
 
 
 def put_back(stack: Stack, patches: list[Patch], pictures: Tensor) -> Tensor:
-    """The sample with generated pictures (P, 3, size, size) composited in: (C, H, W[, D]), bit-identical outside the soft masks."""
+    """The sample with generated pictures (P, 3, size, size) composited in: (C, H, W[, D]), bit-identical outside the soft masks.
+
+    Under the soft edge beside a mask, what the window hides of the image is added to the picture: bone stays bone in a soft tissue window.
+    """
     result = stack.slices.clone()
     for patch, picture in zip(patches, pictures, strict=True):
         picture = picture.to(result.device).clamp(-1, 1)
         image = stack.slices[patch.position]
         if image.shape[0] == 1:
             picture = picture.mean(0, keepdim=True)
-        canvas = paste(image.float(), stack.window.to_image(picture), patch.roi)
+        hidden = stack.window.beyond(image.float()) * (stack.masks[patch.position] == 0)
+        canvas = paste(image.float() - hidden, stack.window.to_image(picture), patch.roi) + hidden
         result[patch.position] = composite(image, canvas, patch.soft[None])
     return from_slices(result, stack.plane).contiguous()

@@ -54,3 +54,11 @@ def test_integers_are_rounded_and_clipped_not_truncated() -> None:
 def test_an_unknown_mode_is_refused() -> None:
     with pytest.raises(ValueError, match="grow, inner, centre"):
         soft_mask(MASK, 1.0, "outer")
+
+
+@pytest.mark.parametrize("mode", ["grow", "inner", "centre"])
+def test_the_border_of_the_image_is_no_edge_of_the_mask(mode: str) -> None:
+    assert bool((soft_mask(torch.ones(40, 40), 2.0, mode) > 0.98).all())
+    cut, whole = torch.zeros(20, 40), torch.zeros(40, 40)
+    cut[:10, 15:25], whole[10:30, 15:25] = 1, 1
+    assert torch.allclose(soft_mask(cut, 2.0, mode), soft_mask(whole, 2.0, mode)[20:], atol=1e-6)

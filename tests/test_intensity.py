@@ -34,3 +34,15 @@ def test_percentiles_of_a_large_volume_do_not_exceed_torchs_limit() -> None:
 def test_a_window_without_width_is_refused() -> None:
     with pytest.raises(ValueError, match="low < high"):
         Window(3, 3)
+
+
+def test_percentiles_of_a_large_volume_are_those_of_all_its_slices() -> None:
+    volume = torch.rand(1, 128, 128, 64) * 100
+    volume[..., ::4] = -1024  # every fourth voxel of the volume, and all of them in the same sixteen slices
+    window = window_of(volume)
+    assert window.low == -1024 and window.high == pytest.approx(99.3, abs=0.3)
+
+
+def test_what_lies_beyond_a_window_is_what_the_model_is_not_shown() -> None:
+    values = torch.tensor([-1000.0, -160.0, 40.0, 240.0, 1000.0])
+    assert Window(-160, 240).beyond(values).tolist() == [-840, 0, 0, 0, 760]

@@ -13,7 +13,7 @@ from monai.utils.enums import TransformBackends
 from monai.utils.type_conversion import convert_to_tensor
 from torch import Tensor
 
-from monai_diffaug.grids import affine_of, check_grid, check_image
+from monai_diffaug.grids import affine_of, check_finite, check_grid, check_image
 from monai_diffaug.intensity import Window, window_of
 from monai_diffaug.models.registry import shared_model, spec_of
 from monai_diffaug.models.validator import load_validator
@@ -152,7 +152,7 @@ class LatentValidate(Transform):
 
         Raises:
             GridMismatchError: mask or original on another grid.
-            ValueError: the image is not (1 or 3, H, W[, D]).
+            ValueError: the image is not (1 or 3, H, W[, D]), or the original (without one, the image) has non-finite voxels.
         """
         volume = convert_to_tensor(image, track_meta=False)
         check_image(volume)
@@ -162,7 +162,9 @@ class LatentValidate(Transform):
             return Verdict(False, 0.0, 0.0, 0.0, -1.0, "the mask is empty", wanted)
         affine = affine_of(image)
         plane = slice_plane(affine, self.plane, volume.ndim - 1)
-        window = window_of(volume if before is None else before, self.window)
+        reference = volume if before is None else before
+        check_finite(reference)
+        window = window_of(reference, self.window)
         change = -1.0 if before is None else self._change(volume, before, wanted, window)
         counts, predicted = self._counts(to_slices(volume, plane), to_slices(wanted, plane), window, seed)
         return self._verdict(counts, change, from_slices(predicted, plane), self.min_dice if min_dice is None else min_dice)

@@ -16,7 +16,7 @@ from monai.utils.type_conversion import convert_to_dst_type, convert_to_tensor
 from torch import Tensor
 
 from monai_diffaug.boxes import Box, box_around, connected_components, enlarged
-from monai_diffaug.grids import affine_of, check_grid, check_image
+from monai_diffaug.grids import affine_of, check_finite, check_grid, check_image
 from monai_diffaug.models.medsam import MedSAM, load_medsam
 from monai_diffaug.models.registry import shared_model, spec_of
 from monai_diffaug.slices import from_slices, slice_plane, to_slices
@@ -137,7 +137,8 @@ class MedSAMMask(SeededTransform):
 
         Args:
             image: (C, H, W[, D]) with C = 1 or 3, any unit.
-            label: (L, H, W[, D]) on the same grid; needed when the box comes from it.
+            label: (L, H, W[, D]) on the same grid; needed when the box comes from it. Channels are united: leave out the background
+                of a one-hot label.
             randomize: draw a new coin and a new jitter.
         """
         if randomize:
@@ -149,7 +150,8 @@ class MedSAMMask(SeededTransform):
 
         Raises:
             GridMismatchError: the label is on another grid.
-            ValueError: the image is not (1 or 3, H, W[, D]), a box lies outside it, or a label is needed and missing.
+            ValueError: the image is not (1 or 3, H, W[, D]) or has non-finite voxels in a slice that is outlined, a box lies outside it,
+                or a label is needed and missing.
         """
         volume = convert_to_tensor(image, track_meta=False)
         check_image(volume)
@@ -236,6 +238,7 @@ class MedSAMMask(SeededTransform):
 
     def _encode(self, medsam: MedSAM, slices: Tensor) -> Tensor:
         slices = slices.float()
+        check_finite(slices)
         return medsam.encode(slices if self.window is None else slices.clamp(*self.window), self.batch_size)
 
     def _walk(self, medsam: MedSAM, slices: Tensor, masks: Tensor, order: range, seed: int) -> None:

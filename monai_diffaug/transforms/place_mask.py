@@ -15,7 +15,7 @@ from monai.utils.type_conversion import convert_to_dst_type
 from numpy.typing import NDArray
 from torch import Tensor
 
-from monai_diffaug.grids import affine_of, check_grid, check_image, plain
+from monai_diffaug.grids import affine_of, check_finite, check_grid, check_image, plain
 from monai_diffaug.intensity import window_of
 from monai_diffaug.provenance import EMPTY_BECAUSE
 from monai_diffaug.shapes import borrow_shape, elastic_ellipse, largest_component, place, random_blob
@@ -100,6 +100,7 @@ class PlaceMask(SeededTransform):
 
         Raises:
             GridMismatchError: the region is on another grid.
+            ValueError: the image is not (1 or 3, H, W[, D]), or without a region has non-finite voxels.
         """
         if randomize:
             self.randomize()
@@ -125,6 +126,7 @@ class PlaceMask(SeededTransform):
 
     def tissue(self, volume: Tensor) -> Tensor:
         """(1, H, W[, D]) bool: where a plain image is brighter than ``tissue_above`` of its window."""
+        check_finite(volume)
         level = window_of(volume).to_model(volume).amax(0, keepdim=True)
         return level > 2 * self.tissue_above - 1
 

@@ -44,8 +44,17 @@ class SoftMask(Transform):
         self.plane = plane
 
     def __call__(self, mask: NdarrayOrTensor) -> NdarrayOrTensor:
-        """(1, H, W[, D]) non-zero means inside -> weights of the same shape, float32, 0 where nothing may change."""
+        """(1, H, W[, D]) non-zero means inside -> weights of the same shape, float32, 0 where nothing may change.
+
+        Raises:
+            ValueError: the mask has several channels, or none.
+        """
         tensor = convert_to_tensor(mask, track_meta=False)
+        if tensor.ndim not in (3, 4) or tensor.shape[0] != 1:
+            raise ValueError(
+                f"a mask must be (1, H, W) or (1, H, W, D), got shape {tuple(tensor.shape)}; add EnsureChannelFirstd before, or "
+                "AsDiscreted(argmax=True) to make class ids of one-hot channels"
+            )
         affine = affine_of(mask)
         plane = slice_plane(affine, self.plane, tensor.ndim - 1)
         slices = to_slices(tensor, plane)

@@ -147,3 +147,10 @@ def test_the_embedded_validator_gives_the_same_verdict_twice():
     image, mask = edited(), disc()
     first, second = judge(image, mask, seed=1), judge(image, mask, seed=1)
     assert first.score == second.score and torch.equal(first.predicted, second.predicted)
+
+
+def test_non_finite_voxels_are_named():
+    image = flat((1, 64, 64))
+    image[0, 5, 5] = torch.nan
+    with pytest.raises(ValueError, match=r"non-finite voxels.*nan_to_num"):
+        LatentValidate(bright)(image, disc())

@@ -173,6 +173,15 @@ def test_an_empty_label_gives_an_empty_mask_and_does_not_load_the_model() -> Non
     assert mask.shape == (1, 40, 50) and mask.sum() == 0
 
 
+def test_non_finite_voxels_are_named_where_the_model_would_look() -> None:
+    image, label = flat_image(1, 40, 50, 3), torch.zeros(1, 40, 50, 3)
+    image[..., 0], label[0, 10:20, 5:30, 1] = torch.nan, 1
+    assert MedSAMMask(BoxIsMask())(image, label).any()
+    image[0, 5, 5, 1] = torch.nan
+    with pytest.raises(ValueError, match=r"non-finite voxels.*nan_to_num"):
+        MedSAMMask(BoxIsMask())(image, label)
+
+
 def test_every_slice_of_a_batch_is_judged_by_its_own_embedding_however_many_boxes_it_has() -> None:
     volume, label = flat_image(1, 64, 64, 5), torch.zeros(1, 64, 64, 5)
     volume[..., 1] = volume[..., 4] = 0.1  # not believed

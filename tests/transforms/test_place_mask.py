@@ -192,3 +192,10 @@ def test_a_region_on_another_grid_is_refused() -> None:
         PlaceMask().apply(framed(), torch.ones(1, 8, 8), seed=1)
     with pytest.raises(KeyError, match="organ"):
         PlaceMaskd("image", region_key="organ")({"image": framed()})
+
+
+def test_non_finite_voxels_are_named() -> None:
+    image = framed()
+    image[0, 40, 40] = torch.nan
+    with pytest.raises(ValueError, match=r"non-finite voxels.*nan_to_num"):
+        PlaceMask().apply(image, seed=0)

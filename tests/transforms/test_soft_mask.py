@@ -38,3 +38,9 @@ def test_options_out_of_range_are_refused() -> None:
         SoftMaskd("mask", mode="fuzzy")
     with pytest.raises(ValueError, match="width_mm must be >= 0"):
         SoftMaskd("mask", width_mm=-1.0)
+
+
+@pytest.mark.parametrize("shape", [(2, 30, 30), (30, 30), (30, 30, 5)])
+def test_one_hot_masks_and_masks_without_a_channel_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"a mask must be \(1, H, W\).*EnsureChannelFirstd.*argmax"):
+        SoftMaskd("mask")({"mask": torch.ones(shape)})
