@@ -193,7 +193,8 @@ def sample_candidates(models: Models, stacks: list[Stack], settings: RepaintSett
     # without roi the samples may have different sizes: neighbours of one size share a batch
     for _, group in groupby(pieces, key=lambda piece: piece.patch.image.shape[-1]):
         same_size = list(group)
-        latents, start = _latents_of(models, same_size, settings, look if len(stacks) == 1 else None), 0
+        with _own_precision(model):
+            latents, start = _latents_of(models, same_size, settings, look if len(stacks) == 1 else None), 0
         for owner, run in groupby(same_size, key=lambda piece: piece.owner):
             patches = [piece.patch for piece in run]
             found[owner] = Candidate(stacks[owner], patches, latents[start : start + len(patches)])
@@ -220,13 +221,24 @@ def decode_candidates(model: Inpainter, candidates: list[Candidate], settings: R
         latents = torch.cat([candidate.latents for _, candidate in same_size])
         side_px = same_size[0][1].patches[0].image.shape[-1]
         _, narrow = batch_sizes(model, side_px, settings.guided, settings.slice_batch_size)
-        decoded = in_batches(lambda part, latents=latents: model.decode(latents[part]), len(latents), narrow)  # type: ignore[misc]
+        with _own_precision(model):
+            decoded = in_batches(lambda part, latents=latents: model.decode(latents[part]), len(latents), narrow)  # type: ignore[misc]
         parts = decoded.split([len(candidate.patches) for _, candidate in same_size])
         pictures.update((i, part) for (i, _), part in zip(same_size, parts, strict=True))
     return [
         _assemble(candidate, pictures[i]) if candidate.patches else Repainted(None, 0, "empty mask")
         for i, candidate in enumerate(candidates)
     ]
+
+
+def _own_precision(model: Inpainter) -> torch.autocast:
+    """The weights' type decides, not an autocast around a pipeline or a training step: an edit is the same wherever it is made."""
+    return torch.autocast(model.device.type, enabled=False)
+
+
+def _stacked(squares: list[Tensor], model: Inpainter) -> Tensor:
+    """(P, C, h, w) on the model's device; the samples of a batch may come from several."""
+    return torch.stack([square.to(model.device) for square in squares])
 
 
 def soft_region(model: Inpainter, stack: Stack, settings: RepaintSettings) -> Tensor:
@@ -302,8 +314,8 @@ def _sample(
 ) -> Tensor:
     """Scaled latents (P, 4, h, w) of the repainted patches."""
     model = models.inpainter
-    image = torch.stack([piece.patch.image for piece in pieces]).to(model.device)
-    hard = torch.stack([piece.patch.hard for piece in pieces]).to(model.device)
+    image = _stacked([piece.patch.image for piece in pieces], model)
+    hard = _stacked([piece.patch.hard for piece in pieces], model)
     clean, masked = _encode(model, image, hard, settings, vae_batch_size)
     mask = model.latent_mask(hard)
     states = {mix: mix_prompts(model.encode_text, mix) for mix in dict.fromkeys(piece.stack.prompt for piece in pieces)}
@@ -326,7 +338,7 @@ def _sample(
         noise = local_noise(noise, eta.to(noise), scale_g=settings.noise_scale, mask=mask)
     soft = None
     if not settings.hard_edge:
-        weights = torch.stack([piece.patch.weights for piece in pieces]).to(model.device)
+        weights = _stacked([piece.patch.weights for piece in pieces], model)
         soft = F.max_pool2d(weights, model.factor).to(model.dtype)
     return inpaint_latents(
         denoise,
@@ -380,9 +392,9 @@ def _denoiser(models: Models, pieces: list[_Piece], image: Tensor, hard: Tensor,
 
     given = [piece.patch.control for piece in pieces]
     if all(control is not None for control in given):
-        control = torch.stack([control for control in given if control is not None])
+        control = _stacked([control for control in given if control is not None], model)
     else:
-        core = torch.stack([piece.patch.core for piece in pieces]).to(model.device)
+        core = _stacked([piece.patch.core for piece in pieces], model)
         control = control_image((image + 1) / 2, core, keep_inside=settings.control_inside)
     return ControlledDenoiser(model, models.controlnet, control, scale=settings.control_scale)
 

@@ -27,17 +27,21 @@ def in_batches(run: Callable[[slice], Tensor], count: int, batch_size: int) -> T
     start = 0
     while start < count:
         stop = min(start + batch_size, count)
+        fits = True
         try:
             done.append(run(slice(start, stop)))
         except torch.OutOfMemoryError:
             if stop - start == 1:
                 raise
-            batch_size = (stop - start) // 2
-            logger.warning("out of memory: going on with %d slices a batch", batch_size)
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            fits = False
+        if fits:
+            start = stop
             continue
-        start = stop
+        # only here is the failed call's memory free: within the clause its traceback holds the tensors
+        batch_size = (stop - start) // 2
+        logger.warning("out of memory: going on with %d slices a batch", batch_size)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
     return torch.cat(done)
 
 

@@ -94,6 +94,13 @@ def test_outside_the_guidance_interval_a_step_costs_half(fast, monkeypatch) -> N
     assert sizes == [1, 2, 2, 1]
 
 
+def test_an_autocast_around_an_edit_changes_nothing(fast) -> None:
+    expected = edit(DiffusionLocalInpaint(**fast))
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = edit(DiffusionLocalInpaint(**fast))
+    assert torch.equal(inside, expected)
+
+
 def test_a_soft_width_in_mm_is_as_wide_on_every_grid(fast) -> None:
     reach = []
     for spacing_mm in (0.5, 1.0):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 
@@ -26,6 +28,21 @@ def test_batches_are_halved_until_they_fit_and_one_that_never_fits_is_an_error()
 
     with pytest.raises(torch.OutOfMemoryError):
         in_batches(never, 3, 2)
+
+
+def test_what_a_call_held_that_ran_out_of_memory_is_free_before_it_is_tried_again() -> None:
+    held: list[weakref.ref[torch.Tensor]] = []
+
+    def scarce(part: slice) -> torch.Tensor:
+        assert all(reference() is None for reference in held)
+        large = torch.ones(8)
+        held.append(weakref.ref(large))
+        if part.stop - part.start > 1:
+            raise torch.OutOfMemoryError("no memory")
+        return large.clone()
+
+    in_batches(scarce, 2, 2)
+    assert len(held) == 3
 
 
 def test_batch_sizes_are_as_asked_or_sixteen_on_a_cpu(random_inpainter) -> None:

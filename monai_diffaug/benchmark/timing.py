@@ -18,12 +18,13 @@ CONFIDENCE = 0.95
 def stopwatch(run: Callable[[], object], device: torch.device) -> float:
     """Seconds of one call: CPU time of this process (all its threads), or on a GPU the time between two events."""
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        run()
-        end.record()
-        torch.cuda.synchronize(device)
+        with torch.cuda.device(device):  # events are recorded on the current device
+            torch.cuda.synchronize()
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            run()
+            end.record()
+            torch.cuda.synchronize()
         return float(start.elapsed_time(end)) / 1000
     begun = time.process_time()
     run()

@@ -184,10 +184,11 @@ class ControlledDenoiser:
         """(k B, 4 or 9, h, w), timestep, (k B, L, D) -> (k B, 4, h, w), for any whole k."""
         if self.scale == 0:
             return self.model.denoise(latents, timestep, context)
+        own = self.control.dtype  # a ControlNet in float32 serves a UNet in half precision, and the other way round
         residuals, middle = self.controlnet(
-            latents[:, : self.controlnet.config.in_channels],
+            latents[:, : self.controlnet.config.in_channels].to(own),
             timestep,
-            encoder_hidden_states=context[:, : self.context_tokens],
+            encoder_hidden_states=context[:, : self.context_tokens].to(own),
             controlnet_cond=self._control_for(latents),
             conditioning_scale=self.scale,
             return_dict=False,
@@ -196,8 +197,8 @@ class ControlledDenoiser:
             latents,
             timestep,
             encoder_hidden_states=context,
-            down_block_additional_residuals=residuals,
-            mid_block_additional_residual=middle,
+            down_block_additional_residuals=tuple(residual.to(latents.dtype) for residual in residuals),
+            mid_block_additional_residual=middle.to(latents.dtype),
             return_dict=False,
         )[0]
         return prediction

@@ -17,6 +17,8 @@ logger = logging.getLogger(__name__)
 
 WARM_UP_CALLS = 3  # as torch.cuda.make_graphed_callables: cuDNN plans, workspaces and compilations are made before the capture
 KEPT_GRAPHS = 4  # each holds the memory of its activations
+_capturing = threading.Lock()  # torch allows one capture at a time in a process
+
 LARGEST_PADDING = 0.25  # of a call's rows: a bucket that would pad more is captured at its own size
 
 
@@ -45,6 +47,9 @@ Capture = Callable[[_Denoise, tuple[Tensor, Tensor, Tensor]], Captured]
 def capture_cuda(denoise: _Denoise, examples: tuple[Tensor, Tensor, Tensor]) -> Captured:
     """Record one call of a denoiser on a CUDA device (the procedure of torch's documentation on ``torch.cuda.CUDAGraph``).
 
+    The stream is given: torch's own one stays on the GPU that was the first to record. What is recorded is the denoiser in the type of
+    its weights, as a graph outlives the caller's ``torch.autocast``.
+
     Args:
         denoise: reads no value of a GPU tensor in Python and has no control flow that depends on one.
         examples: latents, timestep (0-d) and text states.
@@ -54,7 +59,7 @@ def capture_cuda(denoise: _Denoise, examples: tuple[Tensor, Tensor, Tensor]) -> 
     """
     inputs = examples[0].clone(), examples[1].clone(), examples[2].clone()
     device = inputs[0].device
-    with torch.cuda.device(device), torch.no_grad():
+    with _capturing, torch.cuda.device(device), torch.no_grad(), torch.autocast("cuda", enabled=False):
         side = torch.cuda.Stream(device)
         side.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(side):
@@ -62,7 +67,7 @@ def capture_cuda(denoise: _Denoise, examples: tuple[Tensor, Tensor, Tensor]) -> 
                 denoise(*inputs)
         torch.cuda.current_stream(device).wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may allocate meanwhile
+        with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):  # other threads may allocate meanwhile
             output = denoise(*inputs)
     return Captured(inputs, output, graph.replay)
 
@@ -87,6 +92,7 @@ class GraphedDenoiser:
         self.capture = capture
         self._graphs: OrderedDict[tuple[Any, ...], Captured | None] = OrderedDict()
         self._lock = threading.Lock()
+        self._done: Any = None  # the event at the end of the last call
 
     def __call__(self, latents: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
         """As the denoiser: (B, C, h, w), a 0-d timestep and (B, L, D) -> (B, 4, h, w)."""
@@ -98,10 +104,15 @@ class GraphedDenoiser:
             captured = self._recorded(key, given)
             if captured is None:
                 return self.denoise(latents, timestep, context)
+            stream = torch.cuda.current_stream(latents.device) if latents.is_cuda else None
+            if stream is not None and self._done is not None:
+                stream.wait_event(self._done)  # the last call may have been made on another stream
             for own, tensor in zip(captured.inputs, given, strict=True):
                 own.copy_(tensor)
             captured.replay()
-            return captured.output[:count].clone()
+            prediction = captured.output[:count].clone()
+            self._done = None if stream is None else stream.record_event()
+            return prediction
 
     def _recorded(self, key: tuple[Any, ...], given: tuple[Tensor, Tensor, Tensor]) -> Captured | None:
         if key in self._graphs:
@@ -111,12 +122,23 @@ class GraphedDenoiser:
             self._graphs.popitem(last=False)
         try:
             self._graphs[key] = self.capture(self.denoise, given)
-        except torch.OutOfMemoryError:
-            raise  # the caller halves the batch
         except RuntimeError as error:
+            shortage = _shortage(error)
+            if shortage is not None:
+                self._graphs.clear()  # their memory serves the caller, who halves the batch
+                raise shortage from None
             logger.warning("no CUDA graph for latents %s, the UNet is called as it is: %s", tuple(given[0].shape), error)
             self._graphs[key] = None
         return self._graphs[key]
+
+
+def _shortage(error: BaseException | None) -> torch.OutOfMemoryError | None:
+    """The lack of memory behind an error: ending a capture that it broke raises another one on top."""
+    while error is not None:
+        if isinstance(error, torch.OutOfMemoryError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def bucket_of(count: int) -> int:

@@ -72,6 +72,11 @@ class Inpainter:
         return next(iter(self.unet.parameters())).dtype
 
     @property
+    def vae_dtype(self) -> torch.dtype:
+        """The VAE's floating type: pipelines in half precision often keep it in float32."""
+        return next(iter(self.vae.parameters())).dtype
+
+    @property
     def takes_mask(self) -> bool:
         """The UNet is given mask and masked image (9 channels)."""
         return bool(self.unet.config.in_channels == 9)
@@ -98,7 +103,7 @@ class Inpainter:
         return float(self.vae.config.scaling_factor)
 
     def encode_text(self, prompts: list[str]) -> Tensor:
-        """Text states (B, L, D); each text is encoded once and kept (the 256 last used)."""
+        """Text states (B, L, D) on the UNet's device in its type; each text is encoded once and kept (the 256 last used)."""
         missing = [p for p in dict.fromkeys(prompts) if p not in self._prompts]
         if missing:
             tokens = self.tokenizer(
@@ -110,7 +115,7 @@ class Inpainter:
             )
             states = self.text_encoder(tokens.input_ids.to(self.device))[0]
             self._prompts.update(zip(missing, states, strict=True))
-        result = torch.stack([self._prompts[p] for p in prompts])
+        result = torch.stack([self._prompts[p].to(self.device, self.dtype) for p in prompts])  # a live model may have been moved since
         for prompt in prompts:
             self._prompts.move_to_end(prompt)
         while len(self._prompts) > PROMPT_CACHE_SIZE:
@@ -123,14 +128,15 @@ class Inpainter:
 
     def encode(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> scaled latents (B, 4, H/f, W/f), the mode of the posterior: no noise is added."""
-        encoded = self.vae.encode(self._laid_out(images.to(self.device, self.dtype)))
+        encoded = self.vae.encode(self._laid_out(images.to(self.device, self.vae_dtype)))
         latents = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
         scaled: Tensor = latents * self.scaling_factor
-        return scaled.contiguous()
+        return scaled.to(self.dtype).contiguous()
 
     def decode(self, latents: Tensor) -> Tensor:
         """Scaled latents -> (B, 3, H, W) float32, nominally in [-1, 1]."""
-        decoded: Tensor = self.vae.decode(self._laid_out(latents.to(self.dtype) / self.scaling_factor), return_dict=False)[0]
+        unscaled = latents.to(self.device, self.vae_dtype) / self.scaling_factor
+        decoded: Tensor = self.vae.decode(self._laid_out(unscaled), return_dict=False)[0]
         return decoded.float().contiguous()
 
     def _laid_out(self, images: Tensor) -> Tensor:

@@ -111,8 +111,13 @@ class MedSAM:
 
     @torch.no_grad()
     def encode(self, slices: Tensor, batch_size: int = ENCODED_AT_ONCE) -> Tensor:
-        """Embeddings (S, E, g, g) float32 of slices (S, 1 or 3, h, w); each serves any number of boxes."""
-        return torch.cat([self.sam.image_encoder(self.prepare(chunk).to(self.dtype)).float() for chunk in torch.split(slices, batch_size)])
+        """Embeddings (S, E, g, g) float32 of slices (S, 1 or 3, h, w); each serves any number of boxes.
+
+        In the wrapper's types inside ``torch.autocast`` too, here and in ``decode``.
+        """
+        with torch.autocast(self.device.type, enabled=False):
+            chunks = torch.split(slices, batch_size)
+            return torch.cat([self.sam.image_encoder(self.prepare(chunk).to(self.dtype)).float() for chunk in chunks])
 
     @torch.no_grad()
     def decode(self, embeddings: Tensor, boxes_xyxy: Tensor, size_hw: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -133,8 +138,9 @@ class MedSAM:
         boxes = boxes_xyxy.to(self.device, torch.float32) / extent * self.image_size
         masks, predicted_iou = [], []
         for some, where in zip(embeddings.to(self.device).split(DECODED_AT_ONCE), boxes.split(DECODED_AT_ONCE), strict=True):
-            sparse, dense = prompt_with_boxes(self.sam, where, self.box_as_mask)
-            logits, quality = decode_boxes(self.sam, some, sparse, dense)
+            with torch.autocast(self.device.type, enabled=False):
+                sparse, dense = prompt_with_boxes(self.sam, where, self.box_as_mask)
+                logits, quality = decode_boxes(self.sam, some, sparse, dense)
             probability = F.interpolate(torch.sigmoid(logits), size=(height, width), mode="bilinear", align_corners=False)
             masks.append(probability[:, 0] > 0.5)
             predicted_iou.append(quality[:, 0])

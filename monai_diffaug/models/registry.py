@@ -90,14 +90,14 @@ def shared_model(spec: ModelSpec, device: torch.device | str, load: Callable[[Mo
         WorkerDeviceError: CUDA in a forked worker process.
     """
     device = torch.device(device)
-    if device.type == "cuda" and _forked:
+    if _forked and (device.type == "cuda" or _is_on_gpu(_objects.get(spec.source))):
+        place = device if device.type == "cuda" else "its GPU"
         raise WorkerDeviceError(
-            f"model {spec.source!r} was asked for on {device} inside the forked process {multiprocessing.current_process().name!r}; "
+            f"model {spec.source!r} was asked for on {place} inside the forked process {multiprocessing.current_process().name!r}; "
             "CUDA cannot start there. Use num_workers=0 or ThreadDataLoader, multiprocessing_context='spawn', device='cpu' in "
             "the workers, or cache the result with CachedRandomd before the workers start"
         )
-    if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", torch.cuda.current_device())
+    device = _numbered(device)
     with _table_lock:
         entry = _table.setdefault((spec, str(device)), _Entry())
     with entry.lock:
@@ -106,6 +106,25 @@ def shared_model(spec: ModelSpec, device: torch.device | str, load: Callable[[Mo
             entry.loads += 1
     model: T = entry.model
     return model
+
+
+def _is_on_gpu(given: Any) -> bool:
+    """A live object, e.g. a pipeline or a network, has its weights on a GPU."""
+    place = getattr(given, "device", None)
+    if place is None and isinstance(given, torch.nn.Module):
+        place = next((parameter.device for parameter in given.parameters()), None)
+    return isinstance(place, torch.device) and place.type == "cuda"
+
+
+def _numbered(device: torch.device) -> torch.device:
+    """ "cuda" as the current GPU; threads start on the first one whatever the process has chosen, so there ``torchrun``'s choice counts."""
+    if device.type != "cuda" or device.index is not None:
+        return device
+    current = torch.cuda.current_device() if torch.cuda.is_available() else 0
+    chosen = os.environ.get("LOCAL_RANK", "")
+    if current == 0 and chosen.isdigit() and threading.current_thread() is not threading.main_thread():
+        current = int(chosen) if int(chosen) < torch.cuda.device_count() else 0
+    return torch.device("cuda", current)
 
 
 def live_object(spec: ModelSpec) -> Any | None:
@@ -130,7 +149,7 @@ def tiny_folder(part: str) -> Path:
 
 def load_count(spec: ModelSpec, device: torch.device | str = "cpu") -> int:
     """How often this process has loaded the model (0 or 1)."""
-    entry = _table.get((spec, str(torch.device(device))))
+    entry = _table.get((spec, str(_numbered(torch.device(device)))))
     return entry.loads if entry else 0
 
 

@@ -279,9 +279,16 @@ class SemanticDenoiser:
         images: (B, 3, h, w) in [-1, 1], the unmasked images.
         hard: (B, 1, h, w) in {0, 1}.
         context: (B, L, D) text states of the prompts.
+
+    Raises:
+        ValueError: the adapter, which becomes a part of the UNet, is on another device or in another type than it.
     """
 
     def __init__(self, inpainter: Inpainter, model: SemanticModel, *, images: Tensor, hard: Tensor, context: Tensor) -> None:
+        held = model.adapter.position
+        ours, theirs = (held.device, held.dtype), (inpainter.device, inpainter.dtype)
+        if ours != theirs:
+            raise ValueError(f"the semantic controller is on {ours}, the inpainter on {theirs}; give both the same device= and dtype=")
         self.unet = model.unet_of(inpainter.unet)
         self.tokens = model.tokens(images.to(inpainter.device), hard.to(inpainter.device), context).to(inpainter.dtype)
 
@@ -358,6 +365,7 @@ def load_semantic_controller(spec: ModelSpec, device: torch.device) -> SemanticM
     if live is not None:
         if not isinstance(live, SemanticModel):
             raise ValueError(f"semantic_controller= must be a SemanticModel or a source string, got {type(live).__name__}")
+        live.parts.to(device)
         return live
     folder = tiny_folder("semantic_controller") if spec.source == "tiny" else Path(spec.source).expanduser()
     for name in (CONFIG_FILE, WEIGHTS_FILE):

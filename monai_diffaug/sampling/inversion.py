@@ -110,7 +110,8 @@ def _check_invertible(scheduler: Any) -> None:
 
 def _coefficients(scheduler: Any, timestep: Tensor) -> tuple[float, float]:
     """(a, b) of the scheduler's step x' = a f + b x: what it makes of a unit prediction and of a unit state."""
-    zero, one = torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1)
+    where = scheduler.alphas_cumprod.device  # not the CPU's once a pipeline on a GPU has added noise with this scheduler
+    zero, one = torch.zeros(1, 1, 1, 1, device=where), torch.ones(1, 1, 1, 1, device=where)
     of_prediction = float(scheduler.step(one, timestep, zero, return_dict=False)[0])
     of_state = float(scheduler.step(zero, timestep, one, return_dict=False)[0])
     if not math.isfinite(of_prediction) or not math.isfinite(of_state):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -315,17 +316,18 @@ class DiffusionLocalInpaint(SeededTransform):
             return [self._failed(error)] * len(candidates)
 
     def _models(self, device: torch.device) -> Models:
-        place = self.device or device
+        inpainter = self.inpainter_on(device)
+        place, dtype = inpainter.device, str(inpainter.dtype).removeprefix("torch.")  # of a live one: where and as it is
         controlnet = semantic_controller = None
         if self.controlnet is not None:
             from monai_diffaug.models.controlnet import load_controlnet
 
-            controlnet = shared_model(self.controlnet, place, load_controlnet)
+            controlnet = shared_model(replace(self.controlnet, dtype=dtype), place, load_controlnet)
         if self.semantic_controller is not None:
             from monai_diffaug.models.semantic_controller import load_semantic_controller
 
-            semantic_controller = shared_model(self.semantic_controller, place, load_semantic_controller)
-        return Models(self.inpainter_on(device), controlnet, semantic_controller)
+            semantic_controller = shared_model(replace(self.semantic_controller, dtype=dtype), place, load_semantic_controller)
+        return Models(inpainter, controlnet, semantic_controller)
 
     def _open(self, sample: _Sample) -> Stack:
         """The sample as a stack of slices, checked."""

@@ -107,6 +107,23 @@ def test_memory_that_runs_out_while_recording_is_told_to_the_caller() -> None:
         GraphedDenoiser(denoise, capture=Recorder(fails=torch.OutOfMemoryError))(*call(2))
 
 
+def test_memory_that_runs_out_drops_the_other_graphs_and_is_found_behind_the_error_of_the_broken_capture() -> None:
+    recorder = Recorder()
+    graphed = GraphedDenoiser(denoise, capture=recorder)
+    graphed(*call(2))
+
+    def broken(denoise: Any, examples: Any) -> Captured:
+        try:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        finally:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    graphed.capture = broken
+    with pytest.raises(torch.OutOfMemoryError):
+        graphed(*call(4))
+    assert not graphed._graphs
+
+
 def test_threads_take_turns_on_a_graph() -> None:
     graphed = GraphedDenoiser(denoise, capture=Recorder())
     wrong: list[int] = []
