@@ -245,6 +245,8 @@ def _check_arguments(check: _Check, id_: str, found: Any, config: Mapping[str, A
         parameters = inspect.signature(found).parameters
     except (TypeError, ValueError):
         return
+    from monai.utils import CompInitMode
+
     given = [name for name in config if name not in NOT_ARGUMENTS]
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     named = {name: p for name, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
@@ -252,7 +254,10 @@ def _check_arguments(check: _Check, id_: str, found: Any, config: Mapping[str, A
     for name in given:
         if name not in named and not takes_any:
             check.add(f"{id_}::{name}", f"unknown argument {name!r} of {name_of_class}{_nearest(name, named)}")
-    if config.get("_mode_", "default") != "default":
+    mode = config.get("_mode_", "default")
+    if isinstance(mode, str) and not mode.startswith(("$", "@")) and mode not in (modes := [str(m.value) for m in CompInitMode]):
+        check.add(f"{id_}::_mode_", f"unknown mode {mode!r}; use {', '.join(modes)}")
+    if mode != "default":
         return
     for name, parameter in named.items():
         if parameter.default is parameter.empty and name not in given:

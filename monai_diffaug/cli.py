@@ -41,12 +41,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _explain(error: Exception) -> int:
     """One line for what the user can mend; anything else is a defect and keeps its traceback."""
+    from safetensors import SafetensorError
+
     from monai_diffaug.errors import GridMismatchError, MissingExtraError, ModelSourceError
     from monai_diffaug.imageio import ImageFileError
 
     if isinstance(error, (GridMismatchError, MissingExtraError, ModelSourceError, ImageFileError)):
         return _fail(str(error), WRONG_INPUT)
-    if isinstance(error, OSError):
+    if isinstance(error, (OSError, SafetensorError)):  # a full disk is the latter while weights are written
         return _fail(str(error), FAILED)
     raise error
 

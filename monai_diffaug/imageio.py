@@ -30,6 +30,7 @@ ITK_SUFFIXES = (".mha", ".nrrd")
 PIXEL_SUFFIXES = (".png", ".jpg", ".jpeg")
 SUFFIXES = (*NIFTI_SUFFIXES, *ITK_SUFFIXES, *PIXEL_SUFFIXES)
 AFFINE_TOLERANCE_MM = 1e-2
+SLICE_TOLERANCE_MM = 0.1
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -168,6 +169,12 @@ def _read_dicom(path: Path) -> Picture:
         image = itk.imread(list(names.GetFileNames(series[0])))
     except (RuntimeError, TypeError, KeyError) as error:
         raise ImageFileError(f"{path}: the DICOM series cannot be read ({_one_line(error)})") from error
+    deviation_mm = float(dict(image).get("ITK_non_uniform_sampling_deviation", 0.0))  # set by ITK's series reader
+    if deviation_mm > SLICE_TOLERANCE_MM:
+        raise ImageFileError(
+            f"{path}: slices of the DICOM series are missing or unevenly spaced (by {deviation_mm:.3g} mm); give the whole series, or "
+            "resample it first"
+        )
     return _from_itk(path, "", image)
 
 

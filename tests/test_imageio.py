@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import itk
@@ -150,6 +151,15 @@ def test_a_dicom_series_is_read_in_hu_with_its_affine_and_written_as_nifti(tmp_p
     write_picture(picture.stored, picture, tmp_path / "b.nii.gz")
     assert np.array_equal(read_picture(tmp_path / "b.nii.gz").stored, picture.stored)
     assert np.allclose(nib.load(tmp_path / "b.nii.gz").affine, picture.affine, atol=1e-4)
+
+
+def test_a_dicom_series_with_a_gap_is_refused_because_its_grid_would_be_wrong(tmp_path):
+    series = sorted(real("ct_dicom_series").iterdir())
+    by_height = sorted(series, key=lambda file: float(dict(itk.imread(str(file), itk.F))["0020|0032"].split("\\")[2]))
+    for i in (0, 1, 3, 4):
+        shutil.copy(by_height[i], tmp_path)
+    with pytest.raises(ImageFileError, match="missing or unevenly spaced"):
+        read_picture(tmp_path)
 
 
 def test_a_failed_write_leaves_neither_file_nor_part(tmp_path):

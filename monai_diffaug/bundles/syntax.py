@@ -13,6 +13,7 @@ from monai_diffaug.errors import MissingExtraError
 __all__ = ["Fault", "line_table", "read_config"]
 
 SUFFIXES = (".json", ".yaml", ".yml")
+TEXT, MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,16 @@ def read_config(path: Path) -> list[Fault]:
         return [Fault(name, 0 if mark is None else mark.line + 1, "", f"YAML syntax error: {said}{column}")]
     if not isinstance(content, dict):
         return [Fault(name, 0, "", f"a config is a mapping of ids, got {'nothing' if content is None else type(content).__name__}")]
-    return _double_keys(path)
+    if _holds_itself(content):
+        return [Fault(name, 0, "", "an anchor holds its own alias: such a config has no end")]
+    return _unreadable_keys(path) or _double_keys(path)
+
+
+def _holds_itself(value: Any, above: frozenset[int] = frozenset()) -> bool:
+    if not isinstance(value, (dict, list)):
+        return False
+    parts = value.values() if isinstance(value, dict) else value
+    return id(value) in above or any(_holds_itself(part, above | {id(value)}) for part in parts)
 
 
 def line_table(path: Path) -> dict[str, tuple[str, int]]:
@@ -70,6 +80,17 @@ def line_table(path: Path) -> dict[str, tuple[str, int]]:
     for id_, line in _lines(path):
         table[id_] = (str(path), line)
     return table
+
+
+def _unreadable_keys(path: Path) -> list[Fault]:
+    """Keys that are good YAML and that MONAI's loader does not take: merges, and ids at the top that are no text."""
+    faults = []
+    for id_, line, tag in _entries(path):
+        if tag == MERGE:
+            faults.append(Fault(str(path), line, "", "MONAI cannot read merge keys (<<); write the entries out, or use a reference"))
+        elif tag not in (TEXT, "") and "::" not in id_:
+            faults.append(Fault(str(path), line, "", f"the id {id_} is no text; put it in quotes"))
+    return faults
 
 
 def _double_keys(path: Path) -> list[Fault]:
@@ -83,7 +104,12 @@ def _double_keys(path: Path) -> list[Fault]:
 
 
 def _lines(path: Path) -> list[tuple[str, int]]:
-    """(id, line) of every key and list entry, in the file's order; JSON is read as YAML, which it is but for tabs."""
+    """(id, line) of every key and list entry, in the file's order."""
+    return [(id_, line) for id_, line, _ in _entries(path)]
+
+
+def _entries(path: Path) -> list[tuple[str, int, str]]:
+    """(id, line, YAML tag of the key) of every key and list entry (tag empty); JSON is read as YAML, which it is but for tabs."""
     yaml = _yaml()
     text = path.read_text(encoding="utf-8")
     if path.suffix.lower() == ".json":
@@ -92,18 +118,18 @@ def _lines(path: Path) -> list[tuple[str, int]]:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError:
         return []
-    found: list[tuple[str, int]] = []
+    found: list[tuple[str, int, str]] = []
     waiting: list[tuple[str, Any]] = [("", root)]
     while waiting:
         prefix, node = waiting.pop()
         children = []
         if node.id == "mapping":
-            children = [(str(key.value).replace("#", "::"), key.start_mark.line, value) for key, value in node.value]
+            children = [(str(key.value).replace("#", "::"), key.start_mark.line, str(key.tag), value) for key, value in node.value]
         elif node.id == "sequence":
-            children = [(str(i), value.start_mark.line, value) for i, value in enumerate(node.value)]
-        for name, line, value in children:
+            children = [(str(i), value.start_mark.line, "", value) for i, value in enumerate(node.value)]
+        for name, line, tag, value in children:
             id_ = f"{prefix}::{name}" if prefix else name.removeprefix("+")
-            found.append((id_, line + 1))
+            found.append((id_, line + 1, tag))
             waiting.append((id_, value))
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,7 @@ def run(options: argparse.Namespace) -> int:
         raise WrongInputError(f"--seed {options.seed} with --n {options.n} goes beyond {MAX_SEED}")
     if not options.prompt.strip():
         raise WrongInputError("--prompt is empty; say what shall be painted")
+    _spare_other_files(options)
 
     import numpy as np
 
@@ -80,7 +82,7 @@ def run(options: argparse.Namespace) -> int:
         slice_size,
         write_edit,
     )
-    from monai_diffaug.imageio import read_picture, require_same_grid, stem_of
+    from monai_diffaug.imageio import read_picture, require_same_grid
 
     image = read_picture(options.image)
     region = label = None
@@ -133,10 +135,9 @@ def run(options: argparse.Namespace) -> int:
 
     from tqdm import tqdm
 
-    for k in tqdm(range(options.n), desc="augment", disable=not shows_progress(options)):
+    for k, name in enumerate(tqdm(_names(options), desc="augment", disable=not shows_progress(options))):
         current = options.seed + k
         result = edit_picture(image, mask, settings, seed=current, label=label)
-        name = f"{stem_of(options.image)}_diffaug" + (f"_{k}" if options.n > 1 else "")
         details = _details(options, settings_as_json(settings), current)
         written = write_edit(options.out, name, image, result, details, region if options.label else None)
         if not result.record["applied"]:
@@ -144,6 +145,41 @@ def run(options: argparse.Namespace) -> int:
         if not options.quiet:
             print(written[0])
     return 0
+
+
+def _names(options: argparse.Namespace) -> list[str]:
+    """Stems of the results."""
+    from monai_diffaug.imageio import stem_of
+
+    stem = f"{stem_of(options.image)}_diffaug"
+    return [f"{stem}_{k}" for k in range(options.n)] if options.n > 1 else [stem]
+
+
+def _spare_other_files(options: argparse.Namespace) -> None:
+    """Neither an input nor the result of another image of the same name is written over; an earlier result of this image is."""
+    from monai_diffaug.imageio import stem_of
+
+    written = {f"{name}{part}" for name in _names(options) for part in ("", "_mask", "_label")}
+    for file in (options.image, options.label, options.mask):
+        if file is not None and file.resolve().parent == options.out.resolve() and stem_of(file) in written:
+            raise WrongInputError(f"{file} would be written over; give another --out")
+    for name in _names(options):
+        other = _image_of(options.out / f"{name}.json")
+        if other is not None and not _may_be_same(other, options.image):
+            raise WrongInputError(f"{options.out / name}.json is of another image, {other}; give another --out")
+
+
+def _image_of(record: Path) -> Path | None:
+    """The image that an earlier result was made of, where the record tells."""
+    try:
+        return Path(json.loads(record.read_text(encoding="utf-8"))["input"]["image"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _may_be_same(before: Path, now: Path) -> bool:
+    """A relative path of an earlier call may have been one from another folder; then the name decides."""
+    return before.name == now.name and not (before.exists() and now.exists() and not before.samefile(now))
 
 
 def _details(options: argparse.Namespace, settings: dict[str, Any], seed: int) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def _print_models() -> None:
     from monai_diffaug.models.registry import tiny_folder
 
     print("embedded models:")
-    for part in ("inpainter", "medsam", "validator", "controlnet"):
+    for part in ("inpainter", "medsam", "validator", "controlnet", "semantic_controller", "latent_screen"):
         folder = tiny_folder(part)
         size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) / 1e6
         print(f"  {part}: {f'{size:.1f} MB' if folder.is_dir() else 'missing'}")

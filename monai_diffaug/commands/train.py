@@ -88,6 +88,9 @@ def run(options: argparse.Namespace) -> int:
         raise WrongInputError(f"--encoder is for semantic-controller only; {options.recipe} has none, leave it out")
     if options.decoder is not None and options.recipe != "inpaint":
         raise WrongInputError(f"--decoder is for inpaint only; {options.recipe} decodes nothing anew, leave it out")
+    if options.text_encoder and options.recipe in ("validator", "medsam"):
+        raise WrongInputError(f"--text-encoder is for inpaint only; {options.recipe} reads no text, leave it out")
+    _keep_apart(options)
     from monai_diffaug.finetune.datalist import Words, read_datalist
 
     words = Words(options.modality, options.anatomy, options.finding)
@@ -158,9 +161,19 @@ def _check_device(device: str) -> None:
         raise WrongInputError(f"--device {device} cannot be used here: {str(error).strip().splitlines()[0]}") from error
 
 
+def _keep_apart(options: argparse.Namespace) -> None:
+    """A run that goes on begins with the model that it began with, so it must not replace that."""
+    for name in ("model", "encoder"):
+        source = getattr(options, name)
+        if source and options.out.is_dir() and Path(source).exists() and options.out.samefile(source):
+            raise WrongInputError(f"--out {options.out} is the folder of --{name}, which the run would replace; give another --out")
+
+
 def _forget(folder: Path) -> None:
-    for name in ("state.ckpt", "settings.json", "log.jsonl"):
-        (folder / name).unlink(missing_ok=True)
+    """Remove what an earlier run has left, pictures and events too: they would mix with the new ones."""
+    for pattern in ("state.ckpt", "settings.json", "log.jsonl", "samples/step_*.png", "tensorboard/events.out.tfevents.*"):
+        for file in folder.glob(pattern):
+            file.unlink()
 
 
 def _above_zero(text: str) -> float:

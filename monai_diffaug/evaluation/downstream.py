@@ -190,16 +190,17 @@ def run_arm(options: argparse.Namespace, arm: str, n: int, seed: int) -> dict[st
         "generator": generator_record(generator, networks),
     }
     file = options.out / "runs" / (file_name(options.task, arm, f"n{n}", f"s{seed}") + ".json")
+    folder = options.out / "synthetic" / file_name(arm, f"n{n}", f"s{seed}")
     if file.is_file():
         known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         differing = [key for key, value in setup.items() if known.get(key) != value]
         if differing:
-            raise ValueError(f"{file} was made with another {', '.join(differing)}; use another --out, or delete it")
+            made_of = f", and {folder} with it" if folder.is_dir() else ""
+            raise ValueError(f"{file} was made with another {', '.join(differing)}; use another --out, or delete it{made_of}")
         return known
     real, test = labelled_cases(study, n, options.subset_seed), held_out_cases(study)
     made = SyntheticImages([], 0, 0.0)
     if factory is not None:
-        folder = options.out / "synthetic" / file_name(arm, f"n{n}", f"s{seed}")
         made = load_or_make(folder, factory(real, generator), real, options.synthetic, seed=seed, max_seconds=options.max_synthesis_s)
     began = time.monotonic()
     rows = run_one(study, options.task, real, test, made.cases, settings, seed)
@@ -321,7 +322,8 @@ def main() -> None:
             resolve(options, arm)
         runs = []
         # by seed first: a study that is cut short has whole rows of few seeds rather than few rows
-        pairs = [(arm, n) for n in sizes for arm in arms] + [(BASELINE, options.reference)] * (options.reference is not None)
+        wanted = [(arm, n) for n in sizes for arm in arms] + [(BASELINE, options.reference)] * (options.reference is not None)
+        pairs = list(dict.fromkeys(wanted))  # a run that is named twice counts once
         for seed in range(options.seeds):
             for arm, n in pairs:
                 result = run_arm(options, arm, n, seed)

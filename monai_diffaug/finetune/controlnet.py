@@ -14,7 +14,7 @@ from monai_diffaug.finetune.crops import SliceCropSampler
 from monai_diffaug.finetune.folder import replace_parts
 from monai_diffaug.finetune.frozen import frozen_inpainter
 from monai_diffaug.finetune.labelled_slices import LabelledSlice
-from monai_diffaug.finetune.pictures import draw_inpainted
+from monai_diffaug.finetune.pictures import draw_inpainted, lesions_to_show
 from monai_diffaug.finetune.settings import FineTuneSettings
 from monai_diffaug.models.controlnet import build_controlnet
 from monai_diffaug.models.progress_bars import without_progress_bars
@@ -49,7 +49,7 @@ class ControlNetRecipe:
             network = build_controlnet(self.model.unet, self.model.factor)
         self.controlnet: Any = network.to(self.model.device).train().requires_grad_(True)
         self.modules: Mapping[str, nn.Module] = {"controlnet": self.controlnet}
-        self.slices, self.held_out = list(slices), [s for s in (held_out or slices) if not s.is_normal]
+        self.slices, self.held_out = list(slices), lesions_to_show(held_out, slices)
 
     def reseed(self, seed: int) -> None:
         self.generator = torch.Generator().manual_seed(seed)

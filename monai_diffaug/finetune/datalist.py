@@ -34,7 +34,7 @@ class Entry:
         image: file, or folder of a DICOM series.
         label: class ids on the same grid; None for an image of normal tissue.
         findings: label value -> what it is; the value None stands for any non-zero voxel. Empty for normal tissue.
-        modality, anatomy: words of the captions; empty when ``prompt`` is the whole caption.
+        modality, anatomy: words of the captions; may be empty, or unknown and then left empty, where there is a ``prompt``.
         prompt: caption as it is, empty when captions are composed.
     """
 
@@ -84,7 +84,7 @@ def _content(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise TrainingInputError(f"datalist {path}: no such file")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))  # with or without the mark that editors on Windows put first
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise TrainingInputError(f"datalist {path} is no JSON: {error}") from error
     if not isinstance(content, dict):
@@ -95,7 +95,12 @@ def _content(path: Path) -> dict[str, Any]:
 def _top_level(content: Mapping[str, Any], key: str) -> Any:
     """A word or table at the top of the file; the Decathlon keys modality by channel and names the findings "labels"."""
     if key == "finding":
-        value = content.get("finding") or {k: v for k, v in dict(content.get("labels") or {}).items() if v != BACKGROUND}
+        labels = content.get("labels")
+        if isinstance(labels, list):
+            labels = {str(k): word for k, word in enumerate(labels)}
+        if isinstance(labels, Mapping):
+            labels = {k: word for k, word in labels.items() if word != BACKGROUND}
+        value = content.get("finding") or labels or ""
     else:
         value = content.get(key, "")
         if isinstance(value, Mapping):
@@ -120,13 +125,15 @@ def _entry(path: Path, where: str, row: Any, defaults: Mapping[str, Any]) -> Ent
                 f"{name}: no words for the caption: {', '.join(missing)} missing; add them to the entry, to the top of the datalist or as "
                 f'--{missing[0]}, or give the entry a "prompt"'
             )
-        try:
-            vocabulary_of(word["modality"])
-        except ValueError as error:
-            known = str(error).split(", or pass ")[0]
-            raise TrainingInputError(f'{name}: {known}; or give the entry a "prompt"') from error
     elif not findings and word["finding"] != NORMAL:
         findings = {None: prompt}
+    try:
+        vocabulary_of(word["modality"])
+    except ValueError as error:
+        if not prompt:
+            known = str(error).split(", or pass ")[0]
+            raise TrainingInputError(f'{name}: {known}; or give the entry a "prompt"') from error
+        word["modality"] = ""  # the tissue beside the lesion is captioned without it
     label = row.get("label")
     if findings and not isinstance(label, str):
         raise TrainingInputError(
@@ -148,9 +155,13 @@ def _findings(name: str, given: Any) -> dict[int | None, str]:
     if not isinstance(given, Mapping):
         raise TrainingInputError(f'{name}: "finding" must be a word or {{"1": word, ...}}, got {given!r}')
     try:
-        table: dict[int | None, str] = {int(value): str(finding) for value, finding in given.items()}
+        table: dict[int | None, str] = {int(value): finding for value, finding in given.items()}
     except ValueError as error:
-        raise TrainingInputError(f'{name}: the keys of "finding" must be label values, got {", ".join(map(str, given))}') from error
+        told = ", ".join(map(str, given))
+        raise TrainingInputError(f'{name}: the keys of "finding" (or "labels") must be label values, got {told}') from error
+    wordless = [value for value, finding in table.items() if value != 0 and not (isinstance(finding, str) and finding)]
+    if wordless:
+        raise TrainingInputError(f'{name}: "finding" has no word for label value {wordless[0]}; leave the value out, or name it')
     return {value: finding for value, finding in table.items() if value != 0}
 
 

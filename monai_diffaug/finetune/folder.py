@@ -13,7 +13,9 @@ def replace_parts(written: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for part in sorted(written.iterdir()):
         target = folder / part.name
-        if target.is_dir():
+        if target.is_dir() and not target.is_symlink():
             shutil.rmtree(target)
+        elif part.is_dir():
+            target.unlink(missing_ok=True)  # a file or a link, which no folder can replace
         part.replace(target)
     written.rmdir()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Mapping, Sequence
 from copy import copy
 from pathlib import Path
@@ -18,7 +19,7 @@ from monai_diffaug.finetune.encoded_ring import EncodedRing
 from monai_diffaug.finetune.folder import replace_parts
 from monai_diffaug.finetune.labelled_slices import LabelledSlice
 from monai_diffaug.finetune.lora import CLIP_ATTENTION, UNET_ATTENTION, add_adapters, merged
-from monai_diffaug.finetune.pictures import draw_inpainted
+from monai_diffaug.finetune.pictures import draw_inpainted, lesions_to_show
 from monai_diffaug.finetune.settings import FineTuneSettings
 from monai_diffaug.models.inpainter import load_inpainter
 from monai_diffaug.models.progress_bars import without_progress_bars
@@ -29,6 +30,7 @@ __all__ = ["InpaintRecipe", "lesion_weighted_loss"]
 
 logger = logging.getLogger(__name__)
 
+ADAPTER_NOTE = "adapter.json"
 SMALL = 50e6  # parameters: below it a network bears, and needs, a higher rate
 RATES = {(True, False): 2e-4, (False, False): 1e-5, (True, True): 2e-3, (False, True): 1e-4}  # (small, lora)
 
@@ -81,7 +83,7 @@ class InpaintRecipe:
         # the forward process: same betas whatever sampler the folder names
         self.process: Any = DDPMScheduler.from_config(self.model.scheduler.config)
         self.prediction_type = str(self.process.config.prediction_type)
-        self.slices, self.held_out = list(slices), [s for s in (held_out or slices) if not s.is_normal]
+        self.slices, self.held_out = list(slices), lesions_to_show(held_out, slices)
         self.modules: Mapping[str, nn.Module] = {"unet": self.model.unet}
         if settings.text_encoder:
             self.modules = {**self.modules, "text_encoder": self.model.text_encoder}
@@ -179,6 +181,8 @@ class InpaintRecipe:
             pipeline.save_pretrained(part, safe_serialization=True)
         if self.adapters:
             self._write_adapter(pipeline_class, part / "adapter")
+        elif (folder / "adapter" / ADAPTER_NOTE).is_file():
+            shutil.rmtree(folder / "adapter")  # of an earlier run: it does not belong to this model
         replace_parts(part, folder)
 
     def _write_adapter(self, pipeline_class: Any, folder: Path) -> None:
@@ -192,4 +196,4 @@ class InpaintRecipe:
         }
         pipeline_class.save_lora_weights(str(folder), **layers)
         note = {"base": self.settings.model, "rank": self.settings.rank, "alpha": self.settings.rank, "parts": sorted(self.adapters)}
-        (folder / "adapter.json").write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
+        (folder / ADAPTER_NOTE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -73,20 +73,30 @@ def load_slices(
     """
     from tqdm import tqdm
 
-    load = _loader()
+    from monai_diffaug.finetune.upright_pictures import class_ids, visible_colours
+
+    load = _Loaders(_loader(visible_colours), _loader(class_ids))
     found: list[LabelledSlice] = []
     for entry in tqdm(entries, desc="reading", disable=not progress):
         found += _slices_of(entry, load, plane, window)
     return found
 
 
-def _loader() -> Any:
-    """``LoadImage`` that keeps the stored type and reads pictures upright: rows first, as the embedded models were trained."""
-    from monai.data.image_reader import PILReader
+class _Loaders(NamedTuple):
+    """What reads images, and what reads labels."""
+
+    image: Any
+    label: Any
+
+
+def _loader(converter: Callable[[Any], Any]) -> Any:
+    """``LoadImage`` that keeps the stored type and reads pictures upright."""
     from monai.transforms.io.array import LoadImage
 
+    from monai_diffaug.finetune.upright_pictures import UprightPictureReader
+
     load = LoadImage(image_only=True, ensure_channel_first=True, dtype=None)
-    load.register(PILReader(reverse_indexing=False))
+    load.register(UprightPictureReader(converter))
     return load
 
 
@@ -106,22 +116,19 @@ def _read(load: Any, file: Path, role: str) -> Any:
     return volume
 
 
-def _slices_of(entry: Entry, load: Any, plane: str, window: tuple[float, float] | None) -> list[LabelledSlice]:
-    image = _read(load, entry.image, "image")
-    if image.shape[0] in (2, 4):  # grey or colour with transparency
-        image = image[:-1]
+def _slices_of(entry: Entry, load: _Loaders, plane: str, window: tuple[float, float] | None) -> list[LabelledSlice]:
+    image = _read(load.image, entry.image, "image")
     if image.shape[0] not in (1, 3):
         raise TrainingInputError(f"image {entry.image} has {image.shape[0]} channels; give 1 (grey) or 3 (colour)")
     values = _numbers(image)
-    if values.dtype.is_floating_point and not bool(torch.isfinite(values).all()):
-        raise TrainingInputError(f"image {entry.image} has non-finite voxels; replace them first, e.g. by numpy.nan_to_num")
+    _require_finite(values, f"image {entry.image}")
     affine = np.asarray(image.affine) if values.ndim == 4 else None
     cut = slice_plane(affine, plane, values.ndim - 1)
     seen = window_of(values, window)
     slices = to_slices(values, cut)
     ids = torch.zeros_like(values[:1], dtype=torch.int64)
     if entry.label is not None:
-        ids = _ids(entry, load, image)
+        ids = _ids(entry, load.label, image)
     id_slices = to_slices(ids, cut)
     names = {"modality": entry.modality, "anatomy": entry.anatomy, "prompt": entry.prompt}
     if entry.is_normal:
@@ -166,7 +173,13 @@ def _ids(entry: Entry, load: Any, image: Any) -> Tensor:
             f"label {entry.label} has the shape of image {entry.image} but another affine; resample it first, e.g. with ResampleToMatchd"
         )
     ids: Tensor = _numbers(label).amax(0, keepdim=True)  # a colour picture of a mask counts where any channel is set
+    _require_finite(ids, f"label {entry.label}")
     return ids.round().to(torch.int64)
+
+
+def _require_finite(values: Tensor, name: str) -> None:
+    if values.dtype.is_floating_point and not bool(torch.isfinite(values).all()):
+        raise TrainingInputError(f"{name} has non-finite voxels; replace them first, e.g. by numpy.nan_to_num")
 
 
 def _numbers(image: Any) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -154,6 +155,21 @@ class _Record:
             self.log.close()
 
 
+def _take_up(record: _Record) -> None:
+    """Load the state of an earlier run, if there is one.
+
+    Raises:
+        TrainingInputError: it is cut, or of another shape.
+    """
+    try:
+        load_state(record.state, record.parts)
+    except (RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise TrainingInputError(
+            f"{record.state} does not fit this run ({reason}); use --restart to begin anew, or another --out"
+        ) from error
+
+
 def fine_tune(trainee: Trainee, settings: FineTuneSettings, out: Path | str) -> int:
     """Train until the budget is spent, going on where ``out`` left off, and write the averaged model to ``out``.
 
@@ -164,7 +180,8 @@ def fine_tune(trainee: Trainee, settings: FineTuneSettings, out: Path | str) -> 
         Optimiser steps done since the run began.
 
     Raises:
-        TrainingInputError: ``out`` holds another run, the loss is not finite, or the processes see different folders.
+        TrainingInputError: ``out`` holds another run or a state that cannot be read, the loss is not finite, or the processes see
+            different folders.
     """
     out = Path(out)
     folder = out / TRAINING_FOLDER
@@ -177,7 +194,7 @@ def fine_tune(trainee: Trainee, settings: FineTuneSettings, out: Path | str) -> 
     peak = settings.rate or trainee.rate
     optimizer = torch.optim.AdamW(trained.parameters(), lr=peak, betas=(0.9, 0.99), weight_decay=1e-3)
     record = _Record(trainee, trained, {"trained": trained, "ema": ema, "optimizer": optimizer, "spent": spent}, settings, folder)
-    load_state(record.state, record.parts)
+    _take_up(record)
     device = next(iter(trained)).device
     if first_process_value(spent.steps, device) != spent.steps:
         raise TrainingInputError(f"{out} must be on a disk that all processes see: the run to go on with is in the first one's only")

@@ -13,7 +13,7 @@ from monai_diffaug.boxes import box_around, enlarged
 from monai_diffaug.finetune.folder import replace_parts
 from monai_diffaug.finetune.labelled_slices import LabelledSlice
 from monai_diffaug.finetune.lora import SAM_ATTENTION, add_adapters, merged
-from monai_diffaug.finetune.pictures import draw_masks, evenly
+from monai_diffaug.finetune.pictures import draw_masks, evenly, lesions_to_show
 from monai_diffaug.finetune.settings import FineTuneSettings, TrainingInputError
 from monai_diffaug.models.medsam import MedSAM, config_of, load_medsam, prompt_with_boxes, save_sam
 from monai_diffaug.models.registry import ModelSpec
@@ -63,7 +63,7 @@ class MedSAMRecipe:
         small = sum(p.numel() for p in self.sam.parameters()) < 20e6
         self.rate = 2e-4 if small else 1e-5
         self.slices = [s for s in slices if not s.is_normal]
-        self.held_out = [s for s in held_out if not s.is_normal] or self.slices
+        self.held_out = lesions_to_show(held_out, slices)
         if not self.slices:
             raise TrainingInputError("no image shows a lesion: at least one entry needs a label with one")
 

@@ -15,10 +15,15 @@ from monai_diffaug.finetune.labelled_slices import LabelledSlice
 from monai_diffaug.preview import draw_preview, save_preview
 from monai_diffaug.prompts import compose_prompt
 
-__all__ = ["draw_inpainted", "draw_masks", "evenly"]
+__all__ = ["draw_inpainted", "draw_masks", "evenly", "lesions_to_show"]
 
 CASES = 4
 MODEL_WINDOW = (-1.0, 1.0)
+
+
+def lesions_to_show(held_out: Sequence[LabelledSlice], slices: Sequence[LabelledSlice]) -> list[LabelledSlice]:
+    """What the pictures show: the held-out lesions, or those that are trained on where none is held out."""
+    return [s for s in held_out if not s.is_normal] or [s for s in slices if not s.is_normal]
 
 
 def evenly(slices: Sequence[LabelledSlice], count: int = CASES) -> list[LabelledSlice]:

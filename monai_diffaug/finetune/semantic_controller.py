@@ -15,7 +15,7 @@ from monai_diffaug.finetune.encoded_ring import EncodedRing
 from monai_diffaug.finetune.folder import replace_parts
 from monai_diffaug.finetune.frozen import frozen_inpainter
 from monai_diffaug.finetune.labelled_slices import LabelledSlice
-from monai_diffaug.finetune.pictures import draw_inpainted
+from monai_diffaug.finetune.pictures import draw_inpainted, lesions_to_show
 from monai_diffaug.finetune.settings import FineTuneSettings
 from monai_diffaug.models.inpainter import Inpainter
 from monai_diffaug.models.registry import ModelSpec
@@ -55,7 +55,7 @@ class SemanticControllerRecipe:
         self.semantic = embedded or _fresh(self.model, settings)
         self.semantic.parts.train().requires_grad_(True)
         self.modules: Mapping[str, nn.Module] = dict(self.semantic.parts.named_children())
-        self.slices, self.held_out = list(slices), [s for s in (held_out or slices) if not s.is_normal]
+        self.slices, self.held_out = list(slices), lesions_to_show(held_out, slices)
 
     def reseed(self, seed: int) -> None:
         self.generator = torch.Generator().manual_seed(seed)

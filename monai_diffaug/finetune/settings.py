@@ -69,6 +69,16 @@ class FineTuneSettings:
             raise ValueError(f"rank and batch_size must be >= 1, got {self.rank} and {self.batch_size}")
 
 
+def _before(file: Path) -> dict[str, object]:
+    try:
+        before = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise TrainingInputError(f"{file} is no JSON ({error}); use --restart to begin anew, or another --out") from error
+    if not isinstance(before, dict):
+        raise TrainingInputError(f"{file} holds no settings of a run; use another --out")
+    return before
+
+
 def remember_settings(folder: Path, recipe: str, settings: FineTuneSettings) -> None:
     """Write the settings beside the run's state, or refuse to go on with a run that had others.
 
@@ -78,7 +88,7 @@ def remember_settings(folder: Path, recipe: str, settings: FineTuneSettings) -> 
     now = {"recipe": recipe, **asdict(settings)}
     file = folder / SETTINGS_FILE
     if file.is_file():
-        before = json.loads(file.read_text(encoding="utf-8"))
+        before = _before(file)
         differing = [f"{name} {before[name]!r} (now {value!r})" for name, value in now.items() if before.get(name, value) != value]
         differing = [text for text in differing if text.split(" ", 1)[0] not in FREE]
         if differing:

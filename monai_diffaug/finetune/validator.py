@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from monai_diffaug.finetune.crops import SliceCropSampler
 from monai_diffaug.finetune.folder import replace_parts
 from monai_diffaug.finetune.labelled_slices import LabelledSlice
-from monai_diffaug.finetune.pictures import draw_masks, evenly
+from monai_diffaug.finetune.pictures import draw_masks, evenly, lesions_to_show
 from monai_diffaug.finetune.settings import FineTuneSettings, TrainingInputError
 from monai_diffaug.models.registry import ModelSpec
 from monai_diffaug.models.validator import LatentValidator, load_validator, mask_latents, save_validator
@@ -81,7 +81,7 @@ class ValidatorRecipe:
         self.size_px = int(self.segmenter.config["size_px"])
         self.modules: Mapping[str, nn.Module] = {"segmenter": self.segmenter}
         self.rate = 2e-4
-        self.slices, self.held_out = list(slices), [s for s in (held_out or slices) if not s.is_normal]
+        self.slices, self.held_out = list(slices), lesions_to_show(held_out, slices)
 
     def reseed(self, seed: int) -> None:
         self.crops = _ValidatorCrops(self.slices, self.size_px, seed)

@@ -65,11 +65,18 @@ class Ema:
 
 
 def save_state(path: Path, parts: dict[str, Any], progress: float) -> None:
-    """Write ``{name: part.state_dict()}`` and the progress in [0, 1]; never leaves a half-written file."""
+    """Write ``{name: part.state_dict()}`` and the progress in [0, 1]; never leaves a half-written file.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     try:
-        torch.save({"progress": progress, **{name: value.state_dict() for name, value in parts.items()}}, part)
+        try:
+            torch.save({"progress": progress, **{name: value.state_dict() for name, value in parts.items()}}, part)
+        except RuntimeError as error:  # what torch raises when the disk is full
+            raise OSError(f"{path} cannot be written, is the disk full? ({str(error).splitlines()[0]})") from error
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

@@ -226,3 +226,21 @@ def test_nothing_but_transforms_is_made_and_no_call_is_evaluated(tmp_path: Path)
         "b: {_target_: Lambdad, keys: image, func: '@made'}\n"
     )
     assert faults_of(tmp_path, text) == [] and not left.exists()
+
+
+def test_an_anchor_that_holds_itself_is_a_fault_and_no_endless_search(tmp_path: Path) -> None:
+    assert faults_of(tmp_path, "a: &x\n  b: *x\n") == ["train.yaml: an anchor holds its own alias: such a config has no end"]
+    assert faults_of(tmp_path, "a: &x [1, 2]\nb: [*x, *x]\n") == []
+
+
+def test_yaml_that_monais_loader_cannot_read_is_a_fault(tmp_path: Path) -> None:
+    merged = faults_of(tmp_path, "a: &x {_target_: LoadImaged, keys: image}\nb:\n  <<: *x\n  keys: label\n")
+    assert merged == ["train.yaml:3: MONAI cannot read merge keys (<<); write the entries out, or use a reference"]
+    assert faults_of(tmp_path, "a: 1\n2: b\n") == ["train.yaml:2: the id 2 is no text; put it in quotes"]
+    assert faults_of(tmp_path, "a: &x {_target_: LoadImaged, keys: image}\nb: *x\nc: {1: x}\n'2': b\n") == []
+
+
+def test_an_unknown_mode_is_named(tmp_path: Path) -> None:
+    (fault,) = faults_of(tmp_path, "a: {_target_: torch.nn.Linear, _mode_: partial, in_features: 3}")
+    assert fault == "train.yaml:1: a::_mode_: unknown mode 'partial'; use default, callable, debug"
+    assert faults_of(tmp_path, "a: {_target_: torch.nn.Linear, _mode_: callable, in_features: 3}") == []

@@ -117,3 +117,26 @@ def test_every_recipe_can_be_imported():
     for target, text in train.RECIPES.values():
         module, _, name = target.partition(":")
         assert callable(getattr(import_module(module), name)) and text
+
+
+def test_a_text_encoder_is_refused_where_there_is_none(tmp_path, datalist):
+    with pytest.raises(WrongInputError, match="medsam reads no text"):
+        train.run(options("medsam", "--data", datalist, "--out", str(tmp_path / "o"), *WORDS, "--text-encoder"))
+
+
+def test_the_model_that_a_run_starts_from_is_not_written_over(tmp_path, datalist):
+    out = tmp_path / "o"
+    out.mkdir()
+    with pytest.raises(WrongInputError, match="the folder of --model, which the run would replace"):
+        train.run(options("inpaint", "--data", datalist, "--model", f"{out}/", "--out", str(out), *WORDS))
+
+
+def test_a_restart_leaves_nothing_of_the_run_before(tmp_path, datalist, random_inpainter):
+    out = tmp_path / "out"
+    small = ("--batch-size", "1", "--pictures", "0", "--no-decoder", "-q")
+    arguments = ("inpaint", "--data", datalist, "--model", random_inpainter, "--out", str(out), *WORDS, *small)
+    train.run(options(*arguments, "--steps", "2", "--lora"))
+    assert (out / "adapter").is_dir()
+    train.run(options(*arguments, "--steps", "1", "--restart"))
+    assert sorted(p.name for p in (out / "training/samples").iterdir()) == ["step_000000.png", "step_000001.png"]
+    assert not (out / "adapter").exists()

@@ -290,8 +290,24 @@ def test_a_run_is_kept_and_another_setup_in_its_place_is_refused(tmp_path, real_
     assert result["generator"]["seen"] == "no generator"
     monkeypatch.setattr(downstream, "run_one", None)  # a second run would fail
     assert downstream.run_arm(options_of(tmp_path), "copy_paste", 10, 0)["images"] == json.loads(json.dumps(result["images"]))
-    with pytest.raises(ValueError, match="made with another settings"):
+    with pytest.raises(ValueError, match=r"made with another settings; .* delete it, and .*synthetic/copy_paste_n10_s0 with it"):
         downstream.run_arm(options_of(tmp_path, steps=3), "copy_paste", 10, 0)
+
+
+def test_a_run_that_is_named_twice_counts_once(tmp_path, monkeypatch):
+    called = []
+
+    def run(options, arm, n, seed):
+        called.append((arm, n, seed))
+        return {"synthesis_s": 0, "training_s": 0, "n_synthetic": 0}
+
+    monkeypatch.setattr(downstream, "run_arm", run)
+    monkeypatch.setattr(downstream, "summarise", lambda runs: [])
+    monkeypatch.setattr("monai_diffaug.evaluation.study_plot.plot_study", lambda summary, file: None)
+    arguments = ["--arms", "none,copy_paste,none", "--n-train", "10,10", "--reference", "10", "--seeds", "1", "--out", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["downstream", *arguments])
+    downstream.main()
+    assert called == [("none", 10, 0), ("copy_paste", 10, 0)]
 
 
 def test_a_generator_must_say_what_it_has_seen(tmp_path):

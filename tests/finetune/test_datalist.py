@@ -40,6 +40,12 @@ def test_a_prompt_needs_no_other_words(tmp_path):
     assert entry.prompt == "a strange mass" and not entry.is_normal
 
 
+def test_a_prompt_serves_where_the_modality_has_no_vocabulary(tmp_path):
+    row = {**ROW, "modality": "PET", "anatomy": "chest", "prompt": "PET of chest, node"}
+    (entry,) = read_datalist(write(tmp_path, {"training": [row]}))
+    assert entry.modality == "" and entry.prompt == "PET of chest, node"  # captions of the tissue beside it are composed without
+
+
 def test_normal_tissue_needs_no_label(tmp_path):
     (entry,) = read_datalist(write(tmp_path, {"training": [{"image": "a.png", "finding": "normal tissue"}]}), WORDS)
     assert entry.is_normal and entry.label is None
@@ -61,6 +67,7 @@ def test_a_missing_validation_list_is_empty(tmp_path):
         ({"training": [{**ROW, "image": "c.png"}]}, "image .*c.png does not exist"),
         ({"training": [{**ROW, "modality": "PET"}]}, "'PET' has no vocabulary"),
         ({"training": [{**ROW, "finding": {"one": "spleen"}}]}, "must be label values, got one"),
+        ({"training": [{**ROW, "finding": {"1": None}}]}, "no word for label value 1"),
     ],
 )
 def test_errors_name_the_entry_and_what_is_wrong(tmp_path, content, message):
@@ -76,3 +83,9 @@ def test_missing_words_are_named(tmp_path):
 def test_a_missing_datalist_is_named(tmp_path):
     with pytest.raises(TrainingInputError, match=r"none\.json: no such file"):
         read_datalist(tmp_path / "none.json")
+
+
+def test_a_list_of_labels_is_a_table_and_a_mark_at_the_files_beginning_is_no_fault(tmp_path):
+    content = {"labels": ["background", "spleen", "liver metastasis"], "training": [ROW]}
+    (entry,) = read_datalist(write(tmp_path, "\ufeff" + json.dumps(content)), Words("ct", "abdomen"))
+    assert entry.findings == {1: "spleen", 2: "liver metastasis"}

@@ -89,3 +89,54 @@ def test_an_unreadable_file_is_named(tmp_path):
     (tmp_path / "i.png").write_text("no picture")
     with pytest.raises(TrainingInputError, match=r"image .*i.png cannot be read"):
         load_slices([Entry(tmp_path / "i.png", None, {}, "ct", "brain")])
+
+
+def write_pair(folder, image, label):
+    image.save(folder / "i.png")
+    label.save(folder / "l.png")
+    return Entry(folder / "i.png", folder / "l.png", {None: "mass"}, "ct", "brain")
+
+
+def disc_picture(mode="L"):
+    disc = np.zeros((30, 40), np.uint8)
+    disc[4:14, 20:34] = 255
+    return Image.fromarray(disc).convert(mode)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "1"])
+def test_the_transparency_of_a_label_is_no_class(tmp_path, mode):
+    (found,) = load_slices([write_pair(tmp_path, disc_picture(), disc_picture(mode))])
+    assert found.lesion.sum() == 140
+
+
+def test_a_palette_is_seen_in_its_colours_and_read_as_class_ids(tmp_path):
+    picture = Image.fromarray(np.where(np.asarray(disc_picture()) > 0, 1, 0).astype(np.uint8), "P")
+    picture.putpalette([0, 0, 0, 255, 0, 0])
+    (found,) = load_slices([write_pair(tmp_path, picture, picture)])
+    assert found.image[:, 5, 25].tolist() == [1, -1, -1] and found.lesion.sum() == 140
+
+
+@pytest.mark.parametrize("suffix", ["tif", "tiff", "bmp"])
+def test_other_pictures_are_upright_too(tmp_path, suffix):
+    disc_picture().save(tmp_path / f"i.{suffix}")
+    disc_picture().save(tmp_path / "l.png")
+    (found,) = load_slices([Entry(tmp_path / f"i.{suffix}", tmp_path / "l.png", {None: "mass"}, "ct", "brain")])
+    assert found.image.shape == (1, 30, 40) and bool((found.image[0, found.lesion] == 1).all())
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_the_channels_of_a_volume_are_no_transparency(tmp_path, channels):
+    entry = volume_entry(tmp_path)
+    volume = np.asarray(nib.load(entry.image).dataobj)
+    nib.save(nib.Nifti1Image(np.stack([volume] * channels, -1), np.diag([1.0, 1, 2, 1])), entry.image)
+    with pytest.raises(TrainingInputError, match=f"has {channels} channels"):
+        load_slices([entry])
+
+
+def test_a_label_that_is_not_finite_is_refused(tmp_path):
+    entry = volume_entry(tmp_path)
+    label = np.asarray(nib.load(entry.label).dataobj).astype(np.float32)
+    label[0] = np.nan
+    nib.save(nib.Nifti1Image(label, np.diag([1.0, 1, 2, 1])), entry.label)
+    with pytest.raises(TrainingInputError, match=r"label .*label.nii.gz has non-finite voxels"):
+        load_slices([entry])

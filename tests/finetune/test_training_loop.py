@@ -115,3 +115,25 @@ def test_settings_need_one_measure_of_length():
 def test_a_word_is_no_switch():
     with pytest.raises(ValueError, match="lora must be True or False, got 'true'"):
         FineTuneSettings(lora="true")
+
+
+@pytest.mark.parametrize(("text", "message"), [("{", "is no JSON"), ("[]", "holds no settings of a run")])
+def test_settings_that_cannot_be_read_are_named(tmp_path, text, message):
+    (tmp_path / "training").mkdir()
+    (tmp_path / "training/settings.json").write_text(text)
+    with pytest.raises(TrainingInputError, match=f"settings.json {message}"):
+        fine_tune(Toy(), FineTuneSettings(minutes=None, steps=1), tmp_path)
+
+
+def test_a_state_that_is_cut_or_of_another_shape_is_named(tmp_path):
+    fine_tune(Toy(), FineTuneSettings(minutes=None, steps=2), tmp_path)
+    state = tmp_path / "training/state.ckpt"
+    whole = state.read_bytes()
+    state.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(TrainingInputError, match="state.ckpt does not fit this run .*--restart"):
+        fine_tune(Toy(), FineTuneSettings(minutes=None, steps=3), tmp_path)
+    state.write_bytes(whole)
+    wider = Toy()
+    wider.modules = {**wider.modules, "second": nn.Linear(1, 1)}
+    with pytest.raises(TrainingInputError, match="does not fit this run"):
+        fine_tune(wider, FineTuneSettings(minutes=None, steps=3), tmp_path)

@@ -37,14 +37,15 @@ def test_the_rate_warms_up_and_falls() -> None:
     assert rate(1.0) == pytest.approx(1e-6)
 
 
-def test_a_write_that_fails_leaves_the_older_state_and_no_part(tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("PytorchStreamWriter: No space\nframe #0")])
+def test_a_write_that_fails_leaves_the_older_state_and_no_part(tmp_path, monkeypatch, error) -> None:
     module = torch.nn.Linear(2, 2)
     save_state(tmp_path / "run.ckpt", {"module": module}, 0.5)
     before = (tmp_path / "run.ckpt").read_bytes()
 
     def full(state: object, target: Path) -> None:
         Path(target).write_bytes(b"half")
-        raise OSError(28, "No space left on device")
+        raise error
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(OSError, match="No space"):
