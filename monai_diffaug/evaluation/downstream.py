@@ -31,6 +31,7 @@ import torch
 from monai_diffaug.evaluation.arms import NEEDS, NETWORKS, ArmFactory, Generator, arm_factory, description_of
 from monai_diffaug.evaluation.cases import Case
 from monai_diffaug.evaluation.classification import score_classification, train_classification
+from monai_diffaug.evaluation.origin import digest_of, require_origin
 from monai_diffaug.evaluation.segmentation import TaskSettings, score_segmentation, train_segmentation
 from monai_diffaug.evaluation.summary import BASELINE, summarise, table_of
 from monai_diffaug.evaluation.synthetic_cache import SyntheticImages, load_or_make
@@ -166,11 +167,19 @@ def generator_record(generator: Generator, networks: tuple[str, ...] | None) -> 
     return {"source": generator.source, "seen": generator.seen, **{name: getattr(generator, name) for name in networks}}
 
 
+def _digests(generator: Generator, networks: tuple[str, ...] | None) -> dict[str, str]:
+    """Of the weights that an arm uses, by network."""
+    if networks is None:
+        return {}
+    sources = {"inpainter": generator.source, **{name: getattr(generator, name) for name in networks}}
+    return {name: digest_of(name, source) for name, source in sources.items() if source is not None}
+
+
 def run_arm(options: argparse.Namespace, arm: str, n: int, seed: int) -> dict[str, Any]:
     """One run: read its file, or make the synthetic images, train, score and write it.
 
     Raises:
-        ValueError: the file there was made with other settings, or the arm or its generator is unknown.
+        ValueError: the file there was made with other settings or other weights, or the arm or its generator is unknown.
     """
     study = STUDIES[options.study]
     settings = TaskSettings(
@@ -191,16 +200,20 @@ def run_arm(options: argparse.Namespace, arm: str, n: int, seed: int) -> dict[st
     }
     file = options.out / "runs" / (file_name(options.task, arm, f"n{n}", f"s{seed}") + ".json")
     folder = options.out / "synthetic" / file_name(arm, f"n{n}", f"s{seed}")
+    origin = {"study": options.study, "subset_seed": options.subset_seed, **_digests(generator, networks)}
     if file.is_file():
         known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         differing = [key for key, value in setup.items() if known.get(key) != value]
         if differing:
             made_of = f", and {folder} with it" if folder.is_dir() else ""
             raise ValueError(f"{file} was made with another {', '.join(differing)}; use another --out, or delete it{made_of}")
+        if folder.is_dir():
+            require_origin(folder, origin)
         return known
     real, test = labelled_cases(study, n, options.subset_seed), held_out_cases(study)
     made = SyntheticImages([], 0, 0.0)
     if factory is not None:
+        require_origin(folder, origin)
         made = load_or_make(folder, factory(real, generator), real, options.synthetic, seed=seed, max_seconds=options.max_synthesis_s)
     began = time.monotonic()
     rows = run_one(study, options.task, real, test, made.cases, settings, seed)

@@ -14,6 +14,7 @@ from monai_diffaug.evaluation.arms import ARMS, NEEDS, Generator, arm_factory, d
 from monai_diffaug.evaluation.cases import Case
 from monai_diffaug.evaluation.classification import accuracy, auc, f1, score_classification, train_classification
 from monai_diffaug.evaluation.lesion_sources import BorrowedLesiond, OwnLesiond, OwnOrBorrowedLesiond
+from monai_diffaug.evaluation.origin import digest_of
 from monai_diffaug.evaluation.segmentation import TaskSettings, batch_of, score_segmentation, size_of, train_segmentation
 from monai_diffaug.evaluation.summary import summarise, table_of
 from monai_diffaug.evaluation.synthetic_cache import SyntheticImages, load_or_make
@@ -308,6 +309,16 @@ def test_a_run_that_is_named_twice_counts_once(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["downstream", *arguments])
     downstream.main()
     assert called == [("none", 10, 0), ("copy_paste", 10, 0)]
+
+
+def test_a_run_of_other_weights_under_the_same_path_is_refused(tmp_path, real_data, monkeypatch):
+    monkeypatch.setattr(downstream, "load_or_make", lambda *args, **options: SyntheticImages([], 0, 0.0))
+    monkeypatch.setattr(downstream, "run_one", lambda *args: [])
+    downstream.run_arm(options_of(tmp_path), "mila", 10, 0)
+    downstream.run_arm(options_of(tmp_path), "mila", 10, 0)
+    monkeypatch.setattr(downstream, "digest_of", lambda network, source: "retrained" if network == "medsam" else digest_of(network, source))
+    with pytest.raises(ValueError, match="made of another medsam"):
+        downstream.run_arm(options_of(tmp_path), "mila", 10, 0)
 
 
 def test_a_generator_must_say_what_it_has_seen(tmp_path):
