@@ -285,8 +285,11 @@ def train(
         if step % 250 == 0:
             save_state(state, parts, progress)
     save_state(state, parts, 1.0)
-    save_sam(ema.module, TINY_CONFIG, out / "medsam")
-    return ema.module
+    average: Any = ema.module
+    if keep_encoder:  # averaging turns -0 into 0, and whoever has noted the encoder's bytes would take it for another one
+        average.image_encoder.load_state_dict(sam.image_encoder.state_dict())
+    save_sam(average, TINY_CONFIG, out / "medsam")
+    return average
 
 
 def main() -> None:
