@@ -35,6 +35,7 @@ def mila_tmgdiff(
     noise_scale: float = 0.5,
     noise_source: str = "inverted",
     num_inference_steps: int = 12,
+    min_iou: float = 0.5,
     window: tuple[float, float] | None = None,
     model: Any = "tiny",
     medsam: Any = "tiny",
@@ -52,6 +53,8 @@ def mila_tmgdiff(
         noise_scale: g in [0, 1], how far the result moves from the original.
         noise_source: "inverted" (g is the distance to the original) or "random" (to the g = 0 twin).
         num_inference_steps: steps of the sampler.
+        min_iou: least overlap that MedSAM expects of its outline, else the image stays as it is; the embedded one needs 0.2 to 0.3 for what
+            is small or faint.
         window: intensities that the models see, e.g. (-160, 240) HU; default 0 to 255 for uint8 images, else their 0.5 and 99.5
             percentiles (MedSAM: each slice's own range).
         model, medsam: sources of the inpainter and of MedSAM.
@@ -62,7 +65,9 @@ def mila_tmgdiff(
     """
     return Compose(
         [
-            MedSAMMaskd(image_key, label_key=label_key, label_value=label_value, window=window, model=medsam, device=device),
+            MedSAMMaskd(
+                image_key, label_key=label_key, label_value=label_value, min_iou=min_iou, window=window, model=medsam, device=device
+            ),
             TextPromptd("prompt", modality=modality, finding=finding),
             DiffusionLocalInpaintd(
                 image_key,
@@ -239,6 +244,7 @@ def medsoft_diffusion(
     soft_width: float = 4.0,
     soft_width_mm: float | None = None,
     num_inference_steps: int = 12,
+    min_iou: float = 0.5,
     window: tuple[float, float] | None = None,
     model: Any = "tiny",
     semantic_controller: Any = "tiny",
@@ -254,6 +260,8 @@ def medsoft_diffusion(
         label_value: the lesion's class id.
         soft_width, soft_width_mm: width of the soft edge, see ``DiffusionLocalInpaint``.
         num_inference_steps: steps of the sampler.
+        min_iou: least overlap that MedSAM expects of its outline, else the image stays as it is; the embedded one needs 0.2 to 0.3 for what
+            is small or faint.
         window: intensities that the models see; default as in ``mila_tmgdiff``.
         model, semantic_controller, medsam: sources of the inpainter, of the semantic controller and of MedSAM.
         device: where they run; default the image's device.
@@ -263,7 +271,9 @@ def medsoft_diffusion(
     """
     return Compose(
         [
-            MedSAMMaskd(image_key, label_key=label_key, label_value=label_value, window=window, model=medsam, device=device),
+            MedSAMMaskd(
+                image_key, label_key=label_key, label_value=label_value, min_iou=min_iou, window=window, model=medsam, device=device
+            ),
             TextPromptd("prompt", modality=modality, finding=finding),
             DiffusionLocalInpaintd(
                 image_key,

@@ -84,6 +84,12 @@ def test_emit_diff_runs_at_the_strength_that_was_asked_for(random_inpainter, con
     assert moved[0] != moved[1]
 
 
+@pytest.mark.parametrize("preset", [presets.mila_tmgdiff, presets.medsoft_diffusion])
+def test_an_outline_that_medsam_doubts_is_used_where_the_user_asks_for_it(preset) -> None:
+    assert preset(modality="MRI", min_iou=0.2).transforms[0].masker.gate.min_iou == 0.2
+    assert preset(modality="MRI").transforms[0].masker.gate.min_iou == 0.5
+
+
 def test_emit_diff_makes_a_slice_at_its_own_resolution_where_asked(random_inpainter, controlnet) -> None:
     larger = {key: value.repeat_interleave(2, -1).repeat_interleave(2, -2) for key, value in sample().items()}  # than the model's 64 px
     results = []
