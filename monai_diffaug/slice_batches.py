@@ -27,14 +27,12 @@ def in_batches(run: Callable[[slice], Tensor], count: int, batch_size: int) -> T
     start = 0
     while start < count:
         stop = min(start + batch_size, count)
-        fits = True
         try:
             done.append(run(slice(start, stop)))
         except torch.OutOfMemoryError:
             if stop - start == 1:
                 raise
-            fits = False
-        if fits:
+        else:
             start = stop
             continue
         # only here is the failed call's memory free: within the clause its traceback holds the tensors

@@ -64,7 +64,8 @@ def read_config(path: Path) -> list[Fault]:
         return [Fault(name, 0, "", f"a config is a mapping of ids, got {'nothing' if content is None else type(content).__name__}")]
     if _holds_itself(content):
         return [Fault(name, 0, "", "an anchor holds its own alias: such a config has no end")]
-    return _unreadable_keys(path) or _double_keys(path)
+    entries = _entries(path)
+    return _unreadable_keys(name, entries) or _double_keys(name, entries)
 
 
 def _holds_itself(value: Any, above: frozenset[int] = frozenset()) -> bool:
@@ -76,40 +77,35 @@ def _holds_itself(value: Any, above: frozenset[int] = frozenset()) -> bool:
 
 def line_table(path: Path) -> dict[str, tuple[str, int]]:
     """(file, line) of each id in a file that ``read_config`` finds no fault in."""
-    table: dict[str, tuple[str, int]] = {}
-    for id_, line in _lines(path):
-        table[id_] = (str(path), line)
-    return table
+    return {id_: (str(path), line) for id_, line, _ in _entries(path)}
 
 
-def _unreadable_keys(path: Path) -> list[Fault]:
+def _unreadable_keys(file: str, entries: list[tuple[str, int, str]]) -> list[Fault]:
     """Keys that are good YAML and that MONAI's loader does not take: merges, and ids at the top that are no text."""
     faults = []
-    for id_, line, tag in _entries(path):
+    for id_, line, tag in entries:
         if tag == MERGE:
-            faults.append(Fault(str(path), line, "", "MONAI cannot read merge keys (<<); write the entries out, or use a reference"))
+            faults.append(Fault(file, line, "", "MONAI cannot read merge keys (<<); write the entries out, or use a reference"))
         elif tag not in (TEXT, "") and "::" not in id_:
-            faults.append(Fault(str(path), line, "", f"the id {id_} is no text; put it in quotes"))
+            faults.append(Fault(file, line, "", f"the id {id_} is no text; put it in quotes"))
     return faults
 
 
-def _double_keys(path: Path) -> list[Fault]:
+def _double_keys(file: str, entries: list[tuple[str, int, str]]) -> list[Fault]:
     seen: dict[str, int] = {}
     faults = []
-    for id_, line in _lines(path):
+    for id_, line, _ in entries:
         if id_ in seen:
-            faults.append(Fault(str(path), line, id_, f"the key is there twice; line {seen[id_]} is lost"))
+            faults.append(Fault(file, line, id_, f"the key is there twice; line {seen[id_]} is lost"))
         seen[id_] = line
     return faults
 
 
-def _lines(path: Path) -> list[tuple[str, int]]:
-    """(id, line) of every key and list entry, in the file's order."""
-    return [(id_, line) for id_, line, _ in _entries(path)]
-
-
 def _entries(path: Path) -> list[tuple[str, int, str]]:
-    """(id, line, YAML tag of the key) of every key and list entry (tag empty); JSON is read as YAML, which it is but for tabs."""
+    """(id, line, YAML tag of the key) of every key and list entry (tag empty), in the file's order.
+
+    JSON is read as YAML, which it is but for tabs.
+    """
     yaml = _yaml()
     text = path.read_text(encoding="utf-8")
     if path.suffix.lower() == ".json":

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from monai_diffaug.evaluation.report import write_json
 from monai_diffaug.models.registry import tiny_folder
 
 __all__ = ["digest_of", "require_origin"]
@@ -52,7 +53,4 @@ def require_origin(folder: Path, origin: Mapping[str, Any]) -> None:
             made_of = ", ".join(differing)
             raise ValueError(f"{folder} holds images that are made of another {made_of}; use another --out, or delete it and its runs")
     elif not any(folder.glob("*.npz")):
-        folder.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(".part")
-        part.write_text(json.dumps(origin, indent=1) + "\n", encoding="utf-8")
-        part.replace(file)
+        write_json(origin, file)

@@ -86,11 +86,18 @@ def _mean(members: Sequence[Mapping[str, Any]], name: str, keep: Callable[[Any],
     return {**asdict(found), "seed_means": [float(v) for v in values.mean(1)]}
 
 
-def _gain(members: Sequence[Mapping[str, Any]], baseline: Sequence[Mapping[str, Any]], name: str, resamples: int) -> dict[str, Any]:
-    """Over the seeds that both have."""
-    shared = sorted({run["seed"] for run in members} & {run["seed"] for run in baseline})
+def _paired(
+    members: Sequence[Mapping[str, Any]], baseline: Sequence[Mapping[str, Any]], name: str
+) -> tuple[NDArray[np.float64], NDArray[np.float64], list[int]]:
+    """A figure (seeds, images) of an arm and of its baseline, over the seeds that both have, and the images' groups."""
+    shared = {run["seed"] for run in members} & {run["seed"] for run in baseline}
     ours, groups = _columns([run for run in members if run["seed"] in shared], name, lambda row: True)
     theirs, _ = _columns([run for run in baseline if run["seed"] in shared], name, lambda row: True)
+    return ours, theirs, groups
+
+
+def _gain(members: Sequence[Mapping[str, Any]], baseline: Sequence[Mapping[str, Any]], name: str, resamples: int) -> dict[str, Any]:
+    ours, theirs, groups = _paired(members, baseline, name)
     difference = ours.mean(0) - theirs.mean(0)
     found = interval(lambda picks: float(difference[picks].mean()), groups, resamples=resamples)
     return {**asdict(found), "seed_means": [float(v) for v in (ours - theirs).mean(1)]}
@@ -123,10 +130,8 @@ def _mean_score(by_seed: Callable[[NDArray[np.int64]], list[float]], picks: NDAr
 
 
 def _auc_gain(members: Sequence[Mapping[str, Any]], baseline: Sequence[Mapping[str, Any]], resamples: int) -> dict[str, Any]:
-    """Over the seeds that both have, on the same resampled groups."""
-    shared = sorted({run["seed"] for run in members} & {run["seed"] for run in baseline})
-    ours, groups = _columns([run for run in members if run["seed"] in shared], "probability", lambda row: True)
-    theirs, _ = _columns([run for run in baseline if run["seed"] in shared], "probability", lambda row: True)
+    """Both arms are scored on the same resampled groups."""
+    ours, theirs, groups = _paired(members, baseline, "probability")
     truth = _columns(members, "target", lambda row: True)[0][0]
 
     def by_seed(picks: NDArray[np.int64]) -> list[float]:
