@@ -37,7 +37,7 @@ def soft_mask(mask: Tensor, width_px: float, mode: str = "grow") -> Tensor:
     if width_px == 0:
         return hard
     with torch.autocast(hard.device.type, enabled=False):
-        kernel = gaussian_1d(torch.tensor(float(width_px), device=hard.device), truncated=3.0)
+        kernel = gaussian_1d(torch.tensor(float(width_px), dtype=torch.float32, device=hard.device), truncated=3.0)
         blurred = separable_filtering(hard[None, None], [kernel, kernel], mode="replicate")[0, 0].clamp(0, 1)
     if mode == "grow":
         # 1 - (1 - M)(1 - G(M)) would fall from 1 to 1/2 at the boundary: a seam of its own, measured worse than a hard mask's

@@ -92,14 +92,14 @@ def _blurred(image: Tensor, sigma_px: float) -> Tensor:
     grey = image.float().mean(1, keepdim=True)
     if sigma_px <= 0:
         return grey
-    kernel = gaussian_1d(torch.tensor(float(sigma_px)), truncated=4.0, normalize=True)
+    kernel = gaussian_1d(torch.tensor(float(sigma_px), dtype=grey.dtype, device="cpu"), truncated=4.0, normalize=True)
     blurred: Tensor = separable_filtering(grey, [kernel, kernel], mode="replicate")
     return blurred
 
 
 def _gradient(image: Tensor, kernels: tuple[tuple[float, ...], tuple[float, ...]]) -> tuple[Tensor, Tensor]:
     """Derivative along rows (downwards) and columns (to the right) of (B, 1, h, w)."""
-    derivative, smoothing = (torch.tensor(k, device=image.device) for k in kernels)
+    derivative, smoothing = (torch.tensor(k, dtype=image.dtype, device=image.device) for k in kernels)
     across = torch.outer(smoothing, derivative)
     gradient = F.conv2d(F.pad(image, (1, 1, 1, 1), mode="replicate"), torch.stack([across.T, across])[:, None])
     return gradient[:, :1], gradient[:, 1:]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from monai.config.type_definitions import NdarrayOrTensor
 from monai.data.meta_tensor import MetaTensor
@@ -29,7 +31,11 @@ def check_finite(volume: Tensor) -> None:
 
 
 def check_grid(name: str, array: NdarrayOrTensor, img: NdarrayOrTensor, channels: tuple[int, ...] | None = (1,)) -> None:
-    """Raise GridMismatchError unless ``array`` is (C, ...) on the image's grid, with C one of ``channels`` (None: any)."""
+    """Raise GridMismatchError unless ``array`` is (C, ...) on the image's grid, with C one of ``channels`` (None: any).
+
+    Volumes whose affines put the same grid at another place of the world get a warning: one of them has probably not been resampled or
+    turned. An identity affine says nothing.
+    """
     expected = " or ".join(str((c, *img.shape[1:])) for c in channels or ("C",))
     if tuple(array.shape[1:]) != tuple(img.shape[1:]):
         raise GridMismatchError(
@@ -41,6 +47,7 @@ def check_grid(name: str, array: NdarrayOrTensor, img: NdarrayOrTensor, channels
             f"{name} {tuple(array.shape)} has {array.shape[0]} channels: expected {expected}; add AsDiscreted(argmax=True) before to make "
             "class ids of one-hot channels, or pick one channel"
         )
+    _warn_if_apart(name, array, img)
 
 
 def plain(array: NdarrayOrTensor) -> Tensor:
@@ -61,3 +68,23 @@ def like(tensor: Tensor, target: NdarrayOrTensor) -> NdarrayOrTensor:
 def affine_of(img: NdarrayOrTensor) -> Tensor | None:
     """(4, 4) voxel to world of an image that carries one, on the CPU."""
     return img.affine.detach().cpu() if isinstance(img, MetaTensor) else None
+
+
+def _warn_if_apart(name: str, array: NdarrayOrTensor, img: NdarrayOrTensor) -> None:
+    """Warn when a corner of a volume's grid lies more than half a voxel elsewhere by the affine of ``array`` than by the image's."""
+    theirs, own = affine_of(array), affine_of(img)
+    if theirs is None or own is None or img.ndim != 4:
+        return
+    theirs, own = theirs.double(), own.double()
+    identity = torch.eye(4, dtype=torch.float64, device="cpu")
+    if theirs.shape != (4, 4) or own.shape != (4, 4) or torch.equal(theirs, identity) or torch.equal(own, identity):
+        return
+    ends = [identity.new_tensor([0.0, n - 1.0]) for n in img.shape[1:]]
+    corners = torch.cat([torch.cartesian_prod(*ends), identity.new_ones(8, 1)], 1)
+    apart = float((corners @ (theirs - own).T)[:, :3].norm(dim=1).max())
+    if apart > 0.5 * float(own[:3, :3].norm(dim=0).min()):
+        warnings.warn(
+            f"{name} and image have one shape, but their affines put a corner of it {apart:.3g} mm apart: was one of them resampled or "
+            "turned without the other? ResampleToMatchd brings them together",
+            stacklevel=3,
+        )

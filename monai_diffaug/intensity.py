@@ -22,8 +22,8 @@ class Window:
     high: float
 
     def __post_init__(self) -> None:
-        if not self.low < self.high:
-            raise ValueError(f"a window needs low < high, got ({self.low}, {self.high})")
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
+            raise ValueError(f"a window needs finite low < high, got ({self.low}, {self.high})")
 
     def to_model(self, image: Tensor) -> Tensor:
         """Image units -> float32 in [-1, 1], clipped."""

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from monai.utils.type_conversion import get_equivalent_dtype
 from torch import Tensor
 
-__all__ = ["paint_label"]
+__all__ = ["check_label_value", "paint_label"]
+
+
+def check_label_value(dtype: Any, value: int) -> None:
+    """Raise ValueError unless a label of this dtype, NumPy's or torch's, can hold the class id."""
+    held: torch.dtype = get_equivalent_dtype(dtype, Tensor)
+    if held.is_floating_point or held == torch.bool:
+        return
+    limits = torch.iinfo(held)
+    if not limits.min <= value <= limits.max:
+        raise ValueError(f"label_value {value} does not fit the label's dtype {held}; convert the label before")
 
 
 def paint_label(label: Tensor, mask: Tensor, value: int) -> Tensor:
@@ -19,8 +32,5 @@ def paint_label(label: Tensor, mask: Tensor, value: int) -> Tensor:
     Raises:
         ValueError: the value does not fit the label's dtype.
     """
-    if not label.dtype.is_floating_point and label.dtype != torch.bool:
-        limits = torch.iinfo(label.dtype)
-        if not limits.min <= value <= limits.max:
-            raise ValueError(f"label_value {value} does not fit the label's dtype {label.dtype}; convert the label before")
+    check_label_value(label.dtype, value)
     return torch.where(mask != 0, torch.full_like(label, value), label)

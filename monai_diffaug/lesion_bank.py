@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from monai_diffaug.grids import affine_of, check_finite, check_grid, check_image, plain
+from monai_diffaug.imageio import whole_file
 from monai_diffaug.models.registry import ModelSpec
 from monai_diffaug.roi import Roi, crop
 from monai_diffaug.slices import slice_plane, to_slices, touched
@@ -116,7 +118,7 @@ class LesionBank:
         Args:
             samples: each with an image (C, H, W[, D]) and a label (1, H, W[, D]); those without a label or a lesion are passed over.
             image_key, label_key: where they are.
-            label_value: what is a lesion; None means all that is not 0.
+            label_value: what is a lesion; None means all above 0.
             group_key: samples with the same value, a patient's, are not held against each other when likeness is measured. None: each
                 sample is its own group, and near-duplicates among them make the guard lenient.
             plane: in which volumes are sliced; up to 8 slices of each lesion are kept.
@@ -125,6 +127,7 @@ class LesionBank:
         Raises:
             ValueError: no lesions, all of one group, images with different channels, or an image that is none.
             GridMismatchError: a label is not on its image's grid.
+            KeyError: a sample lacks the image or the group.
         """
         parts: list[_Part] = []
         owners: list[int] = []
@@ -135,14 +138,20 @@ class LesionBank:
             count += 1
             if sample.get(label_key) is None:
                 continue
+            for key in (image_key,) if group_key is None else (image_key, group_key):
+                if key not in sample:
+                    raise KeyError(f"sample {index} has no {key!r} (it has {', '.join(map(str, sample))})")
             label = plain(sample[label_key])
-            found = _parts(sample[image_key], label != 0 if label_value is None else label == label_value, plane, window)
+            try:
+                found = _parts(sample[image_key], label > 0 if label_value is None else label == label_value, plane, window)
+            except ValueError as error:
+                raise type(error)(f"sample {index}: {error}") from error
             parts += found
             owners += [index] * len(found)
             groups += [index if group_key is None else sample[group_key]] * len(found)
             channels.update({int(sample[image_key].shape[0])} if found else ())
         if not parts:
-            wanted = "voxels that are not 0" if label_value is None else f"voxels of value {label_value}"
+            wanted = "voxels above 0" if label_value is None else f"voxels of value {label_value}"
             raise ValueError(
                 f"no lesion for the bank: none of {count} samples has {wanted} in {label_key!r}, {MIN_AREA_PX} connected pixels or more "
                 "in a slice; check label_key and label_value"
@@ -172,30 +181,42 @@ class LesionBank:
             label_value, group_key, plane, window: as in ``of``; a group is a key of the entries.
 
         Raises:
-            FileNotFoundError, KeyError: no such file, no such section.
-            ValueError: as ``of``.
+            FileNotFoundError: no such file.
+            ValueError: no JSON, no such section, or an entry that cannot be read; otherwise as ``of``.
+            KeyError: as ``of``.
         """
-        from monai.data.dataset import Dataset
         from monai.data.decathlon_datalist import load_decathlon_datalist
-        from monai.transforms.compose import Compose
         from monai.transforms.io.dictionary import LoadImaged
         from monai.transforms.utility.dictionary import EnsureChannelFirstd
 
         path = Path(datalist)
         if not path.is_file():
             raise FileNotFoundError(f"datalist {path}: no such file")
-        entries = load_decathlon_datalist(path, True, section, base_dir=path.parent)
+        try:
+            entries = load_decathlon_datalist(path, True, section, base_dir=path.parent)
+        except (UnicodeDecodeError, JSONDecodeError) as error:
+            raise ValueError(f"datalist {path} is no JSON: {error}") from error
+        except TypeError as error:
+            raise ValueError(f'datalist {path}: "{section}" must be a list of entries with "image" and "label"') from error
         keys = ["image", "label"]
-        load = Compose([LoadImaged(keys, allow_missing_keys=True), EnsureChannelFirstd(keys, allow_missing_keys=True)])
-        return cls.of(Dataset(entries, load), label_value=label_value, group_key=group_key, plane=plane, window=window)
+        load, channel_first = LoadImaged(keys, allow_missing_keys=True), EnsureChannelFirstd(keys, allow_missing_keys=True)
+
+        def loaded(index: int) -> Mapping[Hashable, Any]:
+            try:
+                return channel_first(load(entries[index]))
+            except Exception as error:  # each reader has errors of its own
+                reason = str(error).strip().splitlines()
+                raise ValueError(f"{path}, {section}[{index}] cannot be read: {reason[0] if reason else type(error).__name__}") from error
+
+        samples = map(loaded, range(len(entries)))
+        return cls.of(samples, label_value=label_value, group_key=group_key, plane=plane, window=window)
 
     def save(self, path: str | Path) -> Path:
         """Write it as ``.npz``, whole or not at all; returns the path."""
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(f"{target.name}.part")
         window = np.asarray(() if self.window is None else self.window, np.float64)
-        with part.open("wb") as file:
+        with whole_file(target) as part, part.open("wb") as file:
             np.savez_compressed(
                 file,
                 patterns=self.patterns,
@@ -205,7 +226,6 @@ class LesionBank:
                 plane=np.asarray(self.plane),
                 window=window,
             )
-        part.replace(target)
         return target
 
     @classmethod

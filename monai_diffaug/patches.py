@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch.nn.functional as F
@@ -120,9 +121,9 @@ def _support(weights: Tensor, threshold: float, shrunk: bool) -> Tensor:
     return (above | (weights > 0) & ~near).float()
 
 
-def square_of(stack: Stack, index: int, size: int, context: float) -> Roi:
+def square_of(stack: Stack, index: int, size: int, context: float, least_side: Callable[[int], float] | None = None) -> Roi:
     """The square around the mask of one slice, see ``roi_around``."""
-    return roi_around(stack.masks[index, 0], size, context)
+    return roi_around(stack.masks[index, 0], size, context, least_side=least_side)
 
 
 def whole_slice(stack: Stack, multiple: int) -> Roi:

@@ -1,15 +1,20 @@
-"""The four published systems, each as one line: a ``Compose`` that goes behind the loading part of a pipeline."""
+"""The four published systems, each as one line: a ``Compose`` that goes behind the loading part of a pipeline.
+
+Each writes the items "mask" and "prompt" and the record of the edit; image, label and region must have other names (else ValueError).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from monai.config.type_definitions import NdarrayOrTensor
+from monai.config.type_definitions import KeysCollection, NdarrayOrTensor
 from monai.transforms.compose import Compose
-from monai.transforms.utility.dictionary import CopyItemsd, DeleteItemsd, Lambdad
+from monai.transforms.transform import MapTransform
+from monai.transforms.utility.dictionary import DeleteItemsd
+from monai.utils.type_conversion import convert_to_dst_type
 
 from monai_diffaug.lesion_bank import LesionBank
 from monai_diffaug.transforms.edge_map import EdgeMapd
@@ -23,6 +28,7 @@ from monai_diffaug.transforms.text_prompt import TextPromptd
 __all__ = ["diffaug", "emit_diff", "medsoft_diffusion", "mila_tmgdiff"]
 
 Finding = str | Sequence[str] | None
+OWN_KEYS = ("mask", "prompt", "edges")  # what the presets write beside image, label and record
 
 
 def mila_tmgdiff(
@@ -63,6 +69,7 @@ def mila_tmgdiff(
 
     Source: Cao et al., Medical Physics 2026.
     """
+    _check_keys(image_key, label_key)
     return Compose(
         [
             MedSAMMaskd(
@@ -134,6 +141,7 @@ def diffaug(
 
     Source: Nazir, Aqeel and Setti 2025.
     """
+    _check_keys(image_key, label_key, region_key)
     return Compose(
         [
             PlaceMaskd(
@@ -208,11 +216,11 @@ def emit_diff(
 
     Source: Zhang et al., IEEE Transactions on Medical Imaging 2024.
     """
+    _check_keys(image_key, label_key)
     return Compose(
         [
             EdgeMapd(image_key, mask_key=label_key, output_key="edges", window=window),
-            CopyItemsd(label_key, names="mask"),
-            Lambdad("mask", everything),
+            WholeImaged(label_key),
             TextPromptd("prompt", modality=modality, finding=finding),
             DiffusionLocalInpaintd(
                 image_key,
@@ -269,6 +277,7 @@ def medsoft_diffusion(
 
     Source: MedSoft-Diffusion, MICCAI 2025.
     """
+    _check_keys(image_key, label_key)
     return Compose(
         [
             MedSAMMaskd(
@@ -292,7 +301,31 @@ def medsoft_diffusion(
     )
 
 
+class WholeImaged(MapTransform):
+    """Write a mask of ones on the grid of a label: the whole image is repainted."""
+
+    def __init__(self, keys: KeysCollection, mask_key: str = "mask") -> None:
+        MapTransform.__init__(self, keys)
+        self.mask_key = mask_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d[self.mask_key] = everything(d[key])
+        return d
+
+
 def everything(label: NdarrayOrTensor) -> NdarrayOrTensor:
-    """A mask of ones on the label's grid: the whole slice is repainted."""
-    ones: NdarrayOrTensor = torch.ones_like(label) if isinstance(label, torch.Tensor) else label * 0 + 1
+    """A mask of ones (uint8) on the label's grid, of its type and meta data."""
+    ones: NdarrayOrTensor = convert_to_dst_type(torch.ones(tuple(label.shape)), label, dtype=torch.uint8)[0]
     return ones
+
+
+def _check_keys(*keys: str | None) -> None:
+    """Raise ValueError when an item of the user's has the name of one that a preset writes: it would be lost."""
+    for key in keys:
+        if key in OWN_KEYS:
+            raise ValueError(
+                f"the preset writes {key!r} itself, and your item of that name would be lost; rename it before, e.g. with "
+                f"CopyItemsd({key!r}, names='label')"
+            )

@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from monai_diffaug.blending import SOFT_MODES, soft_mask
-from monai_diffaug.intensity import Window
+from monai_diffaug.blending import soft_mask
 from monai_diffaug.models.inpainter import Inpainter
 from monai_diffaug.patches import Patch, Stack, cut_patch, put_back, square_of, whole_slice
+from monai_diffaug.repaint_settings import RepaintSettings
 from monai_diffaug.roi import Roi
 from monai_diffaug.sampling.inpaint import Denoiser, inpaint_latents
 from monai_diffaug.sampling.inversion import invert_latents
@@ -27,7 +27,7 @@ from monai_diffaug.sampling.noise import LOCAL_NOISE, local_noise, slice_noise
 from monai_diffaug.sampling.prompt_mix import mix_prompts
 from monai_diffaug.seeding import slice_generators
 from monai_diffaug.slice_batches import batch_sizes, in_batches
-from monai_diffaug.slices import PLANES, from_slices
+from monai_diffaug.slices import from_slices
 
 __all__ = [
     "Candidate",
@@ -42,65 +42,7 @@ __all__ = [
 ]
 
 STOCHASTIC_STEP = 1  # the ``purpose`` of the generators that stochastic schedulers draw from
-SOFT_WIDTH_REFERENCE_PX = 512
-NOISE_SOURCES = ("random", "inverted")
 CONSTANT = 1e-6  # of the model's range [-1, 1]
-
-
-@dataclass(frozen=True)
-class RepaintSettings:
-    """The options of one edit; ``DiffusionLocalInpaint`` documents each.
-
-    Raises:
-        ValueError: an option out of range.
-    """
-
-    strength: float = 1.0
-    num_inference_steps: int = 12
-    guidance_scale: float = 3.0
-    negative_prompt: str = ""
-    noise_rho: float = 0.0
-    window: Window | None = None
-    plane: str = "axial"
-    noise_source: str = "random"
-    noise_scale: float = 0.0
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
-    soft_width: float = 4.0
-    soft_width_mm: float | None = None
-    soft_mode: str = "grow"
-    slice_batch_size: int | None = None
-    roi: bool = True
-    roi_context: float = 2.0
-    control_scale: float = 1.0
-    control_inside: bool = True
-
-    def __post_init__(self) -> None:
-        _check(0.0 < self.strength <= 1.0, f"strength must be in (0, 1], got {self.strength}")
-        _check(self.num_inference_steps >= 1, f"num_inference_steps must be >= 1, got {self.num_inference_steps}")
-        _check(0.0 <= self.noise_rho <= 1.0, f"noise_rho must be in [0, 1], got {self.noise_rho}")
-        _check(self.plane in PLANES, f"plane must be one of {', '.join(PLANES)}, got {self.plane!r}")
-        _check(self.soft_mode in SOFT_MODES, f"soft_mode must be one of {', '.join(SOFT_MODES)}, got {self.soft_mode!r}")
-        _check(self.soft_width >= 0, f"soft_width must be >= 0 pixels, got {self.soft_width}")
-        width = self.soft_width_mm
-        _check(width is None or width >= 0, f"soft_width_mm must be >= 0 mm, got {width}")
-        asked = self.slice_batch_size
-        _check(asked is None or asked >= 1, f"slice_batch_size must be >= 1, got {asked}")
-        _check(self.noise_source in NOISE_SOURCES, f"noise_source must be one of {', '.join(NOISE_SOURCES)}, got {self.noise_source!r}")
-        _check(0.0 <= self.noise_scale <= 1.0, f"noise_scale must be in [0, 1], got {self.noise_scale}")
-        begin, end = self.guidance_interval
-        _check(0.0 <= begin < end <= 1.0, f"guidance_interval needs 0 <= begin < end <= 1, got {self.guidance_interval}")
-        _check(self.control_scale >= 0, f"control_scale must be >= 0, got {self.control_scale}")
-        _check(self.roi_context >= 1.0, f"roi_context must be >= 1, got {self.roi_context}")
-
-    @property
-    def hard_edge(self) -> bool:
-        """The region has no soft edge."""
-        return (self.soft_width if self.soft_width_mm is None else self.soft_width_mm) == 0
-
-    @property
-    def guided(self) -> bool:
-        """Classifier-free guidance is on: two UNet evaluations a step."""
-        return self.guidance_scale > 1.0
 
 
 @dataclass(frozen=True)
@@ -185,7 +127,7 @@ def sample_candidates(models: Models, stacks: list[Stack], settings: RepaintSett
     """
     model = models.inpainter
     pieces = [
-        _Piece(owner, stack, cut_patch(stack, index, roi, size, _soft_width_px(settings, stack, roi), settings.soft_mode))
+        _Piece(owner, stack, cut_patch(stack, index, roi, size, settings.soft_width_px(roi.side, stack.pixel_mm), settings.soft_mode))
         for owner, stack in enumerate(stacks)
         for index, roi, size in _squares(model, stack, settings)
     ]
@@ -243,24 +185,18 @@ def _stacked(squares: list[Tensor], model: Inpainter) -> Tensor:
 
 def soft_region(model: Inpainter, stack: Stack, settings: RepaintSettings) -> Tensor:
     """(1, H, W[, D]) float32: the composite weights of an edit; where they are 0 nothing can change."""
-    weights = torch.zeros(stack.masks.shape)
+    weights = torch.zeros(stack.masks.shape, dtype=torch.float32)
     for index, roi, _ in _squares(model, stack, settings):
-        weights[index, 0] = soft_mask(stack.masks[index, 0], _soft_width_px(settings, stack, roi), settings.soft_mode)
+        weights[index, 0] = soft_mask(stack.masks[index, 0], settings.soft_width_px(roi.side, stack.pixel_mm), settings.soft_mode)
     return from_slices(weights, stack.plane).contiguous()
-
-
-def _soft_width_px(settings: RepaintSettings, stack: Stack, roi: Roi) -> float:
-    """Standard deviation of the soft edge in pixels of the slice."""
-    if settings.soft_width_mm is not None:
-        return settings.soft_width_mm / stack.pixel_mm
-    return settings.soft_width * roi.side / SOFT_WIDTH_REFERENCE_PX
 
 
 def _squares(model: Inpainter, stack: Stack, settings: RepaintSettings) -> Iterable[tuple[int, Roi, int]]:
     """(slice, square, size in pixels that it is resampled to) of each touched slice."""
+    least_side = partial(settings.least_side, pixel_mm=stack.pixel_mm)
     for index in stack.indices:
         if settings.roi:
-            yield index, square_of(stack, index, model.size_px, settings.roi_context), model.size_px
+            yield index, square_of(stack, index, model.size_px, settings.roi_context, least_side), model.size_px
         else:
             roi = whole_slice(stack, model.multiple_px)
             yield index, roi, roi.side
@@ -387,18 +323,21 @@ def _denoiser(models: Models, pieces: list[_Piece], image: Tensor, hard: Tensor,
         return SemanticDenoiser(model, models.semantic_controller, images=image, hard=hard, context=context)
     if models.controlnet is None:
         return model.denoiser()
-    from monai_diffaug.edges import control_image
     from monai_diffaug.models.controlnet import ControlledDenoiser
 
+    return ControlledDenoiser(model, models.controlnet, _control(model, pieces, image, settings), scale=settings.control_scale)
+
+
+def _control(model: Inpainter, pieces: list[_Piece], image: Tensor, settings: RepaintSettings) -> Tensor:
+    """(P, 1 or 3, h, w) in [0, 1]: the control images that were given, and those drawn from image and mask where none was."""
+    from monai_diffaug.edges import control_image
+
     given = [piece.patch.control for piece in pieces]
-    if all(control is not None for control in given):
-        control = _stacked([control for control in given if control is not None], model)
-    else:
-        core = _stacked([piece.patch.core for piece in pieces], model)
-        control = control_image((image + 1) / 2, core, keep_inside=settings.control_inside)
-    return ControlledDenoiser(model, models.controlnet, control, scale=settings.control_scale)
-
-
-def _check(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
+    held = [control for control in given if control is not None]
+    if len(held) == len(given):
+        return _stacked(held, model)
+    core = _stacked([piece.patch.core for piece in pieces], model)
+    drawn = control_image((image + 1) / 2, core, keep_inside=settings.control_inside)
+    if not held:
+        return drawn
+    return torch.stack([own.expand(3, -1, -1) if c is None else c.to(own) for own, c in zip(drawn, given, strict=True)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +24,9 @@ class Roi:
     side: int
 
 
-def roi_around(mask: Tensor, size: int, context: float = 2.0, min_side: int = 32) -> Roi:
+def roi_around(
+    mask: Tensor, size: int, context: float = 2.0, min_side: int = 32, *, least_side: Callable[[int], float] | None = None
+) -> Roi:
     """The square around a mask that the model shall see.
 
     Args:
@@ -30,6 +34,7 @@ def roi_around(mask: Tensor, size: int, context: float = 2.0, min_side: int = 32
         size: the model's image size in pixels; a side close to it becomes exactly it, so nothing is resampled.
         context: side of the square as a multiple of the mask's longer extent.
         min_side: smallest side in pixels; smaller lesions are zoomed to it.
+        least_side: smallest side for a mask of a given extent, where more than ``context`` is needed; the image's longer side limits it.
 
     Raises:
         ValueError: empty mask.
@@ -39,8 +44,9 @@ def roi_around(mask: Tensor, size: int, context: float = 2.0, min_side: int = 32
         raise ValueError("roi_around needs a mask with at least one non-zero pixel")
     top, bottom, left, right = int(rows[0]), int(rows[-1]), int(columns[0]), int(columns[-1])
     extent = max(bottom - top, right - left) + 1
-    side = max(round(context * extent), min_side)
-    if NATIVE_RANGE[0] * size <= side <= NATIVE_RANGE[1] * size and extent < size:
+    needed = extent if least_side is None else math.ceil(least_side(extent))
+    side = max(round(context * extent), min_side, needed)
+    if NATIVE_RANGE[0] * size <= side <= NATIVE_RANGE[1] * size and extent < size and needed <= size:
         side = size
     side = max(min(side, max(mask.shape)), extent)
     return Roi(_start(top, bottom, side, mask.shape[0]), _start(left, right, side, mask.shape[1]), side)

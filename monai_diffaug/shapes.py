@@ -69,10 +69,10 @@ def place(rng: np.random.RandomState, shape: NDArray[np.bool_], tissue: NDArray[
         tries: positions drawn at most.
     """
     height, width = shape.shape
-    if height >= tissue.shape[0] or width >= tissue.shape[1]:
+    if height > tissue.shape[0] or width > tissue.shape[1]:
         return None
     for _ in range(tries):
-        top, left = rng.randint(tissue.shape[0] - height), rng.randint(tissue.shape[1] - width)
+        top, left = rng.randint(max(tissue.shape[0] - height, 1)), rng.randint(max(tissue.shape[1] - width, 1))
         if tissue[top : top + height, left : left + width][shape].mean() >= 0.95:
             mask = np.zeros_like(tissue)
             mask[top : top + height, left : left + width] = shape

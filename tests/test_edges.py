@@ -84,3 +84,13 @@ def test_edges_inside_the_mask_can_be_left_out_but_its_outline_stays() -> None:
     kept, dropped = control_image(image, mask), control_image(image, mask, keep_inside=False)
     assert kept[disc(radius=14) > 0].any() and not dropped[disc(radius=14) > 0].any()
     assert torch.equal(dropped, outline(mask)) and bool((kept >= dropped).all()) and kept.max() == 1
+
+
+def test_a_default_type_that_the_user_has_set_changes_no_edge() -> None:
+    image = torch.rand(1, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    expected = canny(image), scharr(image)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(canny(image), expected[0]) and torch.equal(scharr(image), expected[1])
+    finally:
+        torch.set_default_dtype(torch.float32)

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
+from monai.data.meta_tensor import MetaTensor
 
 from monai_diffaug.errors import GridMismatchError
 from monai_diffaug.grids import check_grid, check_image
@@ -15,3 +18,42 @@ def test_an_image_of_four_channels_is_told_how_to_be_split() -> None:
 def test_one_hot_channels_on_the_right_grid_are_told_to_become_class_ids() -> None:
     with pytest.raises(GridMismatchError, match=r"label \(3, 32, 32\) has 3 channels: expected \(1, 32, 32\).*AsDiscreted\(argmax=True\)"):
         check_grid("label", torch.zeros(3, 32, 32), torch.zeros(1, 32, 32))
+
+
+def volume(affine: torch.Tensor | None = None) -> MetaTensor:
+    return MetaTensor(torch.zeros(1, 8, 8, 4), affine=affine)
+
+
+def turned() -> torch.Tensor:
+    return torch.diag(torch.tensor([-2.0, -2.0, 3.0, 1.0], dtype=torch.float64))
+
+
+def test_a_label_at_another_place_of_the_world_is_warned_of() -> None:
+    moved = turned()
+    moved[0, 3] = 1.2
+    with pytest.warns(UserWarning, match=r"label and image have one shape.*1\.2 mm apart.*ResampleToMatchd"):
+        check_grid("label", volume(moved), volume(turned()))
+    with pytest.warns(UserWarning, match="mask and image"):
+        check_grid("mask", volume(turned() @ torch.diag(torch.tensor([-1.0, 1, 1, 1], dtype=torch.float64))), volume(turned()))
+
+
+def test_rounded_affines_and_identities_that_say_nothing_are_no_reason_to_warn() -> None:
+    rounded = turned()
+    rounded[:3, 3] += 0.4
+    plane = MetaTensor(torch.zeros(1, 8, 8), affine=rounded)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_grid("label", volume(rounded), volume(turned()))
+        check_grid("label", volume(), volume(turned()))
+        check_grid("label", volume(turned()), volume())
+        check_grid("label", torch.zeros(1, 8, 8, 4), volume(turned()))
+        check_grid("label", plane, MetaTensor(torch.zeros(1, 8, 8), affine=turned()))
+
+
+def test_grids_are_compared_on_the_cpu_whatever_the_default_device() -> None:
+    label, image = volume(turned()), volume(turned())
+    torch.set_default_device("meta")
+    try:
+        check_grid("label", label, image)
+    finally:
+        torch.set_default_device(None)

@@ -46,3 +46,9 @@ def test_percentiles_of_a_large_volume_are_those_of_all_its_slices() -> None:
 def test_what_lies_beyond_a_window_is_what_the_model_is_not_shown() -> None:
     values = torch.tensor([-1000.0, -160.0, 40.0, 240.0, 1000.0])
     assert Window(-160, 240).beyond(values).tolist() == [-840, 0, 0, 0, 760]
+
+
+@pytest.mark.parametrize("ends", [(-10.0, float("inf")), (float("-inf"), 10.0), (float("nan"), 1.0)])
+def test_a_window_without_an_end_is_refused(ends: tuple[float, float]) -> None:
+    with pytest.raises(ValueError, match="finite low < high"):
+        Window(*ends)

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 
-from monai_diffaug.labels import paint_label
+from monai_diffaug.labels import check_label_value, paint_label
 
 
 def test_the_label_is_painted_not_added() -> None:
@@ -16,3 +19,11 @@ def test_the_label_is_painted_not_added() -> None:
 def test_a_value_that_does_not_fit_the_dtype_is_refused() -> None:
     with pytest.raises(ValueError, match="300 does not fit"):
         paint_label(torch.zeros(1, 2, dtype=torch.uint8), torch.ones(1, 2), 300)
+
+
+@pytest.mark.parametrize(("dtype", "value"), [(torch.uint8, 300), (np.dtype("uint16"), -1), (np.int8, 128)])
+def test_a_value_is_checked_against_the_type_of_arrays_too(dtype: Any, value: int) -> None:
+    with pytest.raises(ValueError, match=f"label_value {value} does not fit"):
+        check_label_value(dtype, value)
+    check_label_value(dtype, 1)
+    check_label_value(np.dtype("float32"), value)

@@ -202,3 +202,17 @@ def test_a_real_lesion_is_found_in_another_image_and_fresh_ones_are_not(real_dat
             assert found.image == index and found.similarity > limit
     fresh = real_lesions(20)
     assert np.mean([bank.nearest(r.image, r.mask).similarity >= limit for r in fresh]) <= 0.2
+
+
+def test_a_bank_that_cannot_be_saved_leaves_no_part_of_it(tmp_path):
+    (tmp_path / "bank.npz").mkdir()
+    with pytest.raises(OSError, match="bank.npz"):
+        BANK.save(tmp_path / "bank.npz")
+    assert [file.name for file in tmp_path.iterdir()] == ["bank.npz"]
+
+
+def test_a_label_of_minus_one_is_no_lesion():
+    ignored = [{**sample, "label": sample["label"].to(torch.int16)} for sample in samples(3)]
+    for sample in ignored:
+        sample["label"][:, :12, :12] = -1
+    assert len(LesionBank.of(ignored).patterns) == len(LesionBank.of(samples(3)).patterns)

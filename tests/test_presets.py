@@ -4,6 +4,7 @@ import pickle
 
 import pytest
 import torch
+from monai.data import MetaTensor
 from monai.transforms import Compose
 
 from monai_diffaug import LesionBank, LesionNovelty, presets
@@ -79,7 +80,7 @@ def test_emit_diff_runs_at_the_strength_that_was_asked_for(random_inpainter, con
         preset = presets.emit_diff(
             modality="ultrasound", model=random_inpainter, controlnet=controlnet, num_inference_steps=5, strength=strength, prob=1.0
         )
-        assert preset.transforms[4].inpaint.settings.strength == strength
+        assert preset.transforms[3].inpaint.settings.strength == strength
         moved.append(float((run(preset, sample())["image"] - sample()["image"]).abs().mean()))
     assert moved[0] != moved[1]
 
@@ -150,3 +151,24 @@ def test_medsoft_diffusion_repaints_with_a_soft_edge(random_inpainter, semantic_
     result = run(preset, sample())
     changed = (result["image"] != sample()["image"])[0]
     assert result["image_diffaug"]["applied"] and changed.sum() > result["mask"].sum() and not changed[:8].any()
+
+
+@pytest.mark.parametrize("preset", [presets.mila_tmgdiff, presets.diffaug, presets.emit_diff, presets.medsoft_diffusion])
+def test_a_label_under_the_name_of_an_item_that_a_preset_writes_is_refused_before_it_is_lost(preset) -> None:
+    with pytest.raises(ValueError, match="the preset writes 'mask' itself.*CopyItemsd"):
+        preset(label_key="mask", modality="CT")
+    with pytest.raises(ValueError, match="'prompt'"):
+        preset("prompt", modality="CT")
+
+
+def test_presets_can_follow_each_other(random_inpainter, controlnet) -> None:
+    options = {"modality": "ultrasound", "model": random_inpainter, "num_inference_steps": 1}
+    both = Compose([presets.mila_tmgdiff(min_iou=0.0, prob=1.0, **options), presets.emit_diff(controlnet=controlnet, prob=1.0, **options)])
+    result = run(both, sample())
+    assert result["image_diffaug"]["applied"] and result["mask"].all() and torch.equal(result["label"], sample()["label"])
+
+
+def test_the_whole_image_as_mask_has_the_type_of_its_label() -> None:
+    for label in (sample()["label"], MetaTensor(sample()["label"] - 1), sample()["label"].numpy()):
+        mask = presets.WholeImaged("label")({"label": label})["mask"]
+        assert type(mask) is type(label) and mask.shape == label.shape and bool((mask == 1).all())

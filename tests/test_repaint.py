@@ -10,7 +10,6 @@ from monai.data import MetaTensor
 from monai_diffaug.models.inpainter import Inpainter, load_inpainter
 from monai_diffaug.models.lean_unet import LeanUnet
 from monai_diffaug.models.registry import ModelSpec
-from monai_diffaug.repaint import RepaintSettings
 from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaint
 from monai_diffaug.transforms.local_inpaintd import DiffusionLocalInpaintd
 
@@ -154,6 +153,33 @@ def test_a_hard_mask_on_a_nine_channel_model_is_encoded_once(fast, monkeypatch) 
     assert sizes == [1, 2]
 
 
-def test_settings_know_a_hard_edge_in_either_unit() -> None:
-    assert RepaintSettings(soft_width=0).hard_edge and RepaintSettings(soft_width_mm=0.0).hard_edge
-    assert not RepaintSettings(soft_width=0, soft_width_mm=1.0).hard_edge
+def test_a_control_image_is_shown_whatever_the_other_samples_of_its_batch_have(fast, controlnet) -> None:
+    transform = DiffusionLocalInpaint(**fast, controlnet=controlnet)
+    striped = torch.zeros(1, 70, 90)
+    striped[:, ::3] = 1
+    both = transform.apply_batch([picture()] * 2, [square_mask()] * 2, [PROMPT] * 2, None, [striped, None], seeds=[4, 4])
+    for together, alone in zip(both, (edit(transform, control=striped), edit(transform)), strict=True):
+        assert torch.allclose(together.image, alone, atol=1e-2)
+
+
+def test_the_model_sees_what_lies_around_a_wide_soft_edge_in_mm(fast) -> None:
+    mask = torch.zeros(1, 200, 200)
+    mask[:, 90:100, 90:100] = 1
+    image = MetaTensor(picture((200, 200)), affine=torch.diag(torch.tensor([0.5, 0.5, 1, 1], dtype=torch.float64)))
+    transform = DiffusionLocalInpaint(**fast, soft_width_mm=5.0)  # 10 px, so that 30 px on each side may change
+    sampled = transform.sample_batch([image], [mask], [PROMPT], seeds=[4])[0]
+    patch = sampled.outcome.patches[0]
+    assert patch.hard[0, 0].max() == 0 and patch.hard[0, :, 0].max() == 0, "the square ends within the edge"
+    assert int((patch.soft > 0).any(0).sum()) <= patch.roi.side - 2
+
+
+def test_a_default_type_that_the_user_has_set_changes_nothing(fast) -> None:
+    image, mask = picture(), square_mask()
+    transform = DiffusionLocalInpaint(**fast)
+    expected = transform.apply(image, mask, PROMPT, seed=4).image
+    torch.set_default_dtype(torch.float64)
+    try:
+        got, region = transform.apply(image, mask, PROMPT, seed=4).image, transform.soft_region(image, mask)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(got, expected) and region.dtype == torch.float32

@@ -46,3 +46,10 @@ def test_crop_beyond_the_border_repeats_it_and_paste_ignores_it() -> None:
 def test_an_empty_mask_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one non-zero pixel"):
         roi_around(torch.zeros(5, 5), 128)
+
+
+def test_the_square_is_as_large_as_is_asked_of_a_mask_of_its_extent_and_never_beyond_the_image() -> None:
+    mask = box_mask(300, 300, 140, 140, 20, 10)
+    assert roi_around(mask, 128, least_side=lambda extent: extent + 59.2) == Roi(110, 105, 80)
+    assert roi_around(mask, 128, least_side=lambda extent: 104.0).side == 128 != roi_around(mask, 128).side
+    assert roi_around(mask, 128, least_side=lambda extent: 1e9).side == 300

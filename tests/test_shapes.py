@@ -59,3 +59,11 @@ def test_an_elastic_ellipse_is_one_piece_as_long_as_asked_and_no_plain_ellipse()
 
 def test_tiny_elastic_ellipses_are_not_empty() -> None:
     assert all(elastic_ellipse(np.random.RandomState(seed), 4).any() for seed in range(20))
+
+
+def test_a_shape_as_large_as_the_slice_fits() -> None:
+    rng, everywhere = np.random.RandomState(0), np.ones((30, 40), bool)
+    for size in ((30, 40), (30, 12), (10, 40)):
+        mask = place(rng, np.ones(size, bool), everywhere)
+        assert mask is not None and mask.sum() == size[0] * size[1]
+    assert place(rng, np.ones((31, 12), bool), everywhere) is None

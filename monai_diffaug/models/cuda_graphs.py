@@ -121,7 +121,8 @@ class GraphedDenoiser:
         while len(self._graphs) >= self.keep:
             self._graphs.popitem(last=False)
         try:
-            self._graphs[key] = self.capture(self.denoise, given)
+            with torch.inference_mode(False), torch.no_grad():  # later calls write into its inputs, in a training step too
+                self._graphs[key] = self.capture(self.denoise, given)
         except RuntimeError as error:
             shortage = _shortage(error)
             if shortage is not None:

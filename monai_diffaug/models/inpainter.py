@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import pickle
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +22,12 @@ from monai_diffaug.models.compiled import compile_regions
 from monai_diffaug.models.cuda_graphs import GraphedDenoiser
 from monai_diffaug.models.lean_unet import lean_unet
 from monai_diffaug.models.progress_bars import without_progress_bars
-from monai_diffaug.models.registry import ModelSpec, live_object, tiny_folder
+from monai_diffaug.models.registry import ModelSpec, live_object, shared_model, tiny_folder
 from monai_diffaug.sampling.inpaint import Denoiser
 
-__all__ = ["Inpainter", "load_inpainter"]
+__all__ = ["Inpainter", "load_inpainter", "shared_inpainter"]
+
+logger = logging.getLogger(__name__)
 
 PARTS = {
     "vae": "vae/config.json",
@@ -32,6 +37,7 @@ PARTS = {
     "scheduler": "scheduler/scheduler_config.json",
 }
 PROMPT_CACHE_SIZE = 256
+BESIDE_TEXT = ("addition_embed_type", "encoder_hid_dim_type", "class_embed_type")
 
 
 @dataclass
@@ -62,6 +68,15 @@ class Inpainter:
         channels = self.unet.config.in_channels
         if channels not in (4, 9):
             raise ValueError(f"the UNet has {channels} input channels; an inpainter needs 9 (inpainting) or 4 (plain text-to-image)")
+        wanted = {name: value for name in BESIDE_TEXT if (value := getattr(self.unet.config, name, None)) is not None}
+        if wanted:
+            raise ValueError(
+                f"the UNet wants more than a text: {wanted}. Models of the kind of Stable Diffusion 1.x and 2.x work, SDXL does not; an "
+                "IP-Adapter is taken out of a pipeline by pipeline.unload_ip_adapter()"
+            )
+        reads, gives = self.unet.config.cross_attention_dim, self.text_encoder.config.hidden_size
+        if isinstance(reads, int) and reads != gives:
+            raise ValueError(f"the UNet reads text states of width {reads}, the text encoder gives {gives}: they are of different models")
 
     @property
     def device(self) -> torch.device:
@@ -104,23 +119,30 @@ class Inpainter:
 
     def encode_text(self, prompts: list[str]) -> Tensor:
         """Text states (B, L, D) on the UNet's device in its type; each text is encoded once and kept (the 256 last used)."""
-        missing = [p for p in dict.fromkeys(prompts) if p not in self._prompts]
+        states = {text: kept for text in dict.fromkeys(prompts) if (kept := self._prompts.get(text)) is not None}
+        missing = [text for text in dict.fromkeys(prompts) if text not in states]
         if missing:
-            tokens = self.tokenizer(
-                missing,
-                padding="max_length",
-                max_length=min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings),
-                truncation=True,
-                return_tensors="pt",
-            )
-            states = self.text_encoder(tokens.input_ids.to(self.device))[0]
-            self._prompts.update(zip(missing, states, strict=True))
-        result = torch.stack([self._prompts[p].to(self.device, self.dtype) for p in prompts])  # a live model may have been moved since
-        for prompt in prompts:
-            self._prompts.move_to_end(prompt)
+            states.update(zip(missing, self._encoded(missing), strict=True))
+        for text, state in states.items():  # the last used go to the end; another thread may have dropped some meanwhile
+            self._prompts.pop(text, None)
+            self._prompts[text] = state
         while len(self._prompts) > PROMPT_CACHE_SIZE:
             self._prompts.popitem(last=False)
-        return result
+        return torch.stack([states[text].to(self.device, self.dtype) for text in prompts])  # a live model may have been moved since
+
+    def _encoded(self, texts: list[str]) -> Tensor:
+        """Text states (B, L, D) as the text encoder gives them; the log names a text whose end does not fit.
+
+        The tokenizer is asked in one way only: another padding would change it under the hands of other threads.
+        """
+        limit = min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
+        full = [_with_all_vectors(text, self.tokenizer.added_tokens_encoder) for text in texts]
+        tokens = self.tokenizer(full, padding="max_length", max_length=limit, truncation=True, return_tensors="pt")
+        for text, encoding in zip(full, tokens.encodings or (), strict=False):  # tokenizers written in Python have none
+            if encoding.overflowing:
+                logger.warning("the model reads the first %d tokens of this prompt, not its end: %s", limit, text)
+        states: Tensor = self.text_encoder(tokens.input_ids.to(self.device))[0]
+        return states
 
     def forget_prompts(self) -> None:
         """Drop the kept text states: after the text encoder's weights have changed."""
@@ -155,6 +177,15 @@ class Inpainter:
         """One UNet call (the ``Denoiser`` interface of ``sampling.inpaint``)."""
         prediction: Tensor = self.unet(latents, timestep, encoder_hidden_states=context, return_dict=False)[0]
         return prediction
+
+
+def _with_all_vectors(text: str, added: Mapping[str, int]) -> str:
+    """Textual inversions of several vectors written out, as diffusers' pipelines do: "<a>" is read as "<a> <a>_1 <a>_2"."""
+    for token in added:
+        more = list(takewhile(added.__contains__, (f"{token}_{i}" for i in count(1))))
+        if more and token in text and more[0] not in text:
+            text = text.replace(token, " ".join([token, *more]))
+    return text
 
 
 def load_inpainter(spec: ModelSpec, device: torch.device) -> Inpainter:
@@ -195,6 +226,23 @@ def load_inpainter(spec: ModelSpec, device: torch.device) -> Inpainter:
         if device.type == "cuda":
             inpainter.graphs = GraphedDenoiser(inpainter.denoise)
     return inpainter
+
+
+def shared_inpainter(spec: ModelSpec, device: torch.device | str) -> Inpainter:
+    """The inpainter of a spec, loaded once a process (``shared_model``).
+
+    Of a live pipeline its parts as they are now: between two edits another scheduler, a LoRA or a textual inversion may have come into it.
+    """
+    shared = shared_model(spec, device, load_inpainter)
+    live = live_object(spec)
+    if live is None or live is shared:
+        return shared
+    if any(getattr(live, name, None) is not getattr(shared, name) for name in PARTS):
+        changed = load_inpainter(spec, shared.device)
+        for name in PARTS:
+            setattr(shared, name, getattr(changed, name))
+    shared.forget_prompts()
+    return shared
 
 
 def _load_folder(folder: Path, dtype: torch.dtype, device: torch.device) -> Inpainter:

@@ -149,10 +149,14 @@ class MedSAM:
 
 def _load_folder(folder: Path, device: torch.device | str, dtype: torch.dtype) -> MedSAM:
     config_file, weights_file = folder / "config.json", folder / "model.safetensors"
+    config = json.loads(config_file.read_text()) if config_file.is_file() else {}
+    if "image_size" not in config:  # not by save_sam: a repository as ``hf download --local-dir`` lays it down
+        found = next((folder / name for name in HUB_FILES if (folder / name).is_file()), None)
+        if found is not None:
+            return MedSAM(load_sam(found), device, dtype)
     for file in (config_file, weights_file):
         if not file.is_file():
             raise ModelSourceError(f"{file} is missing; {folder} must hold config.json and model.safetensors as save_sam writes them")
-    config = json.loads(config_file.read_text())
     return MedSAM(load_sam(weights_file, config), device, dtype, box_as_mask=bool(config.get("box_as_mask", False)))
 
 
@@ -186,8 +190,8 @@ def load_medsam(spec: ModelSpec, device: torch.device | str = "cpu") -> MedSAM:
 
     Args:
         spec: source "tiny" (embedded), a ``.pth`` / ``.pt`` / ``.safetensors`` checkpoint of SAM or MedSAM, a folder as
-            ``save_sam`` writes it, a hub id "org/name@revision", or the handle of a live ``Sam`` (copied, so that the
-            caller's stays as it is) or ``MedSAM``.
+            ``save_sam`` writes it or with the files of a hub repository, a hub id "org/name@revision", or the handle of a live
+            ``Sam`` (copied, so that the caller's stays as it is) or ``MedSAM``.
         device: where it shall live.
 
     Raises:

@@ -194,7 +194,7 @@ class LatentValidator:
             raise ValueError(f"{len(images)} images need as many generators, got {len(generators)}")
         factor, channels = self.segmenter.config["latent_factor"], self.segmenter.config["latent_channels"]
         shape = (channels, size[0] // factor, size[1] // factor)
-        noise = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(self.device)
+        noise = torch.stack([torch.randn(shape, generator=g, dtype=torch.float32, device="cpu") for g in generators]).to(self.device)
         last = torch.full((len(images),), NUM_TRAIN_TIMESTEPS - 1, device=self.device)
         with torch.autocast(self.device.type, enabled=False):  # a training loop's half precision would be multiplied too
             prediction = self.segmenter(images.to(self.device, torch.float32), noise, last)

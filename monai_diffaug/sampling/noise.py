@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,7 +37,8 @@ def slice_noise(seed: int, slice_indices: Sequence[int], shape: tuple[int, ...],
     """
     if not 0.0 <= rho <= 1.0:
         raise ValueError(f"noise_rho must be in [0, 1], got {rho}")
-    fresh = [torch.randn(shape, generator=generator) for generator in slice_generators(seed, slice_indices, purpose)]
+    exactly: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}  # whatever defaults the user has set
+    fresh = [torch.randn(shape, generator=generator, **exactly) for generator in slice_generators(seed, slice_indices, purpose)]
     noise: list[Tensor] = []
     for k, (index, own) in enumerate(zip(slice_indices, fresh, strict=True)):
         follows = k > 0 and slice_indices[k - 1] == index - 1

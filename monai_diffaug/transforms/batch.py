@@ -53,7 +53,7 @@ class BatchLocalInpaint(Randomizable):
                 written to.
 
         Raises:
-            KeyError: no mask, no prompts, or no control where the transform has a ``control_key``.
+            KeyError: no mask, no prompts, or no label or control where the transform has a key for it.
             TypeError: the images are not collated.
         """
         d = dict(batch)
@@ -62,7 +62,9 @@ class BatchLocalInpaint(Randomizable):
             return d
         self.randomize(_batch_size(d, keys[0]))
         label_key = self.transform.label_key
-        label = d.get(label_key) if label_key is not None else None
+        if label_key is not None and not (self.transform.allow_missing_keys and label_key not in d):
+            self._required(d, label_key)  # a lesion that is painted into images alone would be taught as background
+        label = None if label_key is None else d.get(label_key)
         painted = None if label is None else _Rows(label)
         for key in keys:
             d[key], d[record_key(str(key))] = self._edit(d, key, label, painted)

@@ -98,9 +98,11 @@ class CachedRandomd(InvertibleTransform):
         draw = 0 if self.draws == 1 else self._counts.take(item)
         own: Any = deepcopy(self.transform)
         own.set_random_state(seed=self._seed_of(item, draw if self.draws is None else draw % self.draws))
-        result = own(data)
-        if isinstance(own, InvertibleTrait):
-            _forget_instance(result, data)
+        if not isinstance(own, InvertibleTrait):
+            return own(data)
+        traced = {key: _with_own_trace(value) for key, value in data.items()}
+        result = own(traced)
+        _forget_instance(result, {id(traced[key]): value for key, value in data.items()})
         return result
 
     def inverse(self, data: Any) -> Any:
@@ -128,7 +130,7 @@ def item_identity(data: Mapping[Hashable, Any], id_key: Hashable) -> str:
         TypeError: its value is not text, an integer, a path or an image that knows its file.
     """
     if not isinstance(data, Mapping):
-        raise TypeError(f"CachedRandomd takes a dictionary, got {type(data).__name__}")
+        raise TypeError(f"a sample must be a dictionary, got {type(data).__name__}; put it behind the transform that makes dictionaries")
     if id_key not in data:
         raise KeyError(
             f"id_key {id_key!r} is not in the sample, which has {sorted(map(str, data))}; give each item of the data set an id, "
@@ -149,10 +151,23 @@ def item_identity(data: Mapping[Hashable, Any], id_key: Hashable) -> str:
     )
 
 
-def _forget_instance(result: Any, given: Mapping[Hashable, Any]) -> None:
-    """Traces name the instance that made them; that was a copy, so the check of the inverse is told to skip them."""
-    untouched = {id(value) for value in given.values()}
+def _with_own_trace(value: Any) -> Any:
+    """The same voxels with meta data of their own: a transform that is not triggered writes its trace into the image that it was given."""
+    return MetaTensor(value.as_tensor()).copy_meta_from(value) if isinstance(value, MetaTensor) else value
+
+
+def _forget_instance(result: Any, given: Mapping[int, Any]) -> None:
+    """Traces name the instance that made them; that was a copy, so the check of the inverse is told to skip them.
+
+    What has no new trace is handed on as it was given: ``given`` holds the originals by the identities of their copies.
+    """
     for sample in result if isinstance(result, (list, tuple)) else [result]:
-        for value in sample.values() if isinstance(sample, Mapping) else [sample]:
-            if isinstance(value, MetaTensor) and id(value) not in untouched:
+        held = sample if isinstance(sample, dict) else {None: sample}
+        for key, value in held.items():
+            if not isinstance(value, MetaTensor):
+                continue
+            original = given.get(id(value))
+            if original is not None and len(original.applied_operations) == len(value.applied_operations):
+                held[key] = original
+            else:
                 reset_ops_id(value)

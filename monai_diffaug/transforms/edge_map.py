@@ -81,7 +81,7 @@ class EdgeMap(Transform):
 
         Args:
             img: (C, H, W) or (C, H, W, D), any intensity unit.
-            mask: (1, H, W[, D]) class ids on the same grid; non-zero is inside.
+            mask: (1, H, W[, D]) class ids on the same grid; above 0 is inside.
 
         Returns:
             (1, H, W[, D]) float32 in [0, 1] in the image's container, with its meta data.
@@ -92,7 +92,8 @@ class EdgeMap(Transform):
         """
         check_grid("mask", mask, img)
         volume = plain(img)
-        region = plain(mask).to(volume.device)
+        ids = plain(mask).to(volume.device)
+        region = ids * (ids > 0)  # -1 often says that nobody knows: no outline
         check_finite(volume)
         plane = slice_plane(affine_of(img), self.plane, volume.ndim - 1)
         seen = (window_of(volume, self.window).to_model(volume) + 1) / 2

@@ -68,7 +68,7 @@ class LatentValidated(RandomizableTransform, MapTransform):
             batch_size, device, dtype: as in ``LatentValidate``; not used when ``validator`` is one.
         dynamic: raise the least Dice to the ``dynamic_quantile`` of the last ``dynamic_length`` scores, if that is higher; with a screen
             they are those of candidates that passed it.
-        refine_label: the label of an accepted edit is what the validator found in place of the whole mask.
+        refine_label: the label of an accepted edit is what the validator found in place of the whole mask (where there is a label).
         prob: chance of validating; with ``inpaint``, of editing at all (then multiplied by the inpainting's own chance).
         allow_missing_keys: skip images that are not there.
 
@@ -208,7 +208,7 @@ class LatentValidated(RandomizableTransform, MapTransform):
         records = {key: self._record(sample, key) for key in keys}
         if not self._do_transform or not any(record.applied for record in records.values()):
             return sample
-        self._require_originals(originals, [key for key in keys if records[key].applied])
+        self._require_originals(sample, originals, [key for key in keys if records[key].applied])
         verdicts = self._judge(sample, originals, records)
         accepted = all(verdict.accepted for verdict in verdicts.values())
         return self._conclude(sample, originals, records, verdicts, accepted)
@@ -283,17 +283,13 @@ class LatentValidated(RandomizableTransform, MapTransform):
                 taken[key] = sample.pop(original_key(key))
         return taken
 
-    def _require_originals(self, originals: Mapping[Hashable, Any], keys: list[Hashable]) -> None:
-        """The one place that insists on ``keep_original=True``.
+    def _require_originals(self, sample: Mapping[Hashable, Any], originals: Mapping[Hashable, Any], keys: list[Hashable]) -> None:
+        """The one place that insists on ``keep_original=True``, for what the sample has: it may be without a label.
 
         Every edited sample is asked, not just the rejected: a pipeline that cannot put samples back shall fail at its first.
         """
-        needed: list[Hashable] = []
-        if self.on_reject == "original":
-            needed = [*keys, *([self.label_key] if self.label_key is not None else [])]
-        elif self.refine_label and self.label_key is not None:
-            needed = [self.label_key]
-        missing = [original_key(key) for key in needed if key not in originals]
+        needed = [*keys, self.label_key] if self.on_reject == "original" else [self.label_key] if self.refine_label else []
+        missing = [original_key(key) for key in needed if key is not None and key in sample and key not in originals]
         if missing:
             raise ValueError(
                 f"{', '.join(missing)} not in the sample: on_reject='original' and refine_label=True need the items from before the edit; "
@@ -346,7 +342,7 @@ class LatentValidated(RandomizableTransform, MapTransform):
             raise DroppedSampleError(f"sample rejected: {reasons}")
         if restored:
             sample.update(originals)
-        elif accepted and self.refine_label:
+        elif accepted and self.refine_label and self.label_key in originals:
             sample[self.label_key] = self._refined(originals[self.label_key], verdicts)
         sample.update({record_key(str(key)): record.as_dict() for key, record in records.items()})
         logger.debug("accepted %s: %s", accepted, reasons)

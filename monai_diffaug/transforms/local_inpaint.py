@@ -14,13 +14,13 @@ from torch import Tensor
 
 from monai_diffaug.grids import affine_of, check_finite, check_grid, check_image, like, plain
 from monai_diffaug.intensity import Window, window_of
-from monai_diffaug.labels import paint_label
-from monai_diffaug.models.inpainter import Inpainter, load_inpainter
+from monai_diffaug.labels import check_label_value, paint_label
+from monai_diffaug.models.inpainter import Inpainter, shared_inpainter
 from monai_diffaug.models.registry import shared_model, spec_of
 from monai_diffaug.patches import Stack, open_stack
 from monai_diffaug.provenance import EMPTY_BECAUSE, DiffAugRecord
 from monai_diffaug.repaint import Candidate, Look, Models, Repainted, RepaintSettings, decode_candidates, sample_candidates, soft_region
-from monai_diffaug.sampling.prompt_mix import prompt_mix_text
+from monai_diffaug.sampling.prompt_mix import prompt_mix_text, prompt_pairs
 from monai_diffaug.slices import pixel_mm, slice_plane
 from monai_diffaug.transforms.seeded import SeededTransform
 
@@ -256,6 +256,8 @@ class DiffusionLocalInpaint(SeededTransform):
 
         A ``look`` is taken at a single sample before its latents are done, see ``sample_candidates``.
         """
+        if isinstance(prompts, str):
+            raise ValueError(f"prompts= needs a list with one text for each of the {len(images)} images, got the text {prompts!r}")
         absent = [None] * len(images)
         columns = (images, masks, prompts, absent if labels is None else labels, absent if controls is None else controls, seeds)
         if len({len(column) for column in columns}) > 1:
@@ -295,7 +297,7 @@ class DiffusionLocalInpaint(SeededTransform):
 
     def inpainter_on(self, device: torch.device) -> Inpainter:
         """The inpainter that repaints images of this device; loaded at the first call."""
-        return shared_model(self.spec, self.device or device, load_inpainter)
+        return shared_inpainter(self.spec, self.device or device)
 
     def _sample(self, stacks: list[Stack], look: Look | None) -> Sequence[Candidate | Repainted]:
         """The sampler's work; no model is loaded when there is none."""
@@ -336,6 +338,7 @@ class DiffusionLocalInpaint(SeededTransform):
         check_grid("mask", sample.mask, img)
         if sample.label is not None:
             check_grid("label", sample.label, img)
+            check_label_value(sample.label.dtype, self.label_value)
         if sample.control is not None:
             check_grid("control", sample.control, img, channels=(1, 3))
             if self.controlnet is None:
@@ -352,7 +355,7 @@ class DiffusionLocalInpaint(SeededTransform):
             region,
             plane,
             window,
-            prompt=((1.0, sample.prompt),) if isinstance(sample.prompt, str) else tuple((weight, text) for weight, text in sample.prompt),
+            prompt=prompt_pairs(sample.prompt),
             seed=sample.seed,
             pixel_mm=pixel_mm(affine, plane),
             control=None if sample.control is None else plain(sample.control),
@@ -387,4 +390,8 @@ def _reason(outcome: Repainted, mask: NdarrayOrTensor) -> str:
 
 
 def _prompt_text(prompt: Prompt) -> str:
-    return prompt if isinstance(prompt, str) else prompt_mix_text(prompt)
+    """The prompt as one line; what is no prompt too, as the sample's record has to say something."""
+    try:
+        return prompt if isinstance(prompt, str) else prompt_mix_text(prompt)
+    except (TypeError, ValueError):
+        return str(prompt)

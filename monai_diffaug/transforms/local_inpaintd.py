@@ -32,10 +32,10 @@ class DiffusionLocalInpaintd(SeededTransform, MapTransform):
         keep_original: hand image, label and mask on untouched, by reference, as ``{key}_original`` for a
             ``LatentValidated`` that follows and takes them out again.
         prob: probability of being applied.
-        allow_missing_keys: skip images that a sample lacks.
+        allow_missing_keys: skip images that a sample lacks, and repaint samples without a label all the same.
 
     Raises:
-        KeyError: the sample has no mask or no prompt.
+        KeyError: the sample has no mask or no prompt, or no label or control where there is a key for it.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class DiffusionLocalInpaintd(SeededTransform, MapTransform):
     def sample(self, data: Mapping[Hashable, Any], *, seed: int, look: Look | None = None) -> dict[Hashable, Sampled]:
         """The first part of ``edit``: each image repainted in latent space, nothing decoded; ``look`` as in ``sample_candidates``."""
         d = dict(data)
-        label = d.get(self.label_key) if self.label_key is not None else None
+        label = self._label(d)
         sampled: dict[Hashable, Sampled] = {}
         for key in self.key_iterator(d):
             mask, prompt = self._required(d, self.mask_key, "MedSAMMaskd"), self._required(d, self.prompt_key, "TextPromptd")
@@ -150,6 +150,12 @@ class DiffusionLocalInpaintd(SeededTransform, MapTransform):
     def leave(self, data: Mapping[Hashable, Any], sampled: Mapping[Hashable, Sampled]) -> dict[Hashable, Any]:
         """In place of ``finish``: ``data`` as it is, with the records of candidates that nobody decodes."""
         return {**self._with_originals(data), **{record_key(str(key)): self.inpaint.leave(one).record for key, one in sampled.items()}}
+
+    def _label(self, d: Mapping[Hashable, Any]) -> Any:
+        """The label, which has to be there: a lesion that is painted into the image alone would be taught as background."""
+        if self.label_key is None or (self.allow_missing_keys and self.label_key not in d):
+            return None
+        return self._required(d, self.label_key, "LoadImaged")
 
     def _required(self, d: Mapping[Hashable, Any], key: str, writer: str) -> Any:
         if key not in d:

@@ -16,7 +16,7 @@ from monai.utils.type_conversion import convert_to_dst_type, convert_to_tensor
 from torch import Tensor
 
 from monai_diffaug.boxes import Box, box_around, connected_components, enlarged
-from monai_diffaug.grids import affine_of, check_finite, check_grid, check_image
+from monai_diffaug.grids import affine_of, check_finite, check_grid, check_image, plain
 from monai_diffaug.models.medsam import MedSAM, load_medsam
 from monai_diffaug.models.registry import shared_model, spec_of
 from monai_diffaug.slices import from_slices, slice_plane, to_slices
@@ -61,7 +61,7 @@ class MedSAMMask(SeededTransform):
             the whole slice; (x0, y0, x1, y1) in pixels of the slice as ``slices.to_slices`` shows it, x along its last
             axis (2-D: the image's own axes; 3-D: the radiological view of the plane); or a callable
             ``(slice_index, slice (C, h, w))`` that returns such a box, or None for an empty mask.
-        label_value: the label's value to outline; None means any non-zero.
+        label_value: the label's value to outline; None means any above 0 (-1 often says that nobody knows).
         jitter_px: each side of the label's or the neighbour's box moves outward by 0 to this, in pixels of a slice 1024
             wide.
         max_parts: the label (or the neighbour's mask) is split into connected parts, and each of the largest so many
@@ -151,10 +151,12 @@ class MedSAMMask(SeededTransform):
         Raises:
             GridMismatchError: the label is on another grid.
             ValueError: the image is not (1 or 3, H, W[, D]) or has non-finite voxels in a slice that is outlined, a box lies outside it,
-                or a label is needed and missing.
+                a label is needed and missing, or its channels cover everything.
         """
         volume = convert_to_tensor(image, track_meta=False)
         check_image(volume)
+        if label is not None:
+            check_grid("label", label, image, channels=None)
         wanted = self._wanted(label, volume)
         if not triggered:
             mask = torch.zeros_like(volume[:1], dtype=torch.bool) if wanted is None else wanted
@@ -172,10 +174,14 @@ class MedSAMMask(SeededTransform):
         """The label as (1, H, W[, D]) bool, None without a label."""
         if label is None:
             return None
-        values = convert_to_tensor(label, track_meta=False)
-        check_grid("label", values, volume, channels=None)
-        chosen = values != 0 if self.label_value is None else values == self.label_value
+        values = plain(label)
+        chosen = values > 0 if self.label_value is None else values == self.label_value
         wanted: Tensor = chosen.any(0, keepdim=True).to(volume.device)
+        if len(values) > 1 and bool(wanted.all()):
+            raise ValueError(
+                f"the label's {len(values)} channels cover every voxel, so one of them is the background: leave it out, or add "
+                "AsDiscreted(argmax=True) before to make class ids of one-hot channels"
+            )
         return wanted
 
     def _boxes(self, index: int, image_slice: Tensor, label_slice: Tensor | None, seed: int) -> list[Box]:

@@ -19,7 +19,7 @@ from monai_diffaug.grids import affine_of, check_finite, check_grid, check_image
 from monai_diffaug.intensity import window_of
 from monai_diffaug.provenance import EMPTY_BECAUSE
 from monai_diffaug.shapes import borrow_shape, elastic_ellipse, largest_component, place, random_blob
-from monai_diffaug.slices import PLANES, from_slices, slice_plane, to_slices
+from monai_diffaug.slices import PLANES, SlicePlane, from_slices, slice_plane, to_slices
 from monai_diffaug.transforms.seeded import SeededTransform
 
 __all__ = ["PlaceMask", "PlaceMaskD", "PlaceMaskDict", "PlaceMaskd", "ShapeSource"]
@@ -30,6 +30,7 @@ ShapeSource = Callable[[np.random.RandomState, int], NDArray[np.bool_]]
 SHAPES: Mapping[str, ShapeSource] = {"blob": random_blob, "ellipse": elastic_ellipse}
 MIN_SHAPE_PX = 4
 SLICE_TRIES = 5
+SQUARE = 0.99  # ratio of a pixel's sides from which on it is one
 
 
 class PlaceMask(SeededTransform):
@@ -37,15 +38,16 @@ class PlaceMask(SeededTransform):
 
     In 3-D the shape is drawn on one slice and shrinks towards its ends like an ellipsoid. Where no place is found the mask is
     empty, and ``DiffusionLocalInpaint`` then leaves the image as it is and says "empty mask" in its record; of a ``MetaTensor`` also
-    why: "empty mask: no free place was found".
+    why: "empty mask: no free place was found". On each slice the mask is one piece, and dark pixels that it encloses belong to it.
 
     Args:
         bank: real masks, (H, W) or (1, H, W) arrays or files that MONAI's ``LoadImage`` reads; None draws random shapes.
-            Shapes of the bank are mirrored, scaled and shifted. Arrays travel with the transform, files do not. Pictures are
-            read upright, rows first; of a colour picture counts what is brighter than half its maximum.
+            Shapes of the bank are mirrored, scaled and shifted; a pixel of them is one of the slice, so give them the images' size.
+            Arrays travel with the transform, files do not. Pictures are read upright, rows first; of a colour picture counts what is
+            brighter than half its maximum. Class ids above 0 count.
         shape: without a bank, "blob" (an ellipse with four random harmonics), "ellipse" (an ellipse after an elastic
             deformation), or a function (random state, longer side in pixels) -> (h, w) outline.
-        size_range: longer side of a random shape, as a share of the slice's shorter side.
+        size_range: longer side of a random shape, as a share of the slice's shorter side, both in mm (oblong pixels do not stretch it).
         scale_range: scaling of a shape from the bank.
         depth_mm: height of the region in a volume; 0 is one slice.
         tissue_above: the region must lie where the image is brighter than this share of its window (0.5 to 99.5 percentiles; 0 to 255
@@ -95,7 +97,7 @@ class PlaceMask(SeededTransform):
 
         Args:
             img: (C, H, W[, D]), C 1 or 3.
-            region: (1, ...) on the same grid, non-zero where the mask may lie, e.g. an organ; None means tissue.
+            region: (1, ...) on the same grid, above 0 where the mask may lie, e.g. an organ; None means tissue.
             randomize: draw coin and seed anew.
 
         Raises:
@@ -106,18 +108,31 @@ class PlaceMask(SeededTransform):
             self.randomize()
         return self.apply(img, region, seed=self.seed, triggered=self._do_transform)
 
-    def apply(self, img: NdarrayOrTensor, region: NdarrayOrTensor | None = None, *, seed: int, triggered: bool = True) -> NdarrayOrTensor:
-        """The mask of a given seed."""
+    def apply(
+        self,
+        img: NdarrayOrTensor,
+        region: NdarrayOrTensor | None = None,
+        label: NdarrayOrTensor | None = None,
+        *,
+        seed: int,
+        triggered: bool = True,
+    ) -> NdarrayOrTensor:
+        """The mask of a given seed; it stays clear of all that is not 0 in the ``label`` (1, ...) of class ids."""
         check_image(img)
+        volume = plain(img)
+        free = torch.ones_like(volume[:1], dtype=torch.bool)
         if region is not None:
             check_grid("region", region, img)
-        volume = plain(img)
+            free = free & (plain(region).to(free.device) > 0)
+        if label is not None:
+            check_grid("label", label, img)
+            free = free & (plain(label).to(free.device) == 0)
+        allowed = free if region is not None else free & self.tissue(volume)
         plane = slice_plane(affine_of(img), self.plane, volume.ndim - 1)
-        allowed = self.tissue(volume) if region is None else plain(region) != 0
-        slices = to_slices(allowed, plane)[:, 0].cpu().numpy()
-        mask = np.zeros_like(slices)
+        allowed_slices, free_slices = (to_slices(each, plane)[:, 0].cpu().numpy() for each in (allowed, free))
+        mask = np.zeros_like(free_slices)
         if triggered:
-            self._draw(mask, slices, np.random.RandomState(seed), self._thickness_mm(img, plane))
+            self._draw(mask, allowed_slices, free_slices, np.random.RandomState(seed), _spacing_mm(img, plane))
         stacked = from_slices(torch.from_numpy(mask)[:, None], plane).contiguous()
         result: NdarrayOrTensor = convert_to_dst_type(stacked.to(torch.uint8), dst=img, dtype=torch.uint8)[0]
         if isinstance(result, MetaTensor) and not mask.any():
@@ -130,38 +145,43 @@ class PlaceMask(SeededTransform):
         level = window_of(volume).to_model(volume).amax(0, keepdim=True)
         return level > 2 * self.tissue_above - 1
 
-    def _draw(self, mask: NDArray[np.bool_], allowed: NDArray[np.bool_], rng: np.random.RandomState, thickness_mm: float) -> None:
-        """Write one lesion into the stack, in place."""
+    def _draw(
+        self,
+        mask: NDArray[np.bool_],
+        allowed: NDArray[np.bool_],
+        free: NDArray[np.bool_],
+        rng: np.random.RandomState,
+        spacing_mm: tuple[float, float, float],
+    ) -> None:
+        """Write one lesion into the stack, in place: where it is allowed, and what it encloses there as far as that is free."""
         shares = allowed.mean((1, 2))
         if not shares.any():
             return
-        shape = self._shape(rng, min(allowed.shape[1:]))
+        shape = self._shape(rng, allowed.shape[1:], spacing_mm[1:])
         for _ in range(SLICE_TRIES):
             middle = int(rng.choice(len(allowed), p=shares / shares.sum()))
             found = place(rng, shape, allowed[middle])
             if found is None:
                 continue
-            half = self.depth_mm / 2 / thickness_mm
+            rows, columns = np.nonzero(found)
+            box = slice(rows.min(), rows.max() + 1), slice(columns.min(), columns.max() + 1)
+            half = self.depth_mm / 2 / spacing_mm[0]
             for index in range(max(0, int(np.ceil(middle - half))), min(len(mask), int(np.floor(middle + half)) + 1)):
                 share = 1.0 if half == 0 else np.sqrt(max(1 - ((index - middle) / (half + 0.5)) ** 2, 0))
-                mask[index] = _shrunk(found, float(share)) & allowed[index]
+                mask[index][box] = _fitted(_shrunk(found[box], float(share)), allowed[index][box], free[index][box])
             return
 
-    def _shape(self, rng: np.random.RandomState, shorter_side: int) -> NDArray[np.bool_]:
+    def _shape(self, rng: np.random.RandomState, size_hw: tuple[int, ...], pixel_mm: tuple[float, ...]) -> NDArray[np.bool_]:
         if self.bank is None:
             draw = SHAPES[self.shape] if isinstance(self.shape, str) else self.shape
-            drawn = np.asarray(draw(rng, max(MIN_SHAPE_PX, round(rng.uniform(*self.size_range) * shorter_side)))) != 0
+            shorter = min(length * mm for length, mm in zip(size_hw, pixel_mm, strict=True)) / min(pixel_mm)
+            drawn = np.asarray(draw(rng, max(MIN_SHAPE_PX, round(rng.uniform(*self.size_range) * shorter)))) != 0
             if drawn.ndim != 2 or not drawn.any():
                 raise ValueError(f"shape= must draw an outline (h, w) that is not empty, got {drawn.shape}, {int(drawn.sum())} pixels set")
-            return drawn
+            return _on_pixels(drawn, pixel_mm)
         chosen = self.bank[rng.randint(len(self.bank))]
         outline = _outline(_load(chosen), f"the mask {chosen}") if isinstance(chosen, (str, Path)) else chosen
         return borrow_shape(rng, outline, rng.uniform(*self.scale_range))
-
-    @staticmethod
-    def _thickness_mm(img: NdarrayOrTensor, plane: Any) -> float:
-        affine = affine_of(img)
-        return 1.0 if affine is None or plane is None else float(affine[:3, plane.axes[0]].norm())
 
 
 class PlaceMaskd(SeededTransform, MapTransform):
@@ -170,12 +190,13 @@ class PlaceMaskd(SeededTransform, MapTransform):
     Args:
         keys: images, each (C, H, W[, D]); those of one sample share the mask, drawn on the first.
         mask_key: where the mask is written; always there, empty when not triggered or when no place was found.
-        region_key: where it may lie, e.g. an organ's label; None means tissue.
-        label_key: class ids of the image; the mask stays clear of all of them (a lesion is painted beside those that are there).
+        region_key: where it may lie, e.g. an organ's label (above 0); None means tissue.
+        label_key: class ids of the image; the mask stays clear of all that is not 0 (a lesion is painted beside those that are there,
+            and not where -1 says that nobody knows).
         allow_missing_keys: skip samples that lack the image.
 
     Raises:
-        KeyError: the sample has no region.
+        KeyError: the sample has no region or no label.
     """
 
     def __init__(
@@ -206,25 +227,16 @@ class PlaceMaskd(SeededTransform, MapTransform):
         self.randomize()
         d = dict(data)
         for key in self.key_iterator(d):
-            d[self.mask_key] = self.place.apply(d[key], self._region(d, d[key]), seed=self.seed, triggered=self._do_transform)
+            region, label = (self._required(d, name) for name in (self.region_key, self.label_key))
+            d[self.mask_key] = self.place.apply(d[key], region, label, seed=self.seed, triggered=self._do_transform)
             break
         return d
 
-    def _region(self, d: Mapping[Hashable, Any], img: NdarrayOrTensor) -> NdarrayOrTensor | None:
-        """Where the mask may lie: the region, or tissue, without what is labelled."""
-        for key in (self.region_key, self.label_key):
-            if key is not None and key not in d:
-                raise KeyError(f"the sample has no {key!r} (it has {', '.join(map(str, d))}); name the key that holds it")
-        region = None if self.region_key is None else d[self.region_key]
-        if self.label_key is None:
-            return region
-        check_grid("label", d[self.label_key], img)
-        free = plain(d[self.label_key]) == 0
-        if region is not None:
-            check_grid("region", region, img)
-            return free & (plain(region) != 0).to(free.device)
-        tissue = self.place.tissue(plain(img))
-        return free.to(tissue.device) & tissue
+    @staticmethod
+    def _required(d: Mapping[Hashable, Any], key: str | None) -> NdarrayOrTensor | None:
+        if key is not None and key not in d:
+            raise KeyError(f"the sample has no {key!r} (it has {', '.join(map(str, d))}); name the key that holds it")
+        return None if key is None else d[key]
 
 
 PlaceMaskD = PlaceMaskDict = PlaceMaskd
@@ -250,11 +262,41 @@ def _outline(mask: NdarrayOrTensor, name: str = "a mask of the bank") -> NDArray
     flat = values.reshape(values.shape[-2:]) if values.ndim == 3 and values.shape[0] == 1 else values
     if flat.ndim != 2:
         raise ValueError(f"{name} must be (H, W) or (1, H, W), got {tuple(values.shape)}")
-    if not flat.any():
+    if not (flat > 0).any():
         raise ValueError(f"{name} is empty; leave it out")
-    part = largest_component(flat != 0)
+    part = largest_component(flat > 0)
     rows, columns = np.nonzero(part)
     return part[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1].copy()
+
+
+def _spacing_mm(img: NdarrayOrTensor, plane: SlicePlane | None) -> tuple[float, float, float]:
+    """Distance of the slices, of their rows and of their columns; 1 without an affine, and that of the slices in 2-D."""
+    affine = affine_of(img)
+    if affine is None:
+        return 1.0, 1.0, 1.0
+    spacing: list[float] = affine[:3, :3].norm(dim=0).tolist()
+    slices, rows, columns = (1.0, *spacing[:2]) if plane is None else (spacing[axis] for axis in plane.axes)
+    return slices, rows, columns
+
+
+def _on_pixels(shape: NDArray[np.bool_], pixel_mm: tuple[float, ...]) -> NDArray[np.bool_]:
+    """A shape that was drawn on square pixels of the smaller side, resampled to (rows, columns) of these sizes; square ones keep it."""
+    from scipy.ndimage import zoom
+
+    factors = [max(min(pixel_mm) / mm, 1 / length) for mm, length in zip(pixel_mm, shape.shape, strict=True)]
+    if min(factors) > SQUARE:
+        return shape
+    resampled = zoom(shape.astype(np.float32), factors, order=1, mode="nearest", grid_mode=True)
+    kept: NDArray[np.bool_] = resampled > 0.5 * resampled.max()
+    return kept
+
+
+def _fitted(outline: NDArray[np.bool_], allowed: NDArray[np.bool_], free: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The largest piece of an outline where it is allowed; what it encloses belongs to it where that is free."""
+    from scipy.ndimage import binary_fill_holes
+
+    whole: NDArray[np.bool_] = binary_fill_holes(outline & allowed) & free
+    return largest_component(whole) if whole.any() else whole
 
 
 def _shrunk(mask: NDArray[np.bool_], share: float) -> NDArray[np.bool_]:

@@ -19,7 +19,8 @@ class TextPrompt(SeededTransform):
 
     Args:
         modality: "ultrasound", "CT", "MRI", "x-ray", "endoscopy" or "fundus"; any word with your own vocabulary.
-        anatomy: where; one is drawn from a sequence; default: drawn from the vocabulary (those that know a given finding).
+        anatomy: where; one is drawn from a sequence; default: drawn from the vocabulary (those that know a given finding; a finding
+            that only another anatomy knows is not drawn there).
         finding: what; one is drawn from a sequence; default: drawn from the vocabulary's findings for the anatomy.
         attributes: axes of the vocabulary to describe, e.g. ("shape", "margin"), or a mapping axis -> words;
             default: every axis of the vocabulary. () names none.
@@ -56,11 +57,11 @@ class TextPrompt(SeededTransform):
         if not 0.0 <= attribute_prob <= 1.0:
             raise ValueError(f"attribute_prob must be in [0, 1], got {attribute_prob}")
         findings = _choices("finding", finding)
-        anatomies = _choices("anatomy", anatomy) or _anatomies_of(table, findings)
+        named = _choices("anatomy", anatomy)
         self.modality = table.modality
         self.pairs: list[tuple[str, tuple[str, ...]]] = []
-        for place in anatomies:
-            known = findings or tuple(table.findings.get(place, ()))
+        for place in named or _anatomies_of(table, findings):
+            known = (findings if named else _findings_at(table, place, findings)) or tuple(table.findings.get(place, ()))
             if not known:
                 raise ValueError(
                     f"anatomy {place!r} is not in the vocabulary of {table.modality} ({', '.join(table.anatomies)}); name a finding as well"
@@ -160,9 +161,15 @@ def _anatomies_of(table: Vocabulary, findings: tuple[str, ...]) -> tuple[str, ..
     return tuple(place for place in table.anatomies if set(findings) & set(table.findings[place])) or table.anatomies
 
 
+def _findings_at(table: Vocabulary, place: str, findings: tuple[str, ...]) -> tuple[str, ...]:
+    """The findings without those that the vocabulary knows in other anatomies only; all of them when that leaves none."""
+    elsewhere = {finding for known in table.findings.values() for finding in known} - set(table.findings[place])
+    return tuple(finding for finding in findings if finding not in elsewhere) or findings
+
+
 def _attribute_words(table: Vocabulary, attributes: Sequence[str] | Mapping[str, Sequence[str]] | None) -> list[tuple[str, ...]]:
     if isinstance(attributes, Mapping):
-        return [tuple(words) for words in attributes.values() if words]
+        return [_choices(f"attributes[{axis!r}]", words) for axis, words in attributes.items() if words]
     axes = tuple(table.attributes) if attributes is None else (attributes,) if isinstance(attributes, str) else tuple(attributes)
     unknown = [axis for axis in axes if axis not in table.attributes]
     if unknown:

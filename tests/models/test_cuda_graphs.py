@@ -185,3 +185,11 @@ def test_an_edit_of_a_compiled_model_on_a_gpu_replays_graphs(random_inpainter: s
     plain = DiffusionLocalInpaint(random_inpainter, **options).apply(image, mask, "a cyst", seed=1).image
     compiled = DiffusionLocalInpaint(random_inpainter, compile=True, **options).apply(image, mask, "a cyst", seed=1).image
     torch.testing.assert_close(torch.as_tensor(compiled), torch.as_tensor(plain), rtol=0, atol=1e-3)
+
+
+def test_a_graph_recorded_in_inference_mode_serves_a_training_step_too() -> None:
+    graphed = GraphedDenoiser(denoise, capture=Recorder())
+    with torch.inference_mode():
+        first = graphed(*call(4)).clone()
+    with torch.no_grad():
+        assert torch.equal(graphed(*call(4)), first)

@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import shutil
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from monai_diffaug.errors import ModelSourceError
+from monai_diffaug.models import inpainter
 from monai_diffaug.models.inpainter import load_inpainter
 from monai_diffaug.models.registry import ModelSpec, spec_of
 from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaint
@@ -170,3 +173,90 @@ def test_channels_last_is_the_layout_inside_alone() -> None:
     assert latents.is_contiguous() and decoded.is_contiguous()
     torch.testing.assert_close(latents, expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(decoded, model.vae.decode(expected / model.scaling_factor).sample, rtol=0, atol=1e-5)
+
+
+@pytest.fixture
+def pipeline(random_inpainter: str) -> Any:
+    from diffusers import StableDiffusionInpaintPipeline
+
+    return StableDiffusionInpaintPipeline.from_pretrained(random_inpainter)
+
+
+def edited(model: object, **options: object) -> torch.Tensor:
+    image, mask = torch.rand(1, 64, 64, generator=torch.Generator().manual_seed(0)), torch.zeros(1, 64, 64)
+    mask[:, 20:40, 20:40] = 1
+    return DiffusionLocalInpaint(model, num_inference_steps=2, **options).apply(image, mask, "a mass", seed=3).image
+
+
+def test_what_is_changed_in_a_live_pipeline_between_two_edits_counts(pipeline) -> None:
+    from diffusers import EulerDiscreteScheduler
+
+    images = [edited(pipeline)]
+    pipeline.scheduler = EulerDiscreteScheduler.from_config(pipeline.scheduler.config)
+    images.append(edited(pipeline))
+    with torch.no_grad():  # as a LoRA or a textual inversion does
+        for parameter in pipeline.text_encoder.parameters():
+            parameter.mul_(1.5)
+    images.append(edited(pipeline))
+    assert not torch.equal(images[0], images[1]) and not torch.equal(images[1], images[2])
+
+
+def test_the_way_out_that_inverted_noise_names_works_for_a_pipeline_that_was_used(pipeline) -> None:
+    from diffusers import DDIMScheduler, EulerDiscreteScheduler
+
+    pipeline.scheduler = EulerDiscreteScheduler.from_config(pipeline.scheduler.config)
+    with pytest.raises(ValueError, match="pipeline.scheduler = DDIMScheduler.from_config"):
+        edited(pipeline, noise_source="inverted")
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False, thresholding=False)
+    assert bool(torch.isfinite(edited(pipeline, noise_source="inverted")).all())
+
+
+def test_a_textual_inversion_of_several_vectors_is_read_whole_as_by_the_pipeline(pipeline) -> None:
+    vectors = torch.randn(3, pipeline.text_encoder.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    pipeline.load_textual_inversion({"<lesion>": vectors})
+    expected = pipeline.encode_prompt("a <lesion> here", CPU, 1, False)[0]
+    assert torch.allclose(load_inpainter(spec_of("inpainter", pipeline), CPU).encode_text(["a <lesion> here"]), expected, atol=1e-5)
+
+
+def test_a_unet_that_wants_more_than_text_or_another_text_encoder_is_named(pipeline) -> None:
+    from diffusers import UNet2DConditionModel
+
+    own = pipeline.unet
+    xl = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 80}
+    pipeline.unet = UNet2DConditionModel.from_config({**own.config, **xl})
+    with pytest.raises(ValueError, match="more than a text.*text_time.*unload_ip_adapter"):
+        load_inpainter(spec_of("inpainter", pipeline), CPU)
+    pipeline.unet = UNet2DConditionModel.from_config({**own.config, "cross_attention_dim": 64})
+    with pytest.raises(ValueError, match="text states of width 64.*gives 128"):
+        load_inpainter(spec_of("inpainter", pipeline), CPU)
+
+
+def test_a_text_that_another_thread_drops_while_one_is_encoded_is_no_error(random_inpainter, monkeypatch) -> None:
+    model = load_inpainter(ModelSpec("inpainter", random_inpainter), CPU)
+    expected = model.encode_text(["kept", "new"])
+    model.forget_prompts()
+    model.encode_text(["kept"])
+    model.text_encoder.register_forward_hook(lambda *args: model.forget_prompts())
+    assert torch.allclose(model.encode_text(["kept", "new"]), expected, atol=1e-5)
+
+
+def test_the_end_of_a_text_that_the_model_does_not_read_is_told_once(random_inpainter, caplog) -> None:
+    model = load_inpainter(ModelSpec("inpainter", random_inpainter), CPU)
+    limit, long = model.tokenizer.model_max_length, "mass " * 60
+    for _ in range(2):
+        model.encode_text(["a mass", long, ("mass " * (limit - 2)).strip()])
+    told = [record.getMessage() for record in caplog.records if record.name == "monai_diffaug.models.inpainter"]
+    assert len(told) == 1 and f"the first {limit} tokens" in told[0] and "mass mass" in told[0]
+
+
+def test_threads_that_encode_many_texts_do_not_disturb_each_other(random_inpainter, monkeypatch) -> None:
+    monkeypatch.setattr(inpainter, "PROMPT_CACHE_SIZE", 3)
+    model = load_inpainter(ModelSpec("inpainter", random_inpainter), CPU)
+
+    def shapes(thread: int) -> set[tuple[int, ...]]:
+        long = "mass " * 60
+        texts = ([f"mass {(7 * thread + i) % 9}", f"cyst {(thread + 3 * i) % 5} {long * (i % 2)}", ""] for i in range(30))
+        return {tuple(model.encode_text(each).shape) for each in texts}
+
+    with ThreadPoolExecutor(6) as pool:
+        assert set().union(*pool.map(shapes, range(6))) == {(3, 40, 128)}

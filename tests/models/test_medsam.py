@@ -163,11 +163,11 @@ def test_a_pth_checkpoint_gives_the_masks_of_the_model_it_was_saved_from(tmp_pat
     assert torch.equal(expected.decode(expected.encode(slices), boxes, (50, 40))[1], got.decode(got.encode(slices), boxes, (50, 40))[1])
 
 
-def test_weights_under_the_names_of_transformers_give_the_same_masks() -> None:
+def sam_of_transformers() -> Any:
     from transformers import SamConfig, SamMaskDecoderConfig, SamModel, SamPromptEncoderConfig, SamVisionConfig
 
     torch.manual_seed(0)
-    theirs = SamModel(
+    return SamModel(
         SamConfig(
             vision_config=SamVisionConfig(
                 hidden_size=32,
@@ -185,6 +185,10 @@ def test_weights_under_the_names_of_transformers_give_the_same_masks() -> None:
             mask_decoder_config=SamMaskDecoderConfig(hidden_size=32, mlp_dim=32, iou_head_hidden_dim=32),
         )
     ).eval()
+
+
+def test_weights_under_the_names_of_transformers_give_the_same_masks() -> None:
+    theirs = sam_of_transformers()
     weights = sam_names(theirs.state_dict())
     sam = build_sam(config_of(weights))
     sam.load_state_dict(weights)
@@ -196,6 +200,18 @@ def test_weights_under_the_names_of_transformers_give_the_same_masks() -> None:
         logits, quality = sam.mask_decoder(embedding, sam.prompt_encoder.get_dense_pe(), sparse, dense, False)
     torch.testing.assert_close(logits[0], expected.pred_masks[0, 0], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(quality[0], expected.iou_scores[0, 0], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("pickled", [False, True])
+def test_the_folder_of_a_hub_repository_is_loaded_like_the_repository(tmp_path: Path, pickled: bool) -> None:
+    theirs = sam_of_transformers()
+    theirs.save_pretrained(tmp_path)
+    if pickled:
+        (tmp_path / "model.safetensors").unlink()
+        torch.save(theirs.state_dict(), tmp_path / "pytorch_model.bin")
+    loaded = load_medsam(ModelSpec("medsam", str(tmp_path)))
+    assert torch.equal(loaded.sam.image_encoder.pos_embed, theirs.vision_encoder.pos_embed)
+    assert not loaded.box_as_mask and loaded.image_size == 64
 
 
 def test_batches_of_slices_give_what_single_slices_give() -> None:

@@ -216,3 +216,15 @@ def test_the_embedded_validator_fits_its_size_and_runs():
     assert (folder / "model.safetensors").stat().st_size <= 5_000_000
     validator = load_validator(ModelSpec("validator"))
     assert validator.predict(torch.zeros(1, 3, 128, 128), slice_generators(0, [0])).shape == (1, 1, 128, 128)
+
+
+def test_a_verdict_does_not_depend_on_the_default_type_that_the_user_has_set(folder):
+    validator = load_validator(ModelSpec("validator", str(folder)))
+    images = torch.rand(1, 3, 64, 64) * 2 - 1
+    expected = validator.predict(images, slice_generators(5, [0]))
+    torch.set_default_dtype(torch.float64)
+    try:
+        got = validator.predict(images, slice_generators(5, [0]))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(got, expected)

@@ -52,3 +52,15 @@ def test_local_noise_is_the_given_noise_outside_the_mask_and_at_scale_zero() -> 
 def test_a_noise_scale_outside_the_unit_interval_is_refused() -> None:
     with pytest.raises(ValueError, match="noise_scale"):
         local_noise(torch.zeros(1), torch.zeros(1), scale_g=1.1, mask=torch.ones(1))
+
+
+def test_noise_is_the_same_whatever_default_type_and_device_the_user_has_set() -> None:
+    expected = slice_noise(9, [2, 3], (4, 8, 8), 0.5)
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
+    try:
+        got = slice_noise(9, [2, 3], (4, 8, 8), 0.5)
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    assert torch.equal(got, expected)

@@ -5,7 +5,7 @@ import torch
 
 from monai_diffaug.models.inpainter import load_inpainter
 from monai_diffaug.models.registry import ModelSpec
-from monai_diffaug.sampling.prompt_mix import mix_prompts
+from monai_diffaug.sampling.prompt_mix import mix_prompts, prompt_pairs
 
 
 def states(texts: list[str]) -> torch.Tensor:
@@ -28,3 +28,19 @@ def test_a_single_prompt_is_itself(random_inpainter: str) -> None:
 def test_weights_without_a_meaning_are_refused(mix: list[tuple[float, str]]) -> None:
     with pytest.raises(ValueError, match="prompt_mix"):
         mix_prompts(states, mix)
+
+
+def test_a_text_and_pairs_of_any_kind_become_pairs() -> None:
+    assert prompt_pairs("benign mass") == ((1.0, "benign mass"),)
+    assert prompt_pairs([[1, "a"], (torch.tensor(0.5), "b")]) == ((1.0, "a"), (0.5, "b"))
+
+
+@pytest.mark.parametrize("prompt", [None, 3, ["benign mass"], ["ct"], [("benign mass", 0.5)], [(0.5, 3)]])
+def test_what_is_no_prompt_is_named(prompt: object) -> None:
+    with pytest.raises(ValueError, match=r"one text a sample, or \(weight, text\) pairs, got"):
+        prompt_pairs(prompt)  # type: ignore[arg-type]
+
+
+def test_pairs_with_weights_without_a_meaning_are_refused() -> None:
+    with pytest.raises(ValueError, match="prompt_mix"):
+        prompt_pairs([(-1.0, "a")])

@@ -167,6 +167,10 @@ def test_faults_of_the_batch_are_named(inpaint) -> None:
     batch = list_data_collate([sample(0)])
     with pytest.raises(KeyError, match="no 'mask'"):
         BatchLocalInpaint(inpaint(), seed=1)({key: value for key, value in batch.items() if key != "mask"})
+    unlabelled = {key: value for key, value in batch.items() if key != "label"}
+    with pytest.raises(KeyError, match="no 'label'"):
+        BatchLocalInpaint(inpaint(), seed=1)(unlabelled)
+    assert "label" not in BatchLocalInpaint(inpaint(allow_missing_keys=True), seed=1)(unlabelled)
     with pytest.raises(TypeError, match=r"\(1, 40, 44\)"):
         BatchLocalInpaint(inpaint(), seed=1)(sample(0))
     with pytest.raises(TypeError, match="'prompt' must hold one entry for each of the 1 samples"):

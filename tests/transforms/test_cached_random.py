@@ -203,6 +203,26 @@ def test_what_it_wraps_is_inverted_by_monai(wrap) -> None:
         assert torch.equal(back.as_tensor(), image)
 
 
+@pytest.mark.parametrize("wrap", [lambda t: t, lambda t: Compose([t, RandFlipd("image", prob=0.0)])])
+def test_what_was_not_triggered_is_inverted_too_and_the_given_image_gets_no_trace(wrap) -> None:
+    cached = CachedRandomd(wrap(RandRotate90d("image", prob=0.0)), seed=1, id_key="id")
+    transform = Compose([EnsureTyped("image"), RandFlipd("image", prob=1.0), cached])
+    image = torch.arange(12.0).reshape(1, 3, 4)
+    sample = transform({"image": image, "id": 0})
+    back = Invertd("pred", transform, orig_keys="image")({**sample, "pred": sample["image"].clone()})["pred"]
+    assert torch.equal(back.as_tensor(), image)
+    given = MetaTensor(image)
+    for _ in range(2):
+        assert len(cached({"image": given, "id": 0})["image"].applied_operations) > 0
+    assert given.applied_operations == []
+
+
+def test_an_image_that_the_wrapped_transform_does_not_know_is_handed_on_by_reference() -> None:
+    other = MetaTensor(torch.zeros(1, 3, 4))
+    cached = CachedRandomd(RandFlipd("image", prob=1.0), seed=1, id_key="id")
+    assert cached({"image": MetaTensor(torch.zeros(1, 3, 4)), "other": other, "id": 0})["other"] is other
+
+
 def test_traces_of_an_image_that_is_handed_through_are_not_touched() -> None:
     image = RandFlipd("image", prob=1.0)({"image": MetaTensor(torch.rand(1, 3, 4))})["image"]
     before = deepcopy(image.applied_operations)

@@ -29,6 +29,16 @@ def test_the_outline_of_the_mask_is_always_drawn() -> None:
         assert torch.equal(torch.as_tensor(control), outline(mask[None])[0])
 
 
+def test_a_label_of_minus_one_gets_no_outline_and_keeps_the_edges_in_it() -> None:
+    image = torch.zeros(1, 32, 32)
+    image[:, :, 8:] = 100
+    label = torch.zeros(1, 32, 32)
+    label[:, 10:20, 4:24] = -1
+    plain = EdgeMap(keep_inside=False)(image, torch.zeros(1, 32, 32))
+    assert plain.any() and torch.equal(EdgeMap(keep_inside=False)(image, label), plain)
+    assert EdgeMap()(image.bool(), label > -1).any()  # masks may be bool
+
+
 def test_a_volume_is_taken_slice_by_slice_and_keeps_its_meta_data() -> None:
     image, mask = volume_and_mask()
     before = image.clone()

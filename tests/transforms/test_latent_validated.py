@@ -83,7 +83,8 @@ class FakeInpaint(RandomizableTransform, MapTransform):
         self.seeds.append(seed)
         painted = data["mask"] if len(self.seeds) > self.good_after else data["mask"] * disc(centre=(32 - 8, 32))
         out["image"] = torch.where(painted > 0, NEW, data["image"])
-        out["label"] = torch.where(data["mask"] > 0, 1.0, data["label"])
+        if "label" in data:
+            out["label"] = torch.where(data["mask"] > 0, 1.0, data["label"])
         out["image_diffaug"] = DiffAugRecord(applied=True, seed=seed, tries=1, n_slices=1).as_dict()
         return out
 
@@ -150,6 +151,15 @@ def test_missing_originals_are_named_with_the_option_that_brings_them():
     with pytest.raises(ValueError, match=r"image_original.*keep_original=True"):
         validated()(sample)
     assert validated(on_reject="flag")(sample)["image_diffaug"]["accepted"]
+
+
+@pytest.mark.parametrize("refine_label", [False, True])
+@pytest.mark.parametrize("inpaint", [None, FakeInpaint()])
+def test_a_sample_without_a_label_is_judged_as_well(inpaint, refine_label):
+    sample = edited_sample() if inpaint is None else plain_sample()
+    unlabelled = {key: value for key, value in sample.items() if not key.startswith("label")}
+    result = validated(refine_label=refine_label, inpaint=inpaint)(unlabelled)
+    assert result["image_diffaug"]["accepted"] and set(result) == {"image", "mask", "image_diffaug"}
 
 
 def test_a_missing_record_says_what_to_put_before():

@@ -255,3 +255,27 @@ def test_the_soft_region_holds_every_voxel_that_changes(fast) -> None:
     region = transform.soft_region(image, mask)
     assert region.shape == image.shape and not bool((changed & (region == 0)).any())
     assert bool((changed & (mask == 0)).any())
+
+
+@pytest.mark.parametrize("prompt", [None, ["benign mass"], ["ct"], [("mass", 0.5)]])
+def test_a_prompt_that_is_none_is_named_and_passes_through(fast, prompt) -> None:
+    image = picture()
+    with pytest.raises(ValueError, match="a prompt must be one text"):
+        DiffusionLocalInpaint(**fast).apply(image, square_mask(), prompt, seed=1)
+    edit = DiffusionLocalInpaint(**fast, on_error="passthrough").apply(image, square_mask(), prompt, seed=1)
+    assert edit.image is image and "a prompt must be one text" in str(edit.record["reason"])
+    assert DiffusionLocalInpaint(**fast, prob=0.0)(image, square_mask(), prompt).image is image
+
+
+def test_one_text_for_a_whole_batch_is_not_taken_letter_by_letter(fast) -> None:
+    with pytest.raises(ValueError, match="one text for each"):
+        DiffusionLocalInpaint(**fast).apply_batch([picture()] * 4, [square_mask()] * 4, "mass", seeds=range(4))
+
+
+def test_a_label_value_that_does_not_fit_is_refused_before_the_work_and_passes_through(fast, monkeypatch) -> None:
+    label = np.zeros((1, 70, 90), np.uint16)
+    monkeypatch.setattr(Inpainter, "encode", lambda *args: pytest.fail("the model was run"))
+    with pytest.raises(ValueError, match="label_value -1 does not fit"):
+        DiffusionLocalInpaint(**fast, label_value=-1).apply(picture(), square_mask(), PROMPT, label, seed=1)
+    edit = DiffusionLocalInpaint(**fast, label_value=-1, on_error="passthrough").apply(picture(), square_mask(), PROMPT, label, seed=1)
+    assert edit.label is label and "does not fit" in str(edit.record["reason"])

@@ -62,6 +62,14 @@ def test_a_sample_without_mask_says_which_transform_is_missing(fast) -> None:
         DiffusionLocalInpaintd("image", **fast)({"image": picture(), "prompt": PROMPT})
 
 
+def test_a_label_that_is_not_there_is_missed_unless_it_may_be(fast) -> None:
+    sample = {"image": picture(), "mask": square_mask(), "prompt": PROMPT, "labels": torch.zeros(1, 70, 90)}
+    with pytest.raises(KeyError, match="no 'label' .it has image, mask, prompt, labels"):
+        DiffusionLocalInpaintd("image", label_key="label", **fast)(sample)
+    edited = DiffusionLocalInpaintd("image", label_key="label", allow_missing_keys=True, **fast)(sample)
+    assert edited["image_diffaug"]["applied"] and "label" not in edited
+
+
 def test_an_instance_holds_no_weights_and_its_pickle_is_stable(fast) -> None:
     transform = DiffusionLocalInpaintd("image", **fast)
     before = pickle.dumps(transform.inpaint.spec)

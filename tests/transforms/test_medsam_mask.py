@@ -68,6 +68,31 @@ def test_label_value_selects_the_structure() -> None:
     assert box_around(MedSAMMask(BoxIsMask(), jitter_px=0)(image, label)[0]) == (5, 10, 44, 34)
 
 
+def test_a_label_of_minus_one_is_no_lesion() -> None:
+    image, ignored = flat_image(1, 40, 50), flat_label(40, 50)
+    ignored[0, 30:35, 40:45] = -1
+    for prob in (0.0, 1.0):
+        mask = MedSAMMask(BoxIsMask(), jitter_px=0, prob=prob)(image, ignored)
+        assert torch.equal(mask, (flat_label(40, 50) > 0).to(torch.uint8))
+
+
+def test_the_background_of_a_one_hot_label_is_refused_and_its_other_channels_are_united() -> None:
+    label, image = flat_label(40, 50)[0].long(), flat_image(1, 40, 50)
+    label[30:35, 40:45] = 1
+    one_hot = torch.nn.functional.one_hot(label).permute(2, 0, 1)
+    for label_value in (None, 1):
+        masker = MedSAMMask(BoxIsMask(), label_value=label_value, jitter_px=0)
+        with pytest.raises(ValueError, match="3 channels cover every voxel.*argmax=True"):
+            masker(image, one_hot)
+        assert torch.equal(masker(image, one_hot[1:]), (label[None] > 0).to(torch.uint8))
+
+
+def test_labels_of_every_type_are_taken() -> None:
+    expected = (flat_label(40, 50) > 0).to(torch.uint8)
+    for dtype in (torch.bool, torch.uint8, torch.uint16, torch.int64, torch.float16):
+        assert torch.equal(MedSAMMask(BoxIsMask(), jitter_px=0)(flat_image(1, 40, 50), flat_label(40, 50).to(dtype)), expected)
+
+
 def test_each_part_of_the_label_gets_its_own_box_and_the_mask_is_their_union() -> None:
     label = flat_label(40, 50)
     label[0, 30:35, 40:45] = 2

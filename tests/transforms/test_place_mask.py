@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
+from scipy.ndimage import binary_fill_holes
 from scipy.ndimage import label as components
 
 from monai_diffaug.errors import GridMismatchError
@@ -199,3 +200,58 @@ def test_non_finite_voxels_are_named() -> None:
     image[0, 40, 40] = torch.nan
     with pytest.raises(ValueError, match=r"non-finite voxels.*nan_to_num"):
         PlaceMask().apply(image, seed=0)
+
+
+def speckled(depth: int = 0) -> torch.Tensor:
+    """Tissue with single dark pixels all over, as in ultrasound, air in the lung, or vessels."""
+    size = (96, 96, depth) if depth else (96, 96)
+    generator = torch.Generator().manual_seed(3)
+    return torch.where(torch.rand(1, *size, generator=generator) < 0.02, 0.0, 100.0 + torch.rand(1, *size, generator=generator))
+
+
+@pytest.mark.parametrize("depth", [0, 9])
+def test_dark_pixels_of_the_tissue_leave_no_holes_in_a_mask_and_no_crumbs_beside_it(depth: int) -> None:
+    place = PlaceMask(size_range=(0.3, 0.4), depth_mm=5.0)
+    for seed in range(8):
+        mask = place.apply(speckled(depth), seed=seed)[0].numpy()
+        for each in mask.transpose(2, 0, 1) if depth else mask[None]:
+            assert np.array_equal(binary_fill_holes(each), each) and components(each)[1] <= 1
+        assert mask.any()
+
+
+def test_what_is_labelled_stays_free_even_where_a_mask_encloses_it() -> None:
+    label = torch.zeros(1, 96, 96)
+    label[:, 5::10, 5::10] = 1
+    enclosed = 0
+    for seed in range(8):
+        sample = PlaceMaskd("image", label_key="label", size_range=(0.4, 0.5)).set_random_state(seed)({"image": speckled(), "label": label})
+        mask = sample["mask"][0].numpy().astype(bool)
+        assert mask.any() and not mask[label[0].numpy() > 0].any()
+        enclosed += int((binary_fill_holes(mask) & (label[0].numpy() > 0)).sum())
+    assert enclosed > 0
+
+
+def test_a_label_of_minus_one_is_neither_a_region_nor_a_free_place_nor_a_shape() -> None:
+    ids = torch.full((1, 80, 96), -1.0)
+    ids[:, 20:60, 20:50] = 2
+    mask = PlaceMask(size_range=(0.1, 0.15)).apply(framed(), ids, seed=1)
+    assert mask.any() and not mask[ids < 0].any()
+    ids[ids > 0] = 0
+    sample = PlaceMaskd("image", label_key="label", size_range=(0.1, 0.15)).set_random_state(0)({"image": framed(), "label": ids})
+    assert sample["mask"].any() and not sample["mask"][ids < 0].any()
+    outline = torch.full((1, 30, 30), -1.0)
+    outline[:, 10:16, 10:20] = 1
+    assert int(PlaceMask([outline], scale_range=(1.0, 1.0)).apply(framed(), torch.ones(1, 80, 96), seed=1).sum()) == 60
+    with pytest.raises(ValueError, match="empty"):
+        PlaceMask([torch.full((1, 30, 30), -1.0)])
+
+
+@pytest.mark.parametrize("spacing_mm", [(1.0, 4.0, 0.5), (0.7, 0.7, 5.0), (0.5, 4.0, 4.0)])
+def test_a_random_shape_is_as_long_in_mm_in_both_directions_of_a_slice_with_oblong_pixels(spacing_mm: tuple[float, ...]) -> None:
+    size = [round(160 / mm) for mm in spacing_mm]
+    image = MetaTensor(torch.ones(1, *size), affine=torch.diag(torch.tensor([*spacing_mm, 1.0])))
+    for plane, axes in (("axial", (0, 1)), ("coronal", (0, 2)), ("sagittal", (1, 2))):
+        place = PlaceMask(shape=cross, size_range=(0.25, 0.25), depth_mm=0.0, plane=plane)
+        touched = place.apply(image, torch.ones(1, *size), seed=1)[0].nonzero()
+        for axis in axes:
+            assert abs((int(np.ptp(touched[:, axis].numpy())) + 1) * spacing_mm[axis] - 40) <= spacing_mm[axis]

@@ -24,6 +24,23 @@ def test_a_finding_is_placed_in_an_anatomy_that_knows_it() -> None:
     }
 
 
+def test_findings_of_several_anatomies_are_each_drawn_where_they_occur() -> None:
+    transform = TextPrompt("MRI", finding=["glioma", "vertebral metastasis", "a finding of one's own"], attributes=())
+    assert {transform.prompt(seed) for seed in range(60)} == {
+        "MRI of brain, glioma",
+        "MRI of brain, a finding of one's own",
+        "MRI of spine, vertebral metastasis",
+        "MRI of spine, a finding of one's own",
+    }
+    named = TextPrompt("MRI", anatomy="brain", finding=["glioma", "vertebral metastasis"], attributes=())
+    assert {named.prompt(seed) for seed in range(20)} == {"MRI of brain, glioma", "MRI of brain, vertebral metastasis"}
+
+
+def test_one_word_for_an_attribute_is_a_word_and_not_its_letters() -> None:
+    transform = TextPrompt("CT", anatomy="chest", finding="lung nodule", attributes={"shape": "round"}, attribute_prob=1.0)
+    assert transform.prompt(0) == "CT of chest, lung nodule, round"
+
+
 def test_attribute_prob_one_names_every_axis_and_zero_none() -> None:
     full = TextPrompt("CT", anatomy="brain", finding="ischaemic stroke", attribute_prob=1.0).prompt(1)
     none = TextPrompt("CT", anatomy="brain", finding="ischaemic stroke", attribute_prob=0.0).prompt(1)
