@@ -8,11 +8,13 @@ import threading
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
+from torch import Tensor
 
 __all__ = ["FolderStore", "MemoryStore", "VariantKey", "VariantStore"]
 
@@ -20,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 ABANDONED_S = 3600.0  # a part file of this age belongs to a process that died while it wrote
 PART = ".part"
+USES = ".uses"
 
 
 class VariantKey(NamedTuple):
@@ -36,6 +39,7 @@ class VariantStore(Protocol):
     def get(self, key: VariantKey) -> dict[Hashable, Any] | None: ...
     def put(self, key: VariantKey, values: dict[Hashable, Any]) -> None: ...
     def discard(self, key: VariantKey) -> None: ...
+    def used(self, key: VariantKey) -> int: ...
     def known(self, sample: str) -> list[VariantKey]: ...
 
 
@@ -64,6 +68,10 @@ class MemoryStore:
         with self._lock:
             self._held.pop(key, None)
 
+    def used(self, key: VariantKey) -> int:
+        """0: nobody else uses what is in this memory."""
+        return 0
+
     def known(self, sample: str) -> list[VariantKey]:
         with self._lock:
             return [key for key in self._held if key.sample == sample]
@@ -74,6 +82,10 @@ class FolderStore:
 
     A file is written under another name and renamed when it is complete, so a crash leaves whole variants and at most a part file,
     which is not read and is removed an hour later. A file that cannot be read counts as missing. Several processes may share a folder.
+
+    Raises:
+        OSError: the folder, or in ``put`` a file in it, cannot be written.
+        TypeError: in ``put``, a value that could not be read back.
     """
 
     def __init__(self, folder: str | Path, limit: int) -> None:
@@ -88,21 +100,27 @@ class FolderStore:
         file = self._file(key)
         try:
             values: dict[Hashable, Any] = torch.load(file, map_location="cpu", weights_only=True)
-            os.utime(file)
         except FileNotFoundError:
             return None
         except Exception as error:  # torch.load raises whatever a damaged archive makes its parts raise
             logger.warning("%s cannot be read (%s) and is made again", file, error)
             file.unlink(missing_ok=True)
             return None
+        with suppress(OSError):  # another process removed it, or the folder is on a read-only disk
+            os.utime(file)
         return values
 
     def put(self, key: VariantKey, values: dict[Hashable, Any]) -> None:
+        for name, value in values.items():
+            _require_readable(value, repr(name))
         file = self._file(key)
         file.parent.mkdir(parents=True, exist_ok=True)
         part = file.with_name(f"{file.name}.{uuid.uuid4().hex}{PART}")
         try:
-            torch.save(values, part)
+            try:
+                torch.save(values, part)
+            except RuntimeError as error:  # what torch raises when the disk is full
+                raise OSError(f"{file} cannot be written, is the disk full? ({str(error).splitlines()[0]})") from error
             part.replace(file)
         finally:
             part.unlink(missing_ok=True)
@@ -110,7 +128,14 @@ class FolderStore:
             self._bound()
 
     def discard(self, key: VariantKey) -> None:
-        self._file(key).unlink(missing_ok=True)
+        _remove(self._file(key))
+
+    def used(self, key: VariantKey) -> int:
+        """Note a use, a byte in a file beside the variant; uses so far by all processes, 0 where nothing can be written."""
+        with suppress(OSError), self._file(key).with_suffix(USES).open("ab") as file:
+            file.write(b".")
+            return file.tell()
+        return 0
 
     def known(self, sample: str) -> list[VariantKey]:
         numbers = (file.stem.split("-") for file in sorted((self.folder / sample).glob("*-*.pt")))
@@ -123,7 +148,27 @@ class FolderStore:
         files = list(self.folder.glob("*/*.pt"))
         if len(files) > self.limit:
             for file in sorted(files, key=_last_use)[: len(files) - self.limit]:
-                file.unlink(missing_ok=True)
+                _remove(file)
+
+
+def _remove(file: Path) -> None:
+    file.unlink(missing_ok=True)
+    file.with_suffix(USES).unlink(missing_ok=True)
+
+
+def _require_readable(value: Any, place: str) -> None:
+    """Raise TypeError for what is written but never read again, as reading runs no code: such a variant would be made anew at each draw."""
+    if isinstance(value, Mapping):
+        for name, each in value.items():
+            _require_readable(each, f"{place}[{name!r}]")
+    elif isinstance(value, (list, tuple)):
+        for i, each in enumerate(value):
+            _require_readable(each, f"{place}[{i}]")
+    elif value is not None and not isinstance(value, (Tensor, str, bytes, bool, int, float, complex)):
+        raise TypeError(
+            f"{place} is a {type(value).__name__}, which a folder of variants does not hold; let the transform make a text, a number or a "
+            "tensor of it, or keep the variants in memory (folder=None)"
+        )
 
 
 def _last_use(file: Path) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import queue
 import threading
 from collections.abc import Callable, Hashable, Mapping
 from copy import deepcopy
@@ -22,13 +21,12 @@ from torch import Tensor
 from monai_diffaug.data.transform_hash import transform_hashing
 from monai_diffaug.seeding import draw_seed
 from monai_diffaug.transforms.cached_random import item_identity
+from monai_diffaug.variant_orders import VariantOrders
 from monai_diffaug.variant_store import FolderStore, MemoryStore, VariantKey, VariantStore
 
 __all__ = ["DrawVariantD", "DrawVariantDict", "DrawVariantd", "VariantBank"]
 
 logger = logging.getLogger(__name__)
-
-PENDING = 64  # variants ordered at once; an order holds its sample in memory
 
 
 class VariantBank:
@@ -38,16 +36,17 @@ class VariantBank:
     there already depends on timing; with ``background=False`` all are made at the first draw, and the same draws always give the same.
     A variant depends on the sample, the transform's settings, ``seed``, its place and its generation alone.
 
-    Copies are the same bank. A pickle is an empty bank with the same settings: with ``folder``, processes share what they make.
+    Copies are the same bank. A pickle or a forked worker process starts with an empty bank of the same settings, and a loader starts its
+    workers anew for each epoch: with ``folder`` they share what they make, and the count of its uses.
 
     Args:
         transform: a random dictionary transform, or a ``Compose`` of several, whose results are kept: ``DiffusionLocalInpaintd``, say,
-            with what makes its mask and prompt. It must leave samples on their grid.
+            with what makes its mask and prompt. It must make one sample of one and leave it on its grid: load before, crop and flip after.
         seed: of all variants.
         variants: kept of each sample.
         uses: draws after which a variant is replaced by a new one: one edit for so many samples. None never replaces.
         limit: variants kept in all; those not used for longest go.
-        folder: keep them there, None in memory.
+        folder: keep them there (tensors, texts, numbers, and lists and dictionaries of them), None in memory.
         id_key: the key of the sample's identity (text, integer, path, or an image that knows its file). None hashes the whole content,
             which costs milliseconds a megabyte.
         background: make variants in a thread of this process.
@@ -56,8 +55,6 @@ class VariantBank:
         TypeError: the transform is not random.
         ValueError: a number is less than 1.
     """
-
-    _thread: threading.Thread | None
 
     def __init__(
         self,
@@ -104,6 +101,9 @@ class VariantBank:
             choice: any number; taken modulo the variants that are there.
 
         Raises:
+            TypeError: the transform makes several samples of one, or a folder cannot hold what it makes.
+            ValueError: the transform changes the grid or loads the image, or two samples have one identity.
+            OSError: the folder cannot be written.
             Exception: whatever the transform raised when it was asked for a variant of this sample.
         """
         self._after_fork()
@@ -124,19 +124,15 @@ class VariantBank:
         return _restored(values, data)
 
     def close(self) -> None:
-        """End the background thread after what it is making; the bank stays usable."""
-        thread, self._thread = self._thread, None
-        if thread is not None and self._pid == os.getpid():
-            self._jobs.put(None)
-            thread.join()
+        """Wait for the variant that is being made in the background and drop the orders behind it; the bank stays usable."""
+        self._after_fork()
+        self._orders.close()
 
     def _start_afresh(self) -> None:
         self._pid = os.getpid()
         self._lock = threading.Lock()
-        self._jobs: queue.Queue[tuple[Mapping[Hashable, Any], VariantKey] | None] = queue.Queue()
-        self._thread = None
-        self._under_way: set[VariantKey] = set()
-        self._used: dict[VariantKey, int] = {}
+        self._orders = VariantOrders(self._fulfil)
+        self._used: dict[tuple[str, int], tuple[int, int]] = {}  # (sample, slot) -> the newest generation and its uses
         self._failed: dict[str, Exception] = {}
 
     def _after_fork(self) -> None:
@@ -173,7 +169,7 @@ class VariantBank:
         return newest
 
     def _generation(self, sample: str, slot: int) -> int:
-        return max((key.generation for key in self._used if key[:2] == (sample, slot)), default=0)
+        return self._used.get((sample, slot), (0, 0))[0]
 
     def _make(self, data: Mapping[Hashable, Any], key: VariantKey) -> VariantKey:
         self._stored().put(key, self._values(data, key))
@@ -185,15 +181,22 @@ class VariantBank:
         digest = hashlib.sha256(repr(tuple(key)).encode()).digest()
         own.set_random_state(seed=int.from_bytes(digest[:4], "little"))
         result = own(dict(data))
+        if not isinstance(result, Mapping):
+            raise TypeError(f"a bank keeps one sample for one, the transform made a {type(result).__name__} of it; crop after DrawVariantd")
         self.made += 1
-        return {k: _plain(v) for k, v in result.items() if k not in data or v is not data[k]}
+        changed = {k: v for k, v in result.items() if k not in data or v is not data[k]}
+        for name, value in changed.items():
+            _require_grid(name, value, data)
+        return {name: _plain(value) for name, value in changed.items()}
 
     def _plan(self, data: Mapping[Hashable, Any], ready: Mapping[int, VariantKey], slot: int) -> None:
         """Count the use, and order what is missing or worn out."""
         key = ready[slot]
         with self._lock:
-            self._used[key] = self._used.get(key, 0) + 1
-            worn = self.uses is not None and self._used[key] >= self.uses
+            generation, count = self._used.get((key.sample, slot), (key.generation, 0))
+            count = count + 1 if generation == key.generation else 1
+            self._used[key.sample, slot] = (key.generation, count)
+        worn = self.uses is not None and max(count, self._stored().used(key)) >= self.uses
         missing = next((s for s in range(self.variants) if s not in ready), None)
         if worn:
             self._order(data, key._replace(generation=key.generation + 1))
@@ -201,29 +204,18 @@ class VariantBank:
             self._order(data, VariantKey(key.sample, missing, self._generation(key.sample, missing)))
 
     def _order(self, data: Mapping[Hashable, Any], key: VariantKey) -> None:
-        if not self.background:
+        if self.background:
+            self._orders.place(data, key)
+        else:
             self._replace(data, key)
-            return
-        with self._lock:
-            if len(self._under_way) >= PENDING or any(other.sample == key.sample for other in self._under_way):
-                return  # a later draw will order it
-            self._under_way.add(key)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="variants", daemon=True)
-                self._thread.start()
-        self._jobs.put((data, key))
 
-    def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            data, key = job
-            try:
-                self._replace(data, key)
-            except Exception as error:  # the next draw of this sample raises it in its own thread
-                logger.warning("no variant of a sample: %s", error)
-                self._failed[key.sample] = error
-            finally:
-                with self._lock:
-                    self._under_way.discard(key)
+    def _fulfil(self, data: Mapping[Hashable, Any], key: VariantKey) -> None:
+        """An order in the background; the next draw of the sample raises its error in a thread that listens."""
+        try:
+            self._replace(data, key)
+        except Exception as error:
+            logger.warning("no variant of a sample: %s", error)
+            self._failed[key.sample] = error
 
     def _replace(self, data: Mapping[Hashable, Any], key: VariantKey) -> None:
         """Make a variant, then drop the older ones of its slot."""
@@ -231,9 +223,8 @@ class VariantBank:
         for older in self._stored().known(key.sample):
             if older.slot == key.slot and older.generation < key.generation:
                 self._stored().discard(older)
-                with self._lock:
-                    self._used.pop(older, None)
-                    self._used.setdefault(key, 0)
+        with self._lock:
+            self._used[key.sample, key.slot] = (key.generation, 0)
 
 
 class DrawVariantd(RandomizableTransform):
@@ -268,23 +259,60 @@ DrawVariantD = DrawVariantDict = DrawVariantd
 
 def _plain(value: Any) -> Any:
     """A value that can be stored and read back without running code; arrays become tensors on the CPU that own their memory."""
-    if isinstance(value, np.ndarray):
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
         return torch.from_numpy(value.copy())
     if isinstance(value, Tensor):
         tensor = value.as_tensor() if isinstance(value, MetaTensor) else value
         return tensor.detach().cpu().clone()
     if isinstance(value, np.generic):
         return value.item()
+    if isinstance(value, str):
+        return str.__str__(value)  # an enum of texts as its text
+    if isinstance(value, Mapping):
+        return {_plain(name): _plain(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return (tuple if isinstance(value, tuple) else list)(_plain(each) for each in value)
     return deepcopy(value)
+
+
+def _image_of(data: Mapping[Hashable, Any]) -> Any:
+    """The first value that has a grid, (C, H, W[, D]); None without one."""
+    return next((value for value in data.values() if _has_grid(value)), None)
+
+
+def _has_grid(value: Any) -> bool:
+    return isinstance(value, (Tensor, np.ndarray)) and value.ndim >= 3
+
+
+def _require_grid(name: Hashable, value: Any, data: Mapping[Hashable, Any]) -> None:
+    """Raise ValueError for an image that cannot be put back into the sample: only its voxels are kept."""
+    if not _has_grid(value):
+        return
+    like = data[name] if _has_grid(data.get(name)) else _image_of(data)
+    if like is None and isinstance(value, MetaTensor):
+        raise ValueError(f"the bank's transform made {name!r} of a sample without an image; load images before DrawVariantd")
+    if like is data.get(name):
+        _require_shape(name, value, like, "the bank's transform changed its grid; crop, pad and resample before or after DrawVariantd")
+    if isinstance(value, MetaTensor) and isinstance(like, MetaTensor):
+        before, after = like.affine.detach().cpu(), value.affine.detach().cpu()
+        if before.shape != after.shape or not torch.allclose(before, after):
+            raise ValueError(f"the bank's transform moved {name!r} to another affine; flip, turn and resample after DrawVariantd")
+
+
+def _require_shape(name: Hashable, value: Any, like: Any, why: str) -> None:
+    if tuple(value.shape[1:]) != tuple(like.shape[1:]):
+        raise ValueError(f"{name!r} of the variant is {tuple(value.shape)}, of the sample {tuple(like.shape)}: {why}")
 
 
 def _restored(values: Mapping[Hashable, Any], data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
     """The sample with a variant's values, each in the type and with the meta data of what it replaces."""
     result = dict(data)
-    image = next((value for value in data.values() if isinstance(value, (Tensor, np.ndarray)) and value.ndim >= 3), None)
+    image = _image_of(data)
     for key, value in values.items():
         before = data.get(key)
         if isinstance(value, Tensor):
+            if _has_grid(value) and _has_grid(before):
+                _require_shape(key, value, before, "two samples have the same id_key; leave it out, or give each an id of its own")
             like = before if isinstance(before, (Tensor, np.ndarray)) else image if value.ndim >= 3 else None
             copied = value.clone()
             result[key] = copied if like is None else convert_to_dst_type(copied, like, dtype=copied.dtype)[0]

@@ -99,6 +99,9 @@ def test_monai_readers_keep_their_hash_after_reading(tmp_path: Path) -> None:
         (RandRotated("image", range_x=0.1), RandRotated("image", range_x=0.2)),
         (partial(np.clip, a_min=0), partial(np.clip, a_min=1)),
         (lambda x: x + 1, lambda x: x + 2),
+        ({1: 2}.get, {1: 3}.get),
+        ("ct".join, "mr".join),
+        (torch.zeros(2).add, torch.ones(2).add),
         ({"a": 1, "b": 2}, {"a": 2, "b": 1}),
         (np.zeros(3), np.zeros(3, np.float32)),
         (torch.zeros(2, 3), torch.zeros(3, 2)),
@@ -111,6 +114,12 @@ def test_another_option_gives_another_hash(one: object, other: object) -> None:
 
 def test_the_order_of_a_mapping_and_of_a_set_does_not_matter() -> None:
     assert transform_hashing({"a": 1, "b": {"x", "y"}}) == transform_hashing({"b": {"y", "x"}, "a": 1})
+
+
+def test_a_function_of_a_library_counts_by_its_name() -> None:
+    functions = [len, np.sqrt, np.linalg.norm, torch.sigmoid, torch.tanh, torch.nn.functional.relu, torch.Tensor.float, str.upper]
+    assert len({transform_hashing(each) for each in functions}) == len(functions)
+    assert transform_hashing(torch.sigmoid) == transform_hashing(torch.sigmoid)
 
 
 def closing_over(value: object):

@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from monai.data import Dataset, ThreadDataLoader
@@ -53,3 +58,33 @@ def test_leaving_the_loop_early_stops_the_thread() -> None:
     next(iterator)
     iterator.close()
     assert threading.active_count() == before
+
+
+PROGRAM = """
+import sys, time
+from pathlib import Path
+import torch
+from monai.data import Dataset
+from monai_diffaug.data.thread_loader import RaisingThreadDataLoader
+
+class SlowSecond(Dataset):
+    def __getitem__(self, index):
+        if index == 1:
+            Path(sys.argv[1], "begun").touch()
+            time.sleep(0.5)
+            Path(sys.argv[1], "done").touch()
+        return torch.zeros(1)
+
+batches = iter(RaisingThreadDataLoader(SlowSecond(range(9)), buffer_size=1))
+next(batches)
+while not Path(sys.argv[1], "begun").exists():
+    time.sleep(0.01)
+"""
+
+
+def test_a_program_that_ends_in_the_middle_of_an_epoch_lets_the_thread_finish_its_item(tmp_path: Path) -> None:
+    """A thread that Python kills at its end takes the process with it when it is within torch: exit code 134."""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")])}
+    result = subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path)], capture_output=True, text=True, check=False, env=env)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert {file.name for file in tmp_path.iterdir()} == {"begun", "done"}

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -19,6 +21,14 @@ def test_values_survive_the_way_through_bytes_with_their_types() -> None:
     unpacked = UnpackKeysd(("prompt", "id", "image_diffaug"))(packed)
     assert unpacked["image_diffaug"] == RECORD and [type(v) for v in unpacked["image_diffaug"].values()] == [bool, int, float, str]
     assert unpacked["prompt"] == sample["prompt"] and unpacked["id"] == 3
+
+
+def test_ids_of_a_table_and_paths_survive_and_what_json_cannot_hold_is_named_with_its_key() -> None:
+    keys = ("id", "file", "image_diffaug")
+    packed = PackKeysd(keys)({"id": np.int64(3), "file": Path("a/b.nii"), "image_diffaug": {"score": np.float32(0.25)}})
+    assert UnpackKeysd(keys)(packed) == {"id": 3, "file": "a/b.nii", "image_diffaug": {"score": 0.25}}
+    with pytest.raises(TypeError, match="'prompt' holds a set, which JSON cannot"):
+        PackKeysd("prompt")({"prompt": {"a"}})
 
 
 def test_placeholders_do_not_overwrite_what_an_item_has() -> None:

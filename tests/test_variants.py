@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import pickle
+import sys
 import threading
 import time
 from collections.abc import Hashable, Mapping
 from copy import deepcopy
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor, list_data_collate
-from monai.transforms import Compose, RandomizableTransform
+from monai.transforms import Compose, RandFlipd, RandomizableTransform, RandRotate90d, RandSpatialCropd, RandSpatialCropSamplesd
 
 from monai_diffaug.transforms.local_inpaintd import DiffusionLocalInpaintd
 from monai_diffaug.variant_store import FolderStore, VariantKey
@@ -121,6 +123,13 @@ def test_a_variant_is_replaced_after_its_uses() -> None:
     assert len(one._stored().known(one._key_of(sample()))) == 1
 
 
+def test_uses_are_counted_over_all_processes_that_share_a_folder(tmp_path: Path) -> None:
+    """As worker processes that are started anew for each epoch draw: each knows of its own draws only."""
+    drawn = [images_of(bank(variants=1, uses=4, folder=tmp_path), 1)[0] for _ in range(12)]
+    assert len(set(drawn)) == 3 and all(len(set(drawn[i : i + 4])) == 1 for i in (0, 4, 8))
+    assert len(list(tmp_path.glob("*/*"))) == 1  # the newest variant, not used yet
+
+
 def test_memory_holds_no_more_than_its_limit_and_what_was_evicted_comes_back_the_same() -> None:
     one = bank(limit=4)
     before = images_of(one, 3)
@@ -207,7 +216,9 @@ def test_an_error_in_the_background_reaches_the_next_draw() -> None:
 
     one = bank(transform=FailsElsewhere(), background=True)
     one.draw(sample(), 0)
-    one.close()
+    deadline = time.monotonic() + 20
+    while not one._failed and time.monotonic() < deadline:
+        time.sleep(0.01)
     with pytest.raises(RuntimeError, match="no paint"):
         one.draw(sample(), 0)
     one.close()
@@ -253,3 +264,128 @@ def test_diffusion_is_called_once_a_variant(random_inpainter: str) -> None:
     assert one.made == 2 and len({float(d["image"].sum()) for d in drawn}) == 2
     assert all(d["label"].sum() == mask.sum() and d["image_diffaug"]["applied"] for d in drawn)
     assert len(pickle.dumps(one)) < 100_000
+
+
+class Adds(RandomizableTransform):
+    """Adds a value under the key "extra"."""
+
+    def __init__(self, extra: Any) -> None:
+        RandomizableTransform.__init__(self, 1.0)
+        self.extra = extra
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        return {**data, "extra": self.extra}
+
+
+class Word(StrEnum):
+    RAS = "ras"
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_arrays_numbers_and_texts_in_lists_and_dictionaries_are_kept(on_disk: bool, tmp_path: Path) -> None:
+    extra = {"spacing": np.array([1.0, 2.0]), "scores": [np.float64(0.5)], "mix": (0.25, "mass"), "space": Word.RAS, Word.RAS: True}
+    one = bank(transform=Adds(extra), variants=1, folder=tmp_path if on_disk else None)
+    for _ in range(3):
+        got = one.draw(sample(), 0)["extra"]
+        assert got["spacing"].tolist() == [1.0, 2.0]
+        assert {name: value for name, value in got.items() if name != "spacing"} == {
+            "scores": [0.5],
+            "mix": (0.25, "mass"),
+            "space": "ras",
+            "ras": True,
+        }
+    assert one.made == 1
+
+
+def test_what_a_folder_cannot_give_back_is_refused_by_name_and_kept_in_memory(tmp_path: Path) -> None:
+    transform = Adds({"files": [Path("a.nii")]})
+    with pytest.raises(TypeError, match=r"'extra'\['files'\]\[0\] is a PosixPath.*folder=None"):
+        bank(transform=transform, folder=tmp_path).draw(sample(), 0)
+    assert not list(tmp_path.glob("*/*"))
+    assert bank(transform=transform).draw(sample(), 0)["extra"] == {"files": [Path("a.nii")]}
+
+
+def ramp() -> dict[Hashable, Any]:
+    return {"image": MetaTensor(torch.arange(16.0).reshape(1, 4, 4), affine=torch.diag(torch.tensor([2.0, 2, 1, 1])))}
+
+
+@pytest.mark.parametrize(
+    ("transform", "message"),
+    [
+        (RandSpatialCropd("image", (2, 2), random_size=False), r"'image' of the variant is \(1, 2, 2\), of the sample \(1, 4, 4\).*crop"),
+        (RandFlipd("image", prob=1.0), "moved 'image' to another affine; flip"),
+        (RandRotate90d("image", prob=1.0), "moved 'image' to another affine"),
+    ],
+)
+def test_a_transform_that_moves_the_grid_is_refused(transform: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        bank(transform=Compose([transform])).draw(ramp(), 0)
+
+
+def test_images_that_are_loaded_in_the_bank_are_refused_as_their_affine_would_be_lost() -> None:
+    class Loads(Painted):
+        def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+            return {**data, "image": MetaTensor(torch.zeros(1, 4, 4), affine=torch.eye(4))}
+
+    with pytest.raises(ValueError, match="made 'image' of a sample without an image; load images before"):
+        bank(transform=Loads()).draw({"image": "a.nii"}, 0)
+
+
+def test_a_transform_that_makes_several_samples_of_one_is_refused() -> None:
+    crops = Compose([RandSpatialCropSamplesd("image", (2, 2), 2, random_size=False)])
+    with pytest.raises(TypeError, match="made a list of it; crop after DrawVariantd"):
+        bank(transform=crops).draw(ramp(), 0)
+
+
+def test_two_samples_of_one_identity_and_two_sizes_are_refused() -> None:
+    one = bank(id_key="name")
+    one.draw({**sample(), "name": "a"}, 0)
+    with pytest.raises(ValueError, match=r"\(1, 4, 4\), of the sample \(1, 6, 6\): two samples have the same id_key"):
+        one.draw({"image": MetaTensor(torch.zeros(1, 6, 6)), "label": torch.zeros(1, 6, 6), "name": "a"}, 0)
+
+
+def test_many_threads_draw_while_variants_are_replaced() -> None:
+    one, errors = bank(background=True, uses=1, variants=2, id_key="name", transform=Adds(1)), []
+
+    def draw(first: int) -> None:
+        try:
+            for i in range(400):
+                one.draw({"name": f"{first}-{i % 200}"}, i)
+        except Exception as error:
+            errors.append(error)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=draw, args=(first,)) for first in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+        one.close()
+    assert errors == []
+
+
+def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(values: Any, file: Path) -> None:
+        Path(file).write_bytes(b"half")
+        raise RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0\nframe #0")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match=r"0-0.pt cannot be written, is the disk full\? \(.*unexpected pos 64 vs 0\)$"):
+        bank(folder=tmp_path).draw(sample(), 0)
+    assert not list(tmp_path.glob("*/*"))
+
+
+def test_a_bank_on_a_read_only_disk_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = images_of(bank(folder=tmp_path), 3)
+
+    def read_only(file: Path) -> None:
+        raise PermissionError(30, "Read-only file system")
+
+    monkeypatch.setattr(os, "utime", read_only)
+    Painted.calls = 0
+    assert images_of(bank(folder=tmp_path), 3) == before and Painted.calls == 0
+    assert len(list(tmp_path.glob("*/*.pt"))) == 3

@@ -13,6 +13,7 @@ that adds texts and records in its cached part needs three things::
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
@@ -43,8 +44,11 @@ class PackKeysd(MapTransform):
     One value that is no array turns the cache of ``GDSDataset`` off for the whole item, silently.
 
     Args:
-        keys: values that JSON can hold, such as an id, a prompt or a record; arrays stay as they are.
+        keys: values that JSON can hold, such as an id, a prompt or a record, and paths, which come back as texts; arrays stay as they are.
         allow_missing_keys: skip keys that a sample lacks.
+
+    Raises:
+        TypeError: a value that JSON cannot hold.
     """
 
     def __init__(self, keys: KeysCollection, *, allow_missing_keys: bool = False) -> None:
@@ -54,7 +58,7 @@ class PackKeysd(MapTransform):
         d = dict(data)
         for key in self.key_iterator(d):
             if not isinstance(d[key], (torch.Tensor, np.ndarray)):
-                d[key] = torch.frombuffer(bytearray(json.dumps(d[key]).encode()), dtype=torch.uint8)
+                d[key] = torch.frombuffer(bytearray(_as_json(d[key], key).encode()), dtype=torch.uint8)
         return d
 
 
@@ -92,3 +96,14 @@ class UnpackKeysd(MapTransform, RandomizableTrait):
             if meta:
                 d[key] = MetaTensor(d[key], meta=meta)
         return d
+
+
+def _as_json(value: Any, key: Hashable) -> str:
+    def plain(part: Any) -> Any:
+        if isinstance(part, np.generic):
+            return part.item()
+        if isinstance(part, os.PathLike):
+            return str(part)
+        raise TypeError(f"{key!r} holds a {type(part).__name__}, which JSON cannot; make it a text, a number or an array, or leave it out")
+
+    return json.dumps(value, default=plain)

@@ -7,11 +7,16 @@ from typing import Any
 
 from monai.data import DataLoader, ThreadBuffer, ThreadDataLoader
 
+from monai_diffaug.at_exit import close_at_exit
+
 __all__ = ["RaisingThreadDataLoader"]
 
 
 class _RaisingThreadBuffer(ThreadBuffer):
-    """A buffer whose consumer sees the exception of the thread that fills it, after the values before it."""
+    """A buffer whose consumer sees the exception of the thread that fills it, after the values before it.
+
+    A loop by steps leaves its iterator behind; the thread then ends with the program.
+    """
 
     error: BaseException | None = None
 
@@ -21,7 +26,12 @@ class _RaisingThreadBuffer(ThreadBuffer):
         except BaseException as error:
             self.error = error
 
+    def close(self) -> None:
+        """End the thread after the value that it is working at."""
+        self.stop()
+
     def __iter__(self) -> Iterator[Any]:
+        close_at_exit(self)
         yield from super().__iter__()
         if self.error is not None:
             raise self.error

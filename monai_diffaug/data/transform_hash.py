@@ -127,7 +127,10 @@ def _of_callable(function: Any, path: str, above: tuple[int, ...]) -> bytes:
     if isinstance(function, functools.partial):
         return _join("partial", *(_digest(part, path, above) for part in (function.func, function.args, function.keywords)))
     if not isinstance(function, types.FunctionType):
-        return _join("builtin", *(str(getattr(function, name, "")).encode() for name in ("__module__", "__qualname__", "__name__")))
+        names = (str(getattr(function, name, "")).encode() for name in ("__module__", "__qualname__", "__name__"))
+        owner = getattr(function, "__self__", None)  # of {1: 2}.get the dictionary; of a library's function the module or class
+        bound = b"" if isinstance(owner, (types.ModuleType, type)) else _digest(owner, path, above)
+        return _join("builtin", *names, bound)
     cells = [cell.cell_contents for cell in function.__closure__ or ()]
     held = (function.__defaults__, function.__kwdefaults__, cells)
     return _join("function", _name(function), _of_code(function.__code__), *(_digest(each, path, above) for each in held))
