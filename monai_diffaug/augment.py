@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,19 +18,23 @@ from numpy.typing import NDArray
 from monai_diffaug.errors import ModelSourceError
 from monai_diffaug.evaluation.fidelity import change_outside, local_ssim
 from monai_diffaug.imageio import Picture, output_suffix, whole_file, write_picture
-from monai_diffaug.models.registry import tiny_folder
+from monai_diffaug.models.inpainter import load_inpainter
+from monai_diffaug.models.medsam import load_medsam
+from monai_diffaug.models.registry import shared_model, spec_of, tiny_folder
+from monai_diffaug.models.validator import load_validator
 from monai_diffaug.provenance import record_key
 from monai_diffaug.slices import slice_plane, to_slices
 
-__all__ = ["EditResult", "EditSettings", "check_model_source", "edit_picture", "outline", "slice_size", "write_edit"]
+__all__ = ["EditResult", "EditSettings", "check_model_source", "edit_picture", "load_model", "outline", "slice_size", "write_edit"]
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 EXACT_DTYPES = ("uint8", "int16", "int32", "float32")
+LOADERS: Mapping[str, Any] = {"inpainter": load_inpainter, "medsam": load_medsam, "validator": load_validator}
 
 
 @dataclass(frozen=True)
 class EditSettings:
-    """What is painted, by which models; see ``DiffusionLocalInpaint`` for the meaning of each."""
+    """What is painted, by which models and where these run; see ``DiffusionLocalInpaint`` for the meaning of each."""
 
     prompt: str
     model: str = "tiny"
@@ -39,8 +44,10 @@ class EditSettings:
     steps: int = 12
     guidance: float = 3.0
     strength: float = 1.0
+    noise_rho: float = 0.0
     label_value: int = 1
     validate: bool = False
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,18 @@ def check_model_source(kind: str, source: str) -> None:
         raise ModelSourceError(f"unknown {kind} source {source!r}; use 'tiny', an existing file or folder, or a hub id 'org/name@revision'")
 
 
+def load_model(kind: str, source: str, device: str = "cpu") -> None:
+    """Load a model to where the transforms find it, so that files that are no such model are named before the work begins.
+
+    Raises:
+        ModelSourceError: nothing loadable under the source.
+    """
+    try:
+        shared_model(spec_of(kind, source), device, LOADERS[kind])
+    except ValueError as error:  # of files that are there and cannot be read, or do not fit each other
+        raise ModelSourceError(f"{kind} {source!r} cannot be loaded: {error}") from error
+
+
 def slice_size(image: Picture, plane: str) -> tuple[int, int]:
     """(rows, columns) of one slice of the image in a plane."""
     empty = torch.empty((1, *image.shape), device="meta")
@@ -99,6 +118,7 @@ def outline(
         jitter_px=0,
         plane=settings.plane,
         window=settings.window,
+        device=settings.device,
     )
     region = None if label is None else _on_grid(label, image)
     mask = masker.apply(_on_grid(_model_values(image), image), region, seed=0)
@@ -132,6 +152,8 @@ def edit_picture(
         num_inference_steps=settings.steps,
         guidance_scale=settings.guidance,
         strength=settings.strength,
+        noise_rho=settings.noise_rho,
+        device=settings.device,
     )
     before = _model_values(image)
     sample: dict[Any, Any] = {"image": _on_grid(before, image), "mask": _on_grid(mask, image), "prompt": settings.prompt}
@@ -140,7 +162,7 @@ def edit_picture(
     start = time.perf_counter()
     sample = inpaint.edit(sample, seed=seed)
     if settings.validate:
-        judge = LatentValidated("image", on_reject="flag", window=settings.window, plane=settings.plane)
+        judge = LatentValidated("image", on_reject="flag", window=settings.window, plane=settings.plane, device=settings.device)
         judge.set_random_state(seed)
         sample = judge(sample)
     seconds = time.perf_counter() - start

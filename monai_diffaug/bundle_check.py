@@ -19,6 +19,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from monai_diffaug.bundles.folders import own_modules
 from monai_diffaug.bundles.key_flow import key_faults
 from monai_diffaug.bundles.syntax import Fault, line_table, read_config
 
@@ -95,7 +96,7 @@ def check_bundle(files: Sequence[Path | str]) -> Report:
     unread = [fault for path in paths for fault in read_config(path)]
     if unread:
         return Report(tuple(unread), 0)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), own_modules(paths[0]):
         warnings.simplefilter("ignore")
         return _check_config(paths)
 
@@ -332,12 +333,10 @@ def _only_makes(check: _Check, parts: set[str], transforms: set[str]) -> bool:
 def _is_harmless(check: _Check, text: str) -> bool:
     tree = _expression_tree(check, text)
     deferred = {id(part) for node in ast.walk(tree) if isinstance(node, ast.Lambda) for part in ast.walk(node.body)}
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.Call) or id(node) in deferred:
-            continue
-        if not HARMLESS_CALLS.fullmatch(ast.unparse(node.func)):
-            return False
-    return True
+    now = [node for node in ast.walk(tree) if id(node) not in deferred]
+    if any(isinstance(node, ast.Subscript) and ast.unparse(node.value) == "os.environ" for node in now):
+        return False  # set where the bundle runs, by torchrun for one
+    return all(HARMLESS_CALLS.fullmatch(ast.unparse(node.func)) for node in now if isinstance(node, ast.Call))
 
 
 def _data_keys(check: _Check, compose_id: str) -> set[str] | None:

@@ -22,12 +22,15 @@ SKIMAGE_RETINA = "data/retina.jpg"
 # MNI millimetres (R, A, S): the corona radiata of the right hemisphere; 13 axial slices of 1 mm
 GLIOMA_CENTRE_MM = (32.0, -20.0, 31.0)
 GLIOMA_RADII_MM = (11.0, 17.0, 6.5)
+GLIOMA_LOBES = ((3, 1.5, 0.0, 0.16), (5, -2.0, 1.0, 0.09))  # around the axis, along it, phase in radians, depth as a share of the radius
 GLIOMA_PROMPT = "MRI of brain, glioma, large, irregular, hypointense"
+GLIOMA_OPTIONS = {"noise_rho": 1.0}  # neighbour slices go together
 
 # the photograph has 1411 x 1411 pixels; 512 is about the resolution the embedded models saw discs at
 RETINA_PX = 512
 DISC_BOX_XYXY = (36.0, 186.0, 122.0, 284.0)  # read off the picture at 512 x 512
 DISC_PROMPT = "fundus photograph of retina, enlarged optic cup"
+DISC_OPTIONS = {"strength": 0.6}  # the disc is kept, its cup grows
 
 
 @dataclass(frozen=True)
@@ -49,32 +52,35 @@ def _installed_file(package: str, file: str) -> Path:
 
 
 def glioma_mask(image: Picture) -> NDArray[np.uint8]:
-    """(1, H, W, D) an ellipsoid in the white matter."""
+    """(1, H, W, D) a lobed ellipsoid in the white matter."""
     if image.affine is None:
         raise ValueError("the brain has no affine")
     grid = np.stack(np.meshgrid(*(np.arange(n) for n in image.shape), indexing="ij"), axis=-1)
     world_mm = grid @ image.affine[:3, :3].T + image.affine[:3, 3]
-    inside = (((world_mm - GLIOMA_CENTRE_MM) / GLIOMA_RADII_MM) ** 2).sum(-1) <= 1
+    right, front, up = np.moveaxis((world_mm - GLIOMA_CENTRE_MM) / GLIOMA_RADII_MM, -1, 0)
+    angle = np.arctan2(front, right)
+    reach = 1 + sum(depth * np.sin(around * angle + along * up + phase) for around, along, phase, depth in GLIOMA_LOBES)
+    inside = (np.hypot(right, front) <= reach * np.sqrt(np.clip(1 - up**2, 0, None))) & (np.abs(up) < 1)
     mask: NDArray[np.uint8] = inside.astype(np.uint8)[None]
     return mask
 
 
-def _brain(folder: Path) -> tuple[Picture, str]:
+def _brain(folder: Path) -> tuple[Picture, str, dict[str, float]]:
     image = read_picture(_installed_file("nilearn", NILEARN_T1))
     write_picture(image.stored, image, folder / "brain_original.nii.gz")
-    return image, GLIOMA_PROMPT
+    return image, GLIOMA_PROMPT, GLIOMA_OPTIONS
 
 
-def _fundus(folder: Path) -> tuple[Picture, str]:
+def _fundus(folder: Path) -> tuple[Picture, str, dict[str, float]]:
     from PIL import Image
 
     path = folder / "fundus_original.png"
     with Image.open(_installed_file("skimage", SKIMAGE_RETINA)) as photograph, whole_file(path) as part:
         photograph.resize((RETINA_PX, RETINA_PX), Image.Resampling.LANCZOS).save(part)
-    return read_picture(path), DISC_PROMPT
+    return read_picture(path), DISC_PROMPT, DISC_OPTIONS
 
 
-CASES: dict[str, Callable[[Path], tuple[Picture, str]]] = {"brain": _brain, "fundus": _fundus}
+CASES: dict[str, Callable[[Path], tuple[Picture, str, dict[str, float]]]] = {"brain": _brain, "fundus": _fundus}
 
 
 def run_demo(folder: Path, *, seed: int = 0, progress: bool = False) -> list[DemoRow]:
@@ -109,8 +115,8 @@ def run_demo(folder: Path, *, seed: int = 0, progress: bool = False) -> list[Dem
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for case, prepare in tqdm(CASES.items(), desc="demo", disable=not progress):
-        image, prompt = prepare(folder)
-        settings = EditSettings(prompt, validate=True)
+        image, prompt, options = prepare(folder)
+        settings = EditSettings(prompt, validate=True, **options)
         mask = glioma_mask(image) if case == "brain" else outline(image, settings, box=DISC_BOX_XYXY)
         result = edit_picture(image, mask, settings, seed=seed, label=np.zeros_like(mask))
         details: dict[str, Any] = {"input": image.path.name, "settings": settings_as_json(settings), "seed": seed}

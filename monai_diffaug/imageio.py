@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -94,14 +95,17 @@ def read_picture(path: Path) -> Picture:
     """Read NIfTI, ``.mha``, ``.nrrd``, PNG, JPEG or a folder with one DICOM series.
 
     Raises:
-        ImageFileError: no such file, unknown suffix, corrupt or truncated, not 2-D or 3-D, a colour model other than
+        ImageFileError: no such file, no right to read it, unknown suffix, corrupt or truncated, not 2-D or 3-D, a colour model other than
             grey or RGB, or non-finite voxels.
     """
     if not path.exists():
         raise ImageFileError(f"{path}: no such file or folder")
+    if not os.access(path, os.R_OK):
+        raise ImageFileError(f"{path}: no right to read it")
     suffix = suffix_of(path)
     if path.is_dir():
-        picture = _read_dicom(path)
+        with _itk_silent():
+            picture = _read_dicom(path)
     elif not suffix:
         raise ImageFileError(f"{path}: unknown suffix; use {', '.join(SUFFIXES)} or a folder with one DICOM series")
     elif suffix in NIFTI_SUFFIXES:
@@ -176,6 +180,19 @@ def _read_dicom(path: Path) -> Picture:
             "resample it first"
         )
     return _from_itk(path, "", image)
+
+
+@contextlib.contextmanager
+def _itk_silent() -> Iterator[None]:
+    """Without the warnings that ITK's C++ prints on stderr: what is wrong is raised here."""
+    import itk
+
+    shown = itk.Object.GetGlobalWarningDisplay()
+    itk.Object.SetGlobalWarningDisplay(False)
+    try:
+        yield
+    finally:
+        itk.Object.SetGlobalWarningDisplay(shown)
 
 
 def _from_itk(path: Path, suffix: str, image: Any) -> Picture:

@@ -202,6 +202,16 @@ def test_trailing_single_dimensions_are_kept_in_the_file(tmp_path):
     assert nib.load(tmp_path / "b.nii.gz").shape == (3, 4, 5, 1)
 
 
-def test_a_folder_without_dicom_is_refused(tmp_path):
+def test_a_folder_without_dicom_is_refused_and_itk_adds_nothing_of_its_own(tmp_path, capfd):
     with pytest.raises(ImageFileError, match="no DICOM series"):
         read_picture(tmp_path)
+    assert capfd.readouterr() == ("", "")
+    assert itk.Object.GetGlobalWarningDisplay()
+
+
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.mha", "a.png"])
+def test_a_file_that_may_not_be_read_is_not_called_corrupt(tmp_path, monkeypatch, name):
+    (tmp_path / name).touch()
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(ImageFileError, match=f"{name}: no right to read it"):
+        read_picture(tmp_path / name)

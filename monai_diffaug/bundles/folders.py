@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["bundle_folder", "bundle_names", "copy_bundle"]
+__all__ = ["bundle_folder", "bundle_names", "copy_bundle", "own_modules"]
 
 _HERE = Path(__file__).resolve().parent
 METADATA = Path("configs", "metadata.json")
@@ -39,3 +42,19 @@ def copy_bundle(name: str, folder: Path) -> Path:
         raise FileExistsError(f"{folder} is there already; name a new folder")
     shutil.copytree(source, folder, ignore=shutil.ignore_patterns("__pycache__"))
     return folder
+
+
+@contextmanager
+def own_modules(config: Path) -> Iterator[None]:
+    """Within the block a bundle's own modules, such as ``scripts``, can be imported, as where ``python -m monai.bundle run`` runs it.
+
+    Args:
+        config: a file in the bundle's ``configs`` folder, or in its root.
+    """
+    folder = config.resolve().parent
+    before = list(sys.path)
+    sys.path[:0] = [str(folder.parent if folder.name == "configs" else folder), str(Path.cwd())]
+    try:
+        yield
+    finally:
+        sys.path[:] = before

@@ -44,6 +44,8 @@ def read_config(path: Path) -> list[Fault]:
         MissingExtraError: PyYAML is not installed.
     """
     name = str(path)
+    if path.is_dir():
+        return [Fault(name, 0, "", f"a folder; name its config, e.g. {path / 'configs' / 'train.yaml'}")]
     if not path.is_file():
         return [Fault(name, 0, "", "file not found")]
     if path.suffix.lower() not in SUFFIXES:

@@ -13,11 +13,14 @@ from monai_diffaug.commands.options import (
     PLANES,
     WrongInputError,
     box,
+    check_device,
     check_out,
+    correlation,
     finite,
     positive,
     seed,
     shows_progress,
+    steps,
     strength,
     window,
 )
@@ -43,19 +46,23 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         help="outlined by MedSAM; pixels from the left and the top of the picture, or of every slice as a radiologist sees it",
     )
     augment.add_argument("--prompt", required=True, metavar="TEXT", help='e.g. "MRI of brain, glioma, irregular"')
-    augment.add_argument("--out", type=Path, required=True, metavar="DIR")
+    augment.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
     augment.add_argument("--model", default="tiny", metavar="SOURCE", help="tiny, a diffusers folder or org/name@revision")
-    augment.add_argument("--medsam", default="tiny", metavar="SOURCE", help="tiny, a .pth file or org/name@revision")
+    augment.add_argument("--medsam", default="tiny", metavar="SOURCE", help="tiny, a .pth file, a folder or org/name@revision")
     augment.add_argument("--window", type=window, metavar="LO,HI", help="intensities the models see, e.g. --window=-160,240")
     augment.add_argument("--plane", default="axial", metavar="PLANE", help=f"{', '.join(PLANES)}; default axial")
-    augment.add_argument("--seed", type=seed, default=0, metavar="N", help="of the first result; each further one adds 1")
-    augment.add_argument("--n", type=positive, default=1, metavar="K", help="number of results")
-    augment.add_argument("--steps", type=positive, default=12, metavar="N")
-    augment.add_argument("--guidance", type=finite, default=3.0, metavar="G")
-    augment.add_argument("--strength", type=strength, default=1.0, metavar="S", help="in (0, 1]")
+    augment.add_argument("--seed", type=seed, default=0, metavar="N", help="of the first result, default 0; each further one adds 1")
+    augment.add_argument("--n", type=positive, default=1, metavar="K", help="number of results, default 1")
+    augment.add_argument("--steps", type=steps, default=12, metavar="N", help="of the sampler, default 12")
+    augment.add_argument("--guidance", type=finite, default=3.0, metavar="G", help="classifier-free guidance, default 3; 1 switches it off")
+    augment.add_argument("--strength", type=strength, default=1.0, metavar="S", help="in (0, 1]; default 1 starts from pure noise")
     augment.add_argument(
-        "--label-value", type=int, metavar="V", help="label voxels that give the box, and the value painted; default any, paints 1"
+        "--noise-rho", type=correlation, default=0.0, metavar="R", help="how far the slices of a volume share their noise, 0 (default) to 1"
     )
+    augment.add_argument(
+        "--label-value", type=int, metavar="V", help="label voxels that give the box, and the value painted; default any above 0, paints 1"
+    )
+    augment.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1; default cuda where there is one")
     augment.add_argument("--validate", action="store_true", help="score the result with the embedded validator")
     augment.set_defaults(run=run)
 
@@ -77,6 +84,7 @@ def run(options: argparse.Namespace) -> int:
         EditSettings,
         check_model_source,
         edit_picture,
+        load_model,
         outline,
         settings_as_json,
         slice_size,
@@ -92,9 +100,13 @@ def run(options: argparse.Namespace) -> int:
         require_same_grid(image, region, role)
         # a colour picture of a mask counts where any channel is set
         ids = region.values.max(axis=0, keepdims=True)
-        chosen = ids == options.label_value if options.label and options.label_value is not None else ids != 0
+        if options.mask:
+            chosen, wanted = ids != 0, "non-zero voxels"
+        elif options.label_value is None:
+            chosen, wanted = ids > 0, "voxels above 0"
+        else:
+            chosen, wanted = ids == options.label_value, f"voxels of value {options.label_value}"
         if not chosen.any():
-            wanted = "non-zero voxels" if options.label_value is None or options.mask else f"voxels of value {options.label_value}"
             raise WrongInputError(f"{role} {region.path} is empty: it has no {wanted}")
         if options.label:
             if region.stored.shape[0] > 1:
@@ -105,11 +117,20 @@ def run(options: argparse.Namespace) -> int:
         x0, y0, x1, y1 = options.box
         if x0 < 0 or y0 < 0 or x1 > width or y1 > height:
             raise WrongInputError(f"box {x0:g},{y0:g},{x1:g},{y1:g} is outside the image: X runs 0 to {width}, Y 0 to {height}")
-    check_model_source("inpainter", options.model)
+    sources = {"inpainter": options.model}
     if not options.mask:
-        check_model_source("medsam", options.medsam)
+        sources["medsam"] = options.medsam
     if options.validate:
-        check_model_source("validator", "tiny")
+        sources["validator"] = "tiny"
+    for kind, source in sources.items():
+        check_model_source(kind, source)
+
+    import torch
+
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    check_device(device)
+    for kind, source in sources.items():
+        load_model(kind, source, device)
 
     settings = EditSettings(
         prompt=options.prompt,
@@ -120,8 +141,10 @@ def run(options: argparse.Namespace) -> int:
         steps=options.steps,
         guidance=options.guidance,
         strength=options.strength,
+        noise_rho=options.noise_rho,
         label_value=1 if options.label_value is None else options.label_value,
         validate=options.validate,
+        device=device,
     )
     if options.mask:
         mask = chosen.astype(np.uint8)

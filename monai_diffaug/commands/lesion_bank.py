@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from monai_diffaug.commands.options import PLANES, WrongInputError, window
+from monai_diffaug.commands.options import PLANES, WrongInputError, check_place, window
 
 __all__ = ["add_parser", "run"]
 
@@ -23,7 +23,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("data", type=Path, metavar="DATALIST", help='JSON: {"training": [{"image": ..., "label": ...}]}')
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the bank, .npz")
     parser.add_argument("--section", default="training", metavar="NAME", help="list of the datalist; default training")
-    parser.add_argument("--label-value", type=int, metavar="N", help="class id of a lesion; default all that is not 0")
+    parser.add_argument("--label-value", type=int, metavar="N", help="class id of a lesion; default all above 0")
     parser.add_argument("--group-key", metavar="KEY", help='key of the entries that near-duplicates share, e.g. "patient"')
     parser.add_argument("--plane", choices=PLANES, default="axial", help="in which volumes are sliced")
     parser.add_argument("--window", type=window, metavar="LO,HI", help="clip intensities, as window= of the painting transform does")
@@ -34,8 +34,11 @@ def run(options: argparse.Namespace) -> int:
     """Write the bank; returns 0.
 
     Raises:
-        WrongInputError: no such datalist or section, or no lesions in it.
+        WrongInputError: no such datalist or section, no lesions in it, an entry that cannot be read, or --out cannot be written.
     """
+    if options.out.is_dir():
+        raise WrongInputError(f"--out {options.out} is a folder; name a file in it, e.g. {options.out / 'bank.npz'}")
+    check_place(options.out)
     from monai_diffaug.lesion_bank import LesionBank
 
     try:

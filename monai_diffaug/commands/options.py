@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -11,11 +12,15 @@ __all__ = [
     "PLANES",
     "WrongInputError",
     "box",
+    "check_device",
     "check_out",
+    "check_place",
+    "correlation",
     "finite",
     "positive",
     "seed",
     "shows_progress",
+    "steps",
     "strength",
     "whole",
     "window",
@@ -23,6 +28,7 @@ __all__ = [
 
 PLANES = ("axial", "coronal", "sagittal")
 MAX_SEED = 2**32 - 1
+MOST_STEPS = 1000  # timesteps that diffusion models are trained with; no scheduler visits more
 
 
 class WrongInputError(ValueError):
@@ -80,6 +86,11 @@ def positive(text: str) -> int:
     return whole(text, 1, 100_000)
 
 
+def steps(text: str) -> int:
+    """Of a sampler, 1 to 1000."""
+    return whole(text, 1, MOST_STEPS)
+
+
 def seed(text: str) -> int:
     """A uint32."""
     return whole(text, 0, MAX_SEED)
@@ -93,12 +104,40 @@ def strength(text: str) -> float:
     return value
 
 
+def correlation(text: str) -> float:
+    """In [0, 1]."""
+    value = finite(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must be in [0, 1], got {text}")
+    return value
+
+
 def shows_progress(options: argparse.Namespace) -> bool:
     """Progress bars: on a terminal, unless --quiet."""
     return sys.stderr.isatty() and not options.quiet
 
 
 def check_out(folder: Path) -> None:
-    """Refuse an output folder that is a file."""
+    """Refuse an output folder that is a file, or that cannot be made or written, before the work begins."""
     if folder.exists() and not folder.is_dir():
         raise WrongInputError(f"--out {folder} is a file; give a folder")
+    check_place(folder)
+
+
+def check_place(path: Path) -> None:
+    """Refuse an output that cannot be made or written; what is there of its path already decides."""
+    there = next((place for place in (path, *path.parents) if place.exists()), path)
+    if there != path and not there.is_dir():
+        raise WrongInputError(f"--out {path} cannot be made: {there} is a file")
+    if not os.access(there, os.W_OK):
+        raise WrongInputError(f"--out {path}: no right to write {there}")
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that is not there."""
+    import torch
+
+    try:
+        torch.zeros(1, device=torch.device(device))
+    except (RuntimeError, AssertionError) as error:
+        raise WrongInputError(f"--device {device} cannot be used here: {str(error).strip().splitlines()[0]}") from error

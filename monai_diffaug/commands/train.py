@@ -7,7 +7,18 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from monai_diffaug.commands.options import PLANES, WrongInputError, check_out, finite, positive, seed, shows_progress, whole, window
+from monai_diffaug.commands.options import (
+    PLANES,
+    WrongInputError,
+    check_device,
+    check_out,
+    finite,
+    positive,
+    seed,
+    shows_progress,
+    whole,
+    window,
+)
 
 __all__ = ["RECIPES", "add_parser", "run"]
 
@@ -54,21 +65,27 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--minutes", type=_above_zero, metavar="M", help=f"running time; default {DEFAULT_MINUTES:g}")
     length.add_argument("--steps", type=positive, metavar="N", help="optimiser steps instead of minutes")
-    parser.add_argument("--lora", action="store_true", help="train low-rank adapters (peft), merged into DIR, alone in DIR/adapter")
-    parser.add_argument("--rank", type=positive, default=8, metavar="R", help="rank of the adapters")
-    parser.add_argument("--text-encoder", action="store_true", help="train the text encoder too: for words the model does not know")
+    parser.add_argument(
+        "--lora",
+        action="store_true",
+        help="inpaint, medsam: train low-rank adapters (peft), merged into DIR; of inpaint alone in DIR/adapter too",
+    )
+    parser.add_argument("--rank", type=positive, default=8, metavar="R", help="rank of the adapters; default 8")
+    parser.add_argument("--text-encoder", action="store_true", help="inpaint: train the text encoder too, for words it does not know")
     parser.add_argument(
         "--decoder",
         action=argparse.BooleanOptionalAction,
         help="inpaint: train the autoencoder's decoder too; default: where the small model shows your images badly",
     )
-    parser.add_argument("--batch-size", type=positive, default=8, metavar="N")
+    parser.add_argument("--batch-size", type=positive, default=8, metavar="N", help="crops in one step, in each process; default 8")
     parser.add_argument("--rate", type=_above_zero, metavar="LR", help="peak learning rate; default by recipe and model size")
     parser.add_argument("--plane", default="axial", choices=PLANES, help="slices of a 3-D image")
     parser.add_argument("--window", type=window, metavar="LO,HI", help="intensities the model sees, e.g. --window=-160,240")
     parser.add_argument("--seed", type=seed, default=0, metavar="N")
-    parser.add_argument("--device", default="", metavar="DEVICE", help="cpu, cuda, cuda:1; default cuda where there is one")
-    parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument(
+        "--device", default="", metavar="DEVICE", help="cpu, cuda, cuda:1; default cuda where there is one (validator: cpu only)"
+    )
+    parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"), help="default float32")
     parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads")
     parser.add_argument("--pictures", type=_pictures, default=4, metavar="N", help="how often sample pictures are drawn; default 4")
     parser.add_argument("--tensorboard", action="store_true", help="write DIR/training/tensorboard too")
@@ -102,7 +119,7 @@ def run(options: argparse.Namespace) -> int:
     from monai_diffaug.finetune.processes import joined, own_device
 
     device = own_device(options.device or ("cuda" if torch.cuda.is_available() and options.recipe != "validator" else "cpu"))
-    _check_device(device)
+    check_device(device)
     if options.threads:
         torch.set_num_threads(options.threads)
     with joined(device):
@@ -111,10 +128,12 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace, training: list[Any], validation: list[Any], device: str) -> None:
+    import torch
+
     from monai_diffaug.finetune.labelled_slices import load_slices
     from monai_diffaug.finetune.loop import TRAINING_FOLDER, fine_tune
-    from monai_diffaug.finetune.processes import is_writer
-    from monai_diffaug.finetune.settings import FineTuneSettings
+    from monai_diffaug.finetune.processes import failing_together, is_writer
+    from monai_diffaug.finetune.settings import FineTuneSettings, TrainingInputError
 
     settings = FineTuneSettings(
         model=options.model,
@@ -134,13 +153,20 @@ def _train(options: argparse.Namespace, training: list[Any], validation: list[An
         encoder=options.encoder or "tiny",
     )
     progress = shows_progress(options)
-    slices = load_slices(training, plane=options.plane, window=options.window, progress=progress)
-    held_out = load_slices(validation, plane=options.plane, window=options.window, progress=progress)
     target, _ = RECIPES[options.recipe]
     module, _, name = target.partition(":")
-    recipe = getattr(import_module(module), name)(settings, slices, held_out)
-    if options.restart and is_writer():
-        _forget(options.out / TRAINING_FOLDER)
+    with failing_together(torch.device(device)):
+        slices = load_slices(training, plane=options.plane, window=options.window, progress=progress)
+        held_out = load_slices(validation, plane=options.plane, window=options.window, progress=progress)
+        try:
+            recipe = getattr(import_module(module), name)(settings, slices, held_out)
+        except TrainingInputError:
+            raise
+        except ValueError as error:  # of files that are there and are no such model
+            sources = f"--model {options.model}" + (f" with --encoder {options.encoder}" if options.encoder else "")
+            raise WrongInputError(f"{sources} cannot be used: {error}") from error
+        if options.restart and is_writer():
+            _forget(options.out / TRAINING_FOLDER)
     steps = fine_tune(recipe, settings, options.out)
     if not options.quiet and is_writer():
         print(f"{steps} steps on {sum(not s.is_normal for s in slices)} lesions of {len(training)} images: {_taken_by(options)}")
@@ -150,15 +176,6 @@ def _taken_by(options: argparse.Namespace) -> str:
     """How a transform is given the new folder."""
     argument = {"controlnet": "controlnet", "semantic-controller": "semantic_controller"}.get(options.recipe, "model")
     return f"{argument}={str(options.out)!r}"
-
-
-def _check_device(device: str) -> None:
-    import torch
-
-    try:
-        torch.zeros(1, device=torch.device(device))
-    except (RuntimeError, AssertionError) as error:
-        raise WrongInputError(f"--device {device} cannot be used here: {str(error).strip().splitlines()[0]}") from error
 
 
 def _keep_apart(options: argparse.Namespace) -> None:

@@ -33,7 +33,7 @@ class Entry:
     Attributes:
         image: file, or folder of a DICOM series.
         label: class ids on the same grid; None for an image of normal tissue.
-        findings: label value -> what it is; the value None stands for any non-zero voxel. Empty for normal tissue.
+        findings: label value -> what it is; the value None stands for all voxels above 0. Empty for normal tissue.
         modality, anatomy: words of the captions; may be empty, or unknown and then left empty, where there is a ``prompt``.
         prompt: caption as it is, empty when captions are composed.
     """
@@ -54,7 +54,7 @@ def read_datalist(path: Path | str, words: Words | None = None, section: str = "
     """The entries of one section of ``{"training": [{"image": ..., "label": ...}, ...], "validation": [...]}``.
 
     Paths are relative to the file. An entry may have "prompt" (its caption), or "modality", "anatomy" and "finding"; "finding" is
-    a word for all non-zero voxels, or ``{"1": "benign mass", "2": "malignant mass"}``. What an entry lacks comes from ``words``,
+    a word for all voxels above 0, or ``{"1": "benign mass", "2": "malignant mass"}``. What an entry lacks comes from ``words``,
     then from the same keys at the top of the file, where the Decathlon's "modality" and "labels" tables are read too. "normal tissue"
     as finding marks an image without lesion, which needs no label.
 

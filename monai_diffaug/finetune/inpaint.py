@@ -24,7 +24,7 @@ from monai_diffaug.finetune.settings import FineTuneSettings
 from monai_diffaug.models.inpainter import load_inpainter
 from monai_diffaug.models.progress_bars import without_progress_bars
 from monai_diffaug.models.registry import ModelSpec
-from monai_diffaug.training.inpaint import MIN_SNR_GAMMA, TEXT_DROPOUT, lesion_weights, velocity_loss
+from monai_diffaug.training.inpaint import MIN_SNR_GAMMA, TEXT_DROPOUT, forward_process, lesion_weights, velocity_loss
 
 __all__ = ["InpaintRecipe", "lesion_weighted_loss"]
 
@@ -78,10 +78,7 @@ class InpaintRecipe:
     def __init__(self, settings: FineTuneSettings, slices: Sequence[LabelledSlice], held_out: Sequence[LabelledSlice] = ()) -> None:
         self.settings = settings
         self.model = load_inpainter(ModelSpec("inpainter", settings.model), torch.device(settings.device))
-        from diffusers import DDPMScheduler
-
-        # the forward process: same betas whatever sampler the folder names
-        self.process: Any = DDPMScheduler.from_config(self.model.scheduler.config)
+        self.process = forward_process(self.model.scheduler)
         self.prediction_type = str(self.process.config.prediction_type)
         self.slices, self.held_out = list(slices), lesions_to_show(held_out, slices)
         self.modules: Mapping[str, nn.Module] = {"unet": self.model.unet}

@@ -139,10 +139,11 @@ def _slices_of(entry: Entry, load: _Loaders, plane: str, window: tuple[float, fl
         ]
     result = _lesions(entry, slices, id_slices, seen.to_model, names)
     if not result:
-        wanted = ", ".join("non-zero" if value is None else str(value) for value in entry.findings)
+        wanted = ", ".join("above 0" if value is None else str(value) for value in entry.findings)
         raise TrainingInputError(
             f"label {entry.label} shows no lesion of {MIN_AREA_PX} pixels or more (looked for voxels of value {wanted}; it holds "
-            f'{", ".join(map(str, torch.unique(ids).tolist()[:8]))}); give the entry "finding": "{NORMAL}" if the image is normal'
+            f'{", ".join(map(str, torch.unique(ids).tolist()[:8]))}); give the entry "finding": "{NORMAL}" if the image is normal, '
+            "leave it out if its lesions are smaller"
         )
     return result
 
@@ -151,8 +152,8 @@ def _lesions(entry: Entry, slices: Tensor, id_slices: Tensor, to_model: Any, nam
     found: list[LabelledSlice] = []
     pictures: dict[int, Tensor] = {}
     for value, finding in entry.findings.items():
-        wanted = id_slices != 0 if value is None else id_slices == value
-        for i in _spread(touched(wanted)):
+        wanted = id_slices > 0 if value is None else id_slices == value
+        for i in _spread([i for i in touched(wanted) if int(wanted[i].sum()) >= MIN_AREA_PX]):
             parts = [p.numpy() for p in connected_components(wanted[i, 0])[:MAX_PARTS] if int(p.sum()) >= MIN_AREA_PX]
             for part in parts:
                 picture = pictures.setdefault(i, to_model(slices[i]).clone())
@@ -167,6 +168,10 @@ def _ids(entry: Entry, load: Any, image: Any) -> Tensor:
         raise GridMismatchError(
             f"label {entry.label} {tuple(label.shape[1:])} is not on the grid of image {entry.image} {tuple(image.shape[1:])}; "
             "resample it first, e.g. with MONAI's ResampleToMatchd"
+        )
+    if label.ndim == 4 and label.shape[0] > 1:
+        raise TrainingInputError(
+            f"label {entry.label} has {label.shape[0]} channels; give one with class ids, e.g. the argmax of one channel a class"
         )
     if image.ndim == 4 and not np.allclose(np.asarray(label.affine), np.asarray(image.affine), atol=AFFINE_TOLERANCE_MM):
         raise GridMismatchError(

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 from monai_diffaug.finetune.log import TrainingLog
 from monai_diffaug.finetune.processes import (
+    alike,
     average_gradients,
     averaged,
+    failing_together,
     first_process_value,
     is_writer,
     process_rank,
     same_weights,
-    wait_for_all,
 )
 from monai_diffaug.finetune.settings import FineTuneSettings, TrainingInputError, remember_settings
 from monai_diffaug.training.checkpoint import Clock, Ema, cosine_rate, load_state, save_state
@@ -174,36 +175,39 @@ def fine_tune(trainee: Trainee, settings: FineTuneSettings, out: Path | str) -> 
     """Train until the budget is spent, going on where ``out`` left off, and write the averaged model to ``out``.
 
     ``out/training`` holds the state, the settings, ``log.jsonl`` and ``samples/``. In a process group of ``torch.distributed`` all
-    processes train one model: each draws crops of its own, gradients are averaged, the first process writes.
+    processes train one model: each draws crops of its own, gradients are averaged, the first process writes. What fails in one fails
+    in all, so that none is left waiting.
 
     Returns:
         Optimiser steps done since the run began.
 
     Raises:
-        TrainingInputError: ``out`` holds another run or a state that cannot be read, the loss is not finite, or the processes see
-            different folders.
+        TrainingInputError: ``out`` holds another run or a state that cannot be read, the loss is not finite, the processes see
+            different folders, or another process failed.
     """
     out = Path(out)
     folder = out / TRAINING_FOLDER
-    if is_writer():
-        remember_settings(folder, trainee.name, settings)
-    wait_for_all()
     trained = nn.ParameterList([p for module in trainee.modules.values() for p in module.parameters() if p.requires_grad])
+    device = next(iter(trained)).device
     logger.info("%s: %.2f M trained weights", trainee.name, sum(p.numel() for p in trained) / 1e6)
+    with failing_together(device):
+        if is_writer():
+            remember_settings(folder, trainee.name, settings)
     ema, spent = Ema(trained), _Spent()
     peak = settings.rate or trainee.rate
     optimizer = torch.optim.AdamW(trained.parameters(), lr=peak, betas=(0.9, 0.99), weight_decay=1e-3)
-    record = _Record(trainee, trained, {"trained": trained, "ema": ema, "optimizer": optimizer, "spent": spent}, settings, folder)
-    _take_up(record)
-    device = next(iter(trained)).device
-    if first_process_value(spent.steps, device) != spent.steps:
-        raise TrainingInputError(f"{out} must be on a disk that all processes see: the run to go on with is in the first one's only")
+    with failing_together(device):
+        record = _Record(trainee, trained, {"trained": trained, "ema": ema, "optimizer": optimizer, "spent": spent}, settings, folder)
+        _take_up(record)
+    if not alike(spent.steps, device):
+        raise TrainingInputError(f"{out} must be on a disk that all processes see: the run to go on with is not in every one's")
     same_weights(list(trained))
     budget, rate = _Budget(settings, spent), cosine_rate(peak, FLOOR * peak)
-    trainee.reseed(settings.seed + spent.steps + SEEDS_APART * process_rank())
     progress = first_process_value(budget.progress(), device)
     try:
-        record.starts(progress)
+        with failing_together(device):
+            trainee.reseed(settings.seed + spent.steps + SEEDS_APART * process_rank())
+            record.starts(progress)
         recent = 0.0
         while (progress := first_process_value(budget.progress(), device)) < 1:
             for group in optimizer.param_groups:
@@ -212,16 +216,17 @@ def fine_tune(trainee: Trainee, settings: FineTuneSettings, out: Path | str) -> 
             ema.update(trained)
             spent.steps += 1
             recent = loss if recent == 0 else 0.95 * recent + 0.05 * loss
-            record.step(progress, loss=recent, rate=rate(progress))
+            with failing_together(device):
+                record.step(progress, loss=recent, rate=rate(progress))
     except KeyboardInterrupt:
         record.save(min(progress, 1.0))
         logger.warning("stopped at step %d; the same command goes on from there", spent.steps)
         raise
     else:
-        record.save(1.0)
-        record.draw()
-        record.write(out)
-        wait_for_all()
+        with failing_together(device):
+            record.save(1.0)
+            record.draw()
+            record.write(out)
     finally:
         record.close()
     return spent.steps
@@ -234,14 +239,15 @@ def _passed(progress: float, parts: int) -> int:
 def _step(
     trainee: Trainee, trained: nn.ParameterList, optimizer: torch.optim.Optimizer, settings: FineTuneSettings, progress: float
 ) -> float:
-    kind = torch.device(settings.device).type
-    with torch.autocast(kind, dtype=torch.bfloat16, enabled=settings.precision == "bfloat16"):
-        loss = trainee.loss(progress)
+    optimizer.zero_grad()
+    device = next(iter(trained)).device
+    with failing_together(device):
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=settings.precision == "bfloat16"):
+            loss = trainee.loss(progress)
+        torch.autograd.backward(loss)
     value = averaged(loss)
     if not math.isfinite(value):
         raise TrainingInputError(f"the loss is {value}: training diverged; use a lower --rate than {optimizer.param_groups[0]['lr']:g}")
-    optimizer.zero_grad()
-    torch.autograd.backward(loss)
     average_gradients(list(trained))
     torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
     optimizer.step()

@@ -7,22 +7,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from monai_diffaug.finetune.settings import TrainingInputError
+
 __all__ = [
+    "alike",
     "average_gradients",
     "averaged",
+    "failing_together",
     "first_process_value",
     "is_writer",
     "joined",
     "own_device",
     "process_rank",
     "same_weights",
-    "wait_for_all",
 ]
 
 
@@ -66,10 +69,41 @@ def joined(device: str) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def wait_for_all() -> None:
-    """Go on when every process has come here."""
-    if _together():
-        dist.barrier()
+@contextmanager
+def failing_together(device: torch.device) -> Iterator[None]:
+    """The block fails in every process when it fails in one: none goes on and waits for one that is gone.
+
+    All processes come to the block, go on when all are through it, and within it wait for no other.
+
+    Args:
+        device: where this process trains.
+
+    Raises:
+        TrainingInputError: the block failed in another process.
+    """
+    if not _together():
+        yield
+        return
+    failed = torch.zeros(1, device=device)  # now: the block may use up the memory
+    try:
+        yield
+    except Exception:
+        with suppress(RuntimeError):  # the device or the group itself may be what failed
+            failed += 1
+            dist.all_reduce(failed)
+        raise
+    dist.all_reduce(failed)
+    if float(failed):
+        raise TrainingInputError("another process of this run failed; its own message says why")
+
+
+def alike(value: float, device: torch.device) -> bool:
+    """Whether all processes gave the same value."""
+    if not _together():
+        return True
+    extremes = torch.tensor([value, -value], dtype=torch.float64, device=device)
+    dist.all_reduce(extremes, op=dist.ReduceOp.MAX)
+    return float(extremes[0]) == -float(extremes[1])
 
 
 def first_process_value(value: float, device: torch.device) -> float:

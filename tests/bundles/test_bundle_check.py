@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
 from monai_diffaug.bundle_check import check_bundle
 from monai_diffaug.bundles.folders import bundle_folder
+from monai_diffaug.errors import MissingExtraError
 
 CONFIGS = bundle_folder("local_augmentation") / "configs"
 IMPORTS = "imports:\n  - $import monai_diffaug\n"
@@ -167,6 +169,10 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     assert "unknown inpainter source './no/such/folder'" in fault
 
 
+def test_a_folder_in_place_of_a_config_is_called_one(tmp_path: Path) -> None:
+    assert str(check_bundle([tmp_path]).faults[0]) == f"{tmp_path}: a folder; name its config, e.g. {tmp_path}/configs/train.yaml"
+
+
 def test_a_syntax_error_is_told_with_its_line(tmp_path: Path) -> None:
     (fault,) = faults_of(tmp_path, "a: 1\nb: [1, 2\nc: 3\n")
     assert fault.startswith("train.yaml:3: YAML syntax error: ")
@@ -200,6 +206,21 @@ def test_a_syntax_error_in_an_expression_is_a_fault(tmp_path: Path) -> None:
 def test_an_import_that_fails_is_a_fault(tmp_path: Path) -> None:
     (fault,) = faults_of(tmp_path, "imports: [$import no_such_module_xyz]")
     assert "cannot import no_such_module_xyz" in fault
+
+
+def test_a_bundles_own_modules_are_found_as_where_it_runs(tmp_path: Path) -> None:
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "own_network.py").write_text("class Network:\n    def __init__(self, width): ...\n")
+    before = list(sys.path)
+    text = "imports: [$import own_network]\nnet: {_target_: own_network.Network, width: 2, depth: 3}"
+    assert faults_of(tmp_path / "configs", text) == ["train.yaml:2: net::depth: unknown argument 'depth' of Network; did you mean width?"]
+    assert sys.path == before
+
+
+def test_a_variable_of_the_environment_where_the_bundle_runs_is_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    device = "imports: [$import os]\ndevice: $torch.device('cuda:' + os.environ['LOCAL_RANK'])\n"
+    assert faults_of(tmp_path, f"{device}a: {{_target_: EnsureTyped, keys: image, device: '@device'}}") == []
 
 
 def test_a_circle_of_references_is_a_fault(tmp_path: Path) -> None:
@@ -244,3 +265,10 @@ def test_an_unknown_mode_is_named(tmp_path: Path) -> None:
     (fault,) = faults_of(tmp_path, "a: {_target_: torch.nn.Linear, _mode_: partial, in_features: 3}")
     assert fault == "train.yaml:1: a::_mode_: unknown mode 'partial'; use default, callable, debug"
     assert faults_of(tmp_path, "a: {_target_: torch.nn.Linear, _mode_: callable, in_features: 3}") == []
+
+
+@pytest.mark.parametrize("name", ["train.yaml", "train.json"])
+def test_without_pyyaml_the_extra_that_brings_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    with pytest.raises(MissingExtraError, match=r"monai_diffaug\[bundle\]"):
+        faults_of(tmp_path, "{}", name)

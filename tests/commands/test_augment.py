@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import itk
@@ -11,6 +12,9 @@ import pytest
 from PIL import Image
 
 from monai_diffaug.cli import main
+from monai_diffaug.models import registry
+from monai_diffaug.models.registry import tiny_folder
+from tests.pretend_cuda import pretended_gpus
 
 DATA = Path(os.environ.get("MONAI_DIFFAUG_DATA", Path(__file__).parents[3] / "shared/data")) / "volumes"
 QUICK = ["--steps", "2", "--guidance", "1", "-q"]
@@ -29,6 +33,7 @@ def inputs(tmp_path: Path) -> Path:
     mask[8:14, 7:13, 2:4] = 3
     nib.save(nib.Nifti1Image(mask, affine), folder / "mask.nii.gz")
     nib.save(nib.Nifti1Image(np.zeros_like(mask), affine), folder / "empty.nii.gz")
+    nib.save(nib.Nifti1Image(-mask.astype(np.int16), affine), folder / "unknown.nii.gz")
     nib.save(nib.Nifti1Image(mask[:-2], affine), folder / "small.nii.gz")
     nib.save(nib.Nifti1Image(np.zeros((4, 5, 6, 2), np.int16), affine), folder / "time.nii.gz")
     bad = volume.astype(np.float32)
@@ -40,6 +45,7 @@ def inputs(tmp_path: Path) -> Path:
     (folder / "cut.nii").write_bytes((folder / "whole.nii").read_bytes()[:900])
     (folder / "noise.nii.gz").write_bytes(b"no image")
     (folder / "noise.mha").write_bytes(b"no image")
+    (folder / "noise.pth").write_bytes(b"no weights")
     (folder / "ct.xyz").write_bytes(b"")
     colour = random.randint(0, 255, (40, 50, 3), np.uint8)
     Image.fromarray(colour).save(folder / "a.png")
@@ -52,6 +58,12 @@ def inputs(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture
+def tiny_folder_copy(tmp_path: Path) -> Path:
+    """The embedded inpainter in a folder of its own."""
+    return Path(shutil.copytree(tiny_folder("inpainter"), tmp_path / "inpainter"))
+
+
 WRONG = {
     "missing image": (["none.nii.gz", "--mask", "mask.nii.gz"], "no such file"),
     "missing mask": (["ct.nii.gz", "--mask", "none.nii.gz"], "no such file"),
@@ -59,6 +71,7 @@ WRONG = {
     "label on other grid": (["ct.nii.gz", "--label", "small.nii.gz"], "(22, 20, 6)"),
     "empty mask": (["ct.nii.gz", "--mask", "empty.nii.gz"], "is empty"),
     "empty label": (["ct.nii.gz", "--label", "empty.nii.gz"], "is empty"),
+    "label that says unknown alone": (["ct.nii.gz", "--label", "unknown.nii.gz"], "is empty: it has no voxels above 0"),
     "label value not there": (["ct.nii.gz", "--label", "mask.nii.gz", "--label-value", "7"], "no voxels of value 7"),
     "unknown plane": (["ct.nii.gz", "--mask", "mask.nii.gz", "--plane", "oblique"], "axial, coronal, sagittal"),
     "non-finite": (["nan.nii.gz", "--mask", "mask.nii.gz"], "1 voxels are not finite"),
@@ -77,11 +90,19 @@ WRONG = {
     "window": (["ct.nii.gz", "--mask", "mask.nii.gz", "--window", "100,100"], "LO < HI"),
     "window of words": (["ct.nii.gz", "--mask", "mask.nii.gz", "--window", "a,b"], "not a number"),
     "strength": (["ct.nii.gz", "--mask", "mask.nii.gz", "--strength", "1.5"], "(0, 1]"),
+    "noise rho": (["ct.nii.gz", "--mask", "mask.nii.gz", "--noise-rho", "1.5"], "must be in [0, 1], got 1.5"),
     "no region": (["ct.nii.gz"], "--label --mask --box"),
     "two regions": (["ct.nii.gz", "--mask", "mask.nii.gz", "--box", "1,1,2,2"], "not allowed with"),
     "seed": (["ct.nii.gz", "--mask", "mask.nii.gz", "--seed", "-1"], "must be in 0"),
     "unknown model": (["ct.nii.gz", "--mask", "mask.nii.gz", "--model", "nowhere"], "unknown inpainter source 'nowhere'"),
     "unknown medsam": (["a.png", "--box", "1,1,20,20", "--model", ".", "--medsam", "nowhere.pth"], "unknown medsam source"),
+    "checkpoint of no weights": (
+        ["a.png", "--box", "1,1,20,20", "--medsam", "noise.pth"],
+        "medsam 'noise.pth' cannot be loaded: noise.pth",
+    ),
+    "more steps than timesteps": (["ct.nii.gz", "--mask", "mask.nii.gz", "--steps", "1001"], "must be in 1 to 1000, got 1001"),
+    "device that is not there": (["ct.nii.gz", "--mask", "mask.nii.gz", "--device", "cuda:99"], "--device cuda:99 cannot be used here"),
+    "device of no kind": (["ct.nii.gz", "--mask", "mask.nii.gz", "--device", "gpu"], "--device gpu cannot be used here"),
     "no such option": (["ct.nii.gz", "--mask", "mask.nii.gz", "--colour"], "--colour"),
 }
 
@@ -105,6 +126,16 @@ def test_an_out_folder_that_is_a_file_is_refused(inputs, capsys):
     out = inputs / "a.png"
     assert main(["augment", str(inputs / "ct.nii.gz"), "--mask", str(inputs / "mask.nii.gz"), "--prompt", "x", "--out", str(out)]) == 2
     assert "is a file" in capsys.readouterr().err
+
+
+def test_weights_that_are_cut_are_named_before_the_work_begins(inputs, tiny_folder_copy, capsys):
+    weights = tiny_folder_copy / "unet/diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    out, arguments = inputs.parent / "out", ["augment", str(inputs / "ct.nii.gz"), "--mask", str(inputs / "mask.nii.gz"), "--prompt", "CT"]
+    assert main([*arguments, "--out", str(out), "--model", str(tiny_folder_copy)]) == 2
+    message = capsys.readouterr().err
+    assert f"inpainter '{tiny_folder_copy}' cannot be loaded: the weights" in message and message.count("\n") == 1
+    assert not out.exists()
 
 
 def test_a_volume_is_edited_on_its_grid_and_nothing_outside_changes(inputs, random_inpainter):
@@ -245,3 +276,33 @@ def test_the_result_of_another_image_of_the_same_name_is_not_written_over(inputs
         assert main(["augment", str(image), *tail]) == 2
         assert "is of another image" in capsys.readouterr().err
     assert main(["augment", str(inputs / "a.png"), *tail]) == 0
+
+
+def test_models_run_on_the_gpu_where_there_is_one_unless_told_otherwise(inputs, tmp_path):
+    def edited(name: str, *options: str) -> tuple[str, np.ndarray]:
+        out = tmp_path / name
+        files = [str(inputs / "a.png"), "--mask", str(inputs / "spot.png"), "--out", str(out)]
+        assert main(["augment", *files, "--prompt", "a cyst", *QUICK, "--validate", *options]) == 0
+        return json.loads((out / "a_diffaug.json").read_text())["settings"]["device"], np.asarray(Image.open(out / "a_diffaug.png"))
+
+    spec = registry.spec_of("inpainter", "tiny")
+    device, on_cpu = edited("cpu", "--device", "cpu")
+    assert device == "cpu"
+    with pretended_gpus(2):
+        try:
+            assert edited("default")[0] == "cuda"
+            chosen, on_gpu = edited("second", "--device", "cuda:1")
+            assert registry.load_count(spec, "cuda:0") == registry.load_count(spec, "cuda:1") == 1
+        finally:
+            registry.clear()
+    assert chosen == "cuda:1" and np.abs(on_gpu.astype(int) - on_cpu).max() <= 1
+
+
+def test_slices_that_share_their_noise_are_told_to(inputs, tmp_path):
+    def edited(*options: str) -> np.ndarray:
+        files = [str(inputs / "ct.nii.gz"), "--mask", str(inputs / "mask.nii.gz"), "--out", str(tmp_path)]
+        assert main(["augment", *files, "--prompt", "a cyst", *QUICK, *options]) == 0
+        return np.asarray(nib.load(tmp_path / "ct_diffaug.nii.gz").dataobj)
+
+    alone, together = edited(), edited("--noise-rho", "1")
+    assert not np.array_equal(alone, together) and np.array_equal(alone, edited("--noise-rho", "0"))

@@ -53,6 +53,38 @@ def test_wrong_input_is_one_line(datalist, tmp_path, options, message):
     assert not (tmp_path / "bank.npz").exists()
 
 
+ENTRY = {"image": "i0.png", "label": "l0.png"}
+WRONG = {
+    "no UTF-8": (b'{"training": "\xe9"}', "is no JSON"),
+    "no JSON": (b"training:", "is no JSON"),
+    "no list": ({"training": "i0.png"}, '"training" must be a list of entries'),
+    "no image": ({"training": [ENTRY, {"label": "l1.png"}]}, "sample 1 has no 'image'"),
+    "no such image": ({"training": [ENTRY, {**ENTRY, "image": "none.png"}]}, r"training\[1\] cannot be read: .*none\.png"),
+    "no image in the file": ({"training": [ENTRY, {**ENTRY, "image": "list.json"}]}, r"training\[1\] cannot be read"),
+    "label on another grid": ({"training": [ENTRY, {**ENTRY, "label": "small.png"}]}, "sample 1: mask .* is not on the grid"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_datalist_that_cannot_be_used_is_one_line_that_names_the_entry(datalist, tmp_path, case):
+    content, message = WRONG[case]
+    Image.fromarray(np.ones((20, 20), np.uint8)).save(tmp_path / "small.png")
+    datalist.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    with pytest.raises(WrongInputError, match=message):
+        run(str(datalist), "--out", str(tmp_path / "bank.npz"))
+
+
+def test_a_group_key_that_an_entry_lacks_is_named(datalist, tmp_path):
+    with pytest.raises(WrongInputError, match="sample 0 has no 'hospital'"):
+        run(str(datalist), "--out", str(tmp_path / "bank.npz"), "--group-key", "hospital")
+
+
+def test_an_output_that_is_a_folder_or_below_a_file_is_refused_before_the_images_are_read(datalist, tmp_path):
+    for out, message in ((tmp_path, "is a folder"), (datalist / "bank.npz", r"cannot be made: .*list\.json is a file")):
+        with pytest.raises(WrongInputError, match=message):
+            run(str(tmp_path / "none.json"), "--out", str(out))
+
+
 def test_a_datalist_that_is_not_there_is_named(tmp_path):
     with pytest.raises(WrongInputError, match=r"none\.json"):
         run(str(tmp_path / "none.json"), "--out", str(tmp_path / "bank.npz"))

@@ -60,6 +60,14 @@ def test_wrong_data_is_exit_code_2_and_one_line(tmp_path, datalist, capsys):
     assert not (tmp_path / "o").exists()
 
 
+def test_a_model_whose_file_cannot_be_read_is_exit_code_2_and_one_line(tmp_path, datalist):
+    (tmp_path / "noise.pth").write_bytes(b"no weights")
+    chosen = ("medsam", "--data", datalist, "--out", str(tmp_path / "o"), "--model", str(tmp_path / "noise.pth"), *WORDS)
+    with pytest.raises(WrongInputError, match=r"--model .*noise\.pth cannot be used: .* is no readable checkpoint"):
+        train.run(options(*chosen))
+    assert not (tmp_path / "o").exists()
+
+
 def test_a_device_that_is_not_there_is_named(tmp_path, datalist):
     with pytest.raises(WrongInputError, match="--device xpu:7 cannot be used"):
         train.run(options("inpaint", "--data", datalist, "--out", str(tmp_path / "o"), "--device", "xpu:7", *WORDS))

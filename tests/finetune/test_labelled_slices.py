@@ -74,6 +74,13 @@ def test_an_image_without_lesion_is_refused_and_named(tmp_path):
         load_slices([entry])
 
 
+def test_a_lesion_of_too_few_pixels_is_refused_with_what_to_do(tmp_path):
+    speck = np.zeros((30, 40), np.uint8)
+    speck[4:7, 20:23] = 1
+    with pytest.raises(TrainingInputError, match="no lesion of 12 pixels or more .*leave it out if its lesions are smaller"):
+        load_slices([write_pair(tmp_path, disc_picture(), Image.fromarray(speck))])
+
+
 def test_another_shape_or_affine_is_refused(tmp_path):
     entry = volume_entry(tmp_path, label_shape=(40, 36, 45))
     with pytest.raises(GridMismatchError, match="not on the grid"):
@@ -140,3 +147,20 @@ def test_a_label_that_is_not_finite_is_refused(tmp_path):
     nib.save(nib.Nifti1Image(label, np.diag([1.0, 1, 2, 1])), entry.label)
     with pytest.raises(TrainingInputError, match=r"label .*label.nii.gz has non-finite voxels"):
         load_slices([entry])
+
+
+def test_one_channel_a_class_is_refused_as_a_label(tmp_path):
+    entry = volume_entry(tmp_path)
+    label = np.asarray(nib.load(entry.label).dataobj)
+    nib.save(nib.Nifti1Image(np.stack([label == 0, label == 2], -1).astype(np.uint8), np.diag([1.0, 1, 2, 1])), entry.label)
+    with pytest.raises(TrainingInputError, match=r"label.nii.gz has 2 channels; give one with class ids"):
+        load_slices([entry])
+
+
+def test_slices_of_specks_do_not_take_the_place_of_a_lesion(tmp_path):
+    label = np.zeros((20, 20, 40), np.uint8)
+    label[5, 5], label[8:14, 8:14, 2] = 1, 1
+    for name, volume in (("i", np.random.RandomState(0).rand(20, 20, 40).astype(np.float32)), ("l", label)):
+        nib.save(nib.Nifti1Image(volume, np.eye(4)), tmp_path / f"{name}.nii.gz")
+    (found,) = load_slices([Entry(tmp_path / "i.nii.gz", tmp_path / "l.nii.gz", {None: "mass"}, "ct", "brain")])
+    assert found.lesion.sum() == 36

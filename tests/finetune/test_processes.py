@@ -62,16 +62,70 @@ with joined("cpu"):
     (out / f"rank{rank}.json").write_text(json.dumps(told))
 """
 
+FAILING = """
+import json, sys
+from pathlib import Path
+import torch
+from torch import nn
+from monai_diffaug.finetune.loop import fine_tune
+from monai_diffaug.finetune.processes import joined, process_rank
+from monai_diffaug.finetune.settings import FineTuneSettings
+
+class Fails:
+    name, rate = "fails", 0.1
+
+    def __init__(self, rank, at):
+        self.rank, self.at, self.steps = rank, at, 0
+        self.network = nn.Linear(1, 1)
+        self.modules = {"network": self.network}
+
+    def fail(self, what, rank):
+        if self.at == what and self.rank == rank:
+            raise ValueError(f"{what} of process {rank}")
+
+    def reseed(self, seed):
+        self.fail("reseed", 1)
+
+    def loss(self, progress):
+        self.steps += 1
+        if self.steps == 3:
+            self.fail("loss", 1)
+        return self.network.weight.square().sum()
+
+    def draw(self, file):
+        self.fail("draw", 0)
+
+    def write(self, folder):
+        self.fail("write", 0)
+
+out, told = Path(sys.argv[1]), {}
+with joined("cpu"):
+    rank = process_rank()
+    for at in ("reseed", "loss", "draw", "write", "settings", "disk"):
+        # the last run left these: another seed in the folder, and a state in the folder of the first process only
+        folder = out / ("write" if at == "settings" else "reseed" if at == "disk" and rank == 1 else "write" if at == "disk" else at)
+        try:
+            fine_tune(Fails(rank, at), FineTuneSettings(minutes=None, steps=4, pictures=0, seed=int(at == "settings")), folder)
+        except Exception as error:
+            told[at] = f"{type(error).__name__}: {error}"
+    (out / f"failed{rank}.json").write_text(json.dumps(told))
+"""
+
+
+def run_two(script: str, folder: Path) -> None:
+    """Run a script in two processes, with the folder as its argument."""
+    (folder / "train.py").write_text(script)
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(folder / "train.py")]
+    result = subprocess.run([*command, str(folder)], capture_output=True, text=True, check=False, env=env, timeout=120)
+    assert result.returncode == 0, result.stderr[-4000:]
+
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory):
     """What each process told, and the folder."""
     folder = tmp_path_factory.mktemp("two")
-    (folder / "train.py").write_text(SCRIPT)
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(folder / "train.py")]
-    result = subprocess.run([*command, str(folder)], capture_output=True, text=True, check=False, env=env)
-    assert result.returncode == 0, result.stderr[-4000:]
+    run_two(SCRIPT, folder)
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)], folder
 
 
@@ -135,3 +189,24 @@ def test_alone_nothing_is_averaged_and_the_device_stays(monkeypatch):
     assert own_device("cuda") == "cuda:3" and own_device("cuda:1") == "cuda:1" and own_device("cpu") == "cpu"
     monkeypatch.delenv("LOCAL_RANK")
     assert own_device("cuda") == "cuda"
+
+
+def test_what_fails_in_one_process_fails_in_both_and_the_one_says_why(tmp_path):
+    run_two(FAILING, tmp_path)
+    first, second = (json.loads((tmp_path / f"failed{rank}.json").read_text()) for rank in (0, 1))
+    elsewhere = "TrainingInputError: another process of this run failed; its own message says why"
+    assert first.pop("disk") == second.pop("disk").replace(str(tmp_path / "reseed"), str(tmp_path / "write"))
+    refused = first.pop("settings")
+    assert "holds a run with other settings: seed 0 (now 1)" in refused and second.pop("settings") == elsewhere
+    assert first == {
+        "reseed": elsewhere,
+        "loss": elsewhere,
+        "draw": "ValueError: draw of process 0",
+        "write": "ValueError: write of process 0",
+    }
+    assert second == {
+        "reseed": "ValueError: reseed of process 1",
+        "loss": "ValueError: loss of process 1",
+        "draw": elsewhere,
+        "write": elsewhere,
+    }
