@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from monai_diffaug.errors import MissingExtraError
 from monai_diffaug.models.medsam import box_coverage
 
 __all__ = ["official_masks"]
@@ -28,8 +29,14 @@ def official_masks(sam: Any, slices: Tensor, boxes_xyxy: Tensor, *, box_as_mask:
 
     Returns:
         Masks (S, h, w) bool and the embeddings (S, E, g, g).
+
+    Raises:
+        MissingExtraError: scikit-image is not installed.
     """
-    from skimage.transform import resize
+    try:
+        from skimage.transform import resize
+    except ImportError as error:
+        raise MissingExtraError(f"the published script resizes by scikit-image ({error}): pip install monai_diffaug[eval]") from error
 
     size, device = sam.image_encoder.img_size, sam.mask_decoder.iou_token.weight.device
     height, width = slices.shape[-2:]

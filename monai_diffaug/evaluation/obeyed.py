@@ -1,10 +1,12 @@
 """Are prompts obeyed? ``python -m monai_diffaug.evaluation.obeyed``.
 
-Normal tissue of validation images (breast ultrasound) is repainted three times, with the same outline and the same noise: as a benign
-mass, as a malignant mass, as normal tissue. A ResNet18 trained on real crops of the training split says what it sees, the validator
-whether it finds a lesion. The same verdicts on real validation lesions and real normal tissue stand below: no generator can be expected
-to be told apart better than those. The outlines are those of benign and malignant lesions alike, whatever the prompt: a real malignant
-mass may be known by its outline, a painted one only by its look.
+Normal tissue of validation images (breast ultrasound) is repainted as a benign mass, as a malignant mass and as normal tissue, with the
+same noise, under outlines of benign and under outlines of malignant lesions. A ResNet18 trained on real crops of the training split says
+what it sees, the validator whether it finds a lesion.
+
+Two yardsticks stand below. The same verdicts on real crops: these show the tissue around a lesion too, which may tell its kind. And real
+validation lesions pasted into the same normal images: pixels that are beyond doubt, but only inside a mask, as painted ones are. No
+generator that paints inside a mask can be expected to be told apart better than those.
 
 The classifier takes two minutes on one core; with ``--out`` it is kept and used again.
 """
@@ -13,15 +15,17 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from monai_diffaug.evaluation.bootstrap import Interval, interval
+from monai_diffaug.evaluation.copies import copies
 from monai_diffaug.evaluation.finding_classifier import CLASSES, ClassifierSettings, load_or_train, predict
 from monai_diffaug.evaluation.regions import Region, crop_of, free_places, real_lesions
 from monai_diffaug.evaluation.report import study_parser, write_json
@@ -29,11 +33,12 @@ from monai_diffaug.prompts import NORMAL
 from monai_diffaug.transforms.latent_validate import LatentValidate
 from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaint
 
-__all__ = ["PAINTED", "REAL", "Row", "Verdict", "judge", "paint", "real_regions", "rows_of"]
+__all__ = ["PAINTED", "PASTED", "REAL", "Row", "Verdict", "effect", "judge", "paint", "pasted_lesions", "real_regions", "rows_of", "table"]
 
 SOURCE = "breast_ultrasound"
 PROMPT = "ultrasound of breast, {finding}"
-PAINTED, REAL = "painted", "real"
+LESIONS = BENIGN, MALIGNANT = CLASSES[:2]
+PAINTED, PASTED, REAL = "painted", "pasted", "real"
 FOUND_DICE = 0.7
 
 
@@ -42,14 +47,16 @@ class Verdict:
     """What was asked for (or is really there), and what the two judges say.
 
     Attributes:
-        kind: "painted" or "real".
-        asked: the finding of the prompt, or of the real crop.
+        kind: "painted", "pasted" or "real".
+        outline: the finding whose outline was taken.
+        asked: the finding of the prompt, or of the real lesion.
         group: of the image.
         said: the classifier's finding.
         dice: of the validator's prediction with the mask.
     """
 
     kind: str
+    outline: str
     asked: str
     group: int
     said: str
@@ -66,6 +73,7 @@ class Row:
     """One line of the table: counts of what the classifier said, and shares with 95 % intervals over the images."""
 
     kind: str
+    outline: str
     asked: str
     n: int
     images: int
@@ -97,90 +105,132 @@ def paint(
 def real_regions(n: int, seed: int = 0) -> list[Region]:
     """Up to ``n`` real validation crops of each class."""
     lesions = real_lesions(seed=seed, source=SOURCE)
-    chosen = [region for finding in CLASSES[:-1] for region in [r for r in lesions if r.finding == finding][:n]]
+    chosen = [region for finding in LESIONS for region in [r for r in lesions if r.finding == finding][:n]]
     return chosen + free_places(n, seed=seed + 1, source=SOURCE)
 
 
+def pasted_lesions(real: Sequence[Region], places: Sequence[Region], seed: int = 0) -> list[Region]:
+    """The lesions among real regions, their pixels pasted with a soft edge into the images of places."""
+    return copies([r for r in real if r.finding != NORMAL], [place.image for place in places], "exact", seed=seed)
+
+
 def judge(
-    classifier: Any, size_px: int, regions: Sequence[Region], images: Sequence[Tensor], asked: Sequence[str], *, kind: str, seed: int = 0
+    classifier: Any,
+    size_px: int,
+    regions: Sequence[Region],
+    images: Sequence[Tensor],
+    asked: Sequence[str],
+    *,
+    kind: str,
+    outlines: Sequence[str] | None = None,
+    seed: int = 0,
 ) -> list[Verdict]:
-    """Verdicts of both judges on images at the regions' masks."""
+    """Verdicts of both judges on images at the regions' masks; ``outlines`` are the findings of the masks, default what was asked."""
     validate = LatentValidate(min_dice=FOUND_DICE, device="cpu")
     crops = [crop_of(region, size_px, image=image).mean(0, keepdim=True) for region, image in zip(regions, images, strict=True)]
     said = predict(classifier, torch.stack(crops)).argmax(1).tolist()
     return [
-        Verdict(kind, wanted, region.group, CLASSES[index], validate(image, region.mask, seed=seed + i).score)
-        for i, (region, image, wanted, index) in enumerate(zip(regions, images, asked, said, strict=True))
+        Verdict(kind, outline, wanted, region.group, CLASSES[index], validate(image, region.mask, seed=seed + i).score)
+        for i, (region, image, outline, wanted, index) in enumerate(
+            zip(regions, images, asked if outlines is None else outlines, asked, said, strict=True)
+        )
     ]
 
 
 def rows_of(verdicts: Sequence[Verdict]) -> list[Row]:
-    """One row for each kind and finding."""
+    """One row for each kind, outline and finding, in the order in which they first come."""
     rows = []
-    for kind in (PAINTED, REAL):
-        for asked in CLASSES:
-            own = [v for v in verdicts if v.kind == kind and v.asked == asked]
-            if not own:
-                continue
-            groups = [v.group for v in own]
-            right, found = np.array([v.said == asked for v in own]), np.array([v.found for v in own])
-            rows.append(
-                Row(
-                    kind,
-                    asked,
-                    len(own),
-                    len(set(groups)),
-                    {name: sum(v.said == name for v in own) for name in CLASSES},
-                    interval(lambda picks, right=right: float(right[picks].mean()), groups),  # type: ignore[misc]
-                    interval(lambda picks, found=found: float(found[picks].mean()), groups),  # type: ignore[misc]
-                )
-            )
+    for key in dict.fromkeys((v.kind, v.outline, v.asked) for v in verdicts):
+        own = [v for v in verdicts if (v.kind, v.outline, v.asked) == key]
+        groups = [v.group for v in own]
+        said = {name: sum(v.said == name for v in own) for name in CLASSES}
+        as_asked, found = _share(own, lambda v: v.said == v.asked), _share(own, lambda v: v.found)
+        rows.append(Row(*key, len(own), len(set(groups)), said, as_asked, found))
     return rows
 
 
+def _share(verdicts: Sequence[Verdict], is_so: Callable[[Verdict], bool]) -> Interval:
+    so = np.array([is_so(v) for v in verdicts], dtype=float)
+    return interval(lambda picks: float(so[picks].mean()), [v.group for v in verdicts])
+
+
+def effect(verdicts: Sequence[Verdict], of: str) -> Interval:
+    """What the prompt, or the outline, does on its own: how much more often painted lesions are called malignant.
+
+    Args:
+        verdicts: of the same places in the same order for each combination of outline and prompt.
+        of: "asked" compares the prompts place by place; "outline" compares the outlines, whose places differ.
+
+    Raises:
+        ValueError: ``of`` is none of the two.
+    """
+    if of not in ("asked", "outline"):
+        raise ValueError(f"of must be 'asked' or 'outline', got {of!r}")
+    painted = [v for v in verdicts if v.kind == PAINTED and v.asked in LESIONS]
+    benign, malignant = ([v for v in painted if getattr(v, of) == finding] for finding in LESIONS)
+    called = np.array([v.said == MALIGNANT for v in malignant + benign], dtype=float)
+    sign = np.repeat([1.0, -1.0], [len(malignant), len(benign)])
+
+    def difference(picks: NDArray[np.int64]) -> float:
+        chosen, signs = called[picks], sign[picks]
+        if not (signs > 0).any() or not (signs < 0).any():
+            return float("nan")
+        return float(chosen[signs > 0].mean() - chosen[signs < 0].mean())
+
+    return interval(difference, [v.group for v in malignant + benign])
+
+
 def table(rows: Sequence[Row]) -> str:
-    """The confusion table of painted and real crops, and what the validator finds."""
+    """The confusion table, what the validator finds, and one line a kind: how often benign and malignant are told apart."""
     said = "".join(f"{name.split()[0]:>11}" for name in CLASSES)
-    lines = [f"{'':<9}{'asked for':<16}{'n':>4}{'images':>8} |{said} | {'says what was asked':<24}{'validator finds a lesion':<22}"]
+    head = f"{'':<9}{'outline of':<16}{'asked for':<16}{'n':>4}{'images':>8}"
+    lines = [f"{head} |{said} | {'says what was asked':<24}validator finds a lesion"]
     for row in rows:
         counts = "".join(f"{row.said[name]:>11}" for name in CLASSES)
-        lines.append(f"{row.kind:<9}{row.asked:<16}{row.n:>4}{row.images:>8} |{counts} | {row.as_asked!s:<24}{row.found!s:<22}")
-    for kind in (PAINTED, REAL):
-        own = [row for row in rows if row.kind == kind]
-        total = sum(row.n for row in own)
-        lesions = [row for row in own if row.asked != NORMAL]
-        right = sum(row.said[row.asked] for row in own)
-        lesion = sum(row.n - row.said[NORMAL] for row in lesions) + sum(row.said[NORMAL] for row in own if row.asked == NORMAL)
-        which = sum(row.said[row.asked] for row in lesions)
-        named = sum(row.n - row.said[NORMAL] for row in lesions)
-        kinds = f"benign or malignant {which}/{named} of the lesions it sees" if named else "it sees no lesion"
-        lines.append(f"{kind}: one of three {right}/{total}, lesion or none {lesion}/{total}, {kinds}")
+        place = f"{row.kind:<9}{row.outline:<16}{row.asked:<16}{row.n:>4}{row.images:>8}"
+        lines.append(f"{place} |{counts} | {row.as_asked!s:<24}{row.found!s:<22}")
+    for kind in (PAINTED, PASTED, REAL):
+        own = [row for row in rows if row.kind == kind and row.asked in LESIONS and row.outline == row.asked]
+        total, right = sum(row.n for row in own), sum(row.said[row.asked] for row in own)
+        seen = sum(row.n - row.said[NORMAL] for row in own)
+        lines.append(f"{kind}, outline as asked: a lesion {seen}/{total}, the one that was asked for {right}/{total}")
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = study_parser(__doc__)
-    parser.add_argument("--n", type=int, default=24, help="places, each painted with three prompts; and real crops of each class")
+    parser.add_argument("--n", type=int, default=36, help="places a kind of outline, each painted with three prompts; real crops a class")
     parser.add_argument("--classifier-steps", type=int, default=ClassifierSettings.steps, help="the classifier is kept beside --out")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     settings = ClassifierSettings(args.classifier_steps)
     classifier = load_or_train(settings, None if args.out is None else args.out.with_suffix(".classifier.safetensors"))
-    places = free_places(args.n, seed=args.seed, source=SOURCE)
     verdicts: list[Verdict] = []
-    for finding in CLASSES:
-        images = paint(
-            places, finding, model=args.model, seed=args.seed, num_inference_steps=args.steps, guidance_scale=args.guidance_scale
-        )
-        verdicts += judge(classifier, settings.size_px, places, images, [finding] * len(places), kind=PAINTED, seed=args.seed)
+    for outline in LESIONS:
+        places = free_places(args.n, seed=args.seed, source=SOURCE, outlines_of=outline)
+        for finding in CLASSES:
+            images = paint(
+                places, finding, model=args.model, seed=args.seed, num_inference_steps=args.steps, guidance_scale=args.guidance_scale
+            )
+            asked, outlines = [finding] * len(places), [outline] * len(places)
+            verdicts += judge(classifier, settings.size_px, places, images, asked, kind=PAINTED, outlines=outlines, seed=args.seed)
     real = real_regions(args.n, args.seed)
-    verdicts += judge(classifier, settings.size_px, real, [r.image for r in real], [r.finding for r in real], kind=REAL, seed=args.seed)
+    for kind, regions in ((PASTED, pasted_lesions(real, places, args.seed)), (REAL, real)):
+        images, asked = [r.image for r in regions], [r.finding for r in regions]
+        verdicts += judge(classifier, settings.size_px, regions, images, asked, kind=kind, seed=args.seed)
     rows = rows_of(verdicts)
     sys.stdout.write(
         f"breast ultrasound, validation groups, seed {args.seed}, {args.steps} steps, guidance {args.guidance_scale:g}; classifier: "
         f"ResNet18, {settings.size_px} px, {settings.steps} steps on real training crops\n{table(rows)}\n"
     )
-    plain = {"settings": {**vars(args), "out": str(args.out)}, "rows": [asdict(r) for r in rows], "verdicts": [asdict(v) for v in verdicts]}
+    effects = {name: effect(verdicts, name) for name in ("asked", "outline")}
+    sys.stdout.write(f"called malignant more often, by the prompt {effects['asked']}, by the outline {effects['outline']}\n")
+    plain = {
+        "settings": {**vars(args), "out": str(args.out)},
+        "rows": [asdict(row) for row in rows],
+        "effects": {name: asdict(value) for name, value in effects.items()},
+        "verdicts": [asdict(verdict) for verdict in verdicts],
+    }
     write_json(plain, args.out)
 
 

@@ -59,18 +59,29 @@ def real_lesions(n: int | None = None, *, split: str = "validation", source: str
     return [found[i] for i in order[:n]]
 
 
-def free_places(n: int, *, split: str = "validation", source: str = "breast_ultrasound", seed: int = 0) -> list[Region]:
+def free_places(
+    n: int, *, split: str = "validation", source: str = "breast_ultrasound", seed: int = 0, outlines_of: str | None = None
+) -> list[Region]:
     """``n`` outlines of lesions of the split, mirrored and scaled, on the tissue of normal images; the images take turns.
 
+    Args:
+        n: how many.
+        split: "train" or "validation".
+        source: name in ``training.datasets.SOURCES``.
+        seed: of the choice of images, outlines and places.
+        outlines_of: a finding; only its lesions lend their outlines. None takes all.
+
     Raises:
-        ValueError: the split has no normal images or no lesions.
+        ValueError: the split has no normal images or no such lesions.
     """
     rng = np.random.RandomState(seed)
     samples = load_samples(source, split)
     normal = [sample for sample in samples if not sample.label.any()]
-    outlines = [largest_component(mask) for sample in samples for _, mask in sample.masks() if mask.sum() >= MIN_AREA_PX]
+    lesions = [(finding, mask) for sample in samples for finding, mask in sample.masks() if mask.sum() >= MIN_AREA_PX]
+    outlines = [largest_component(mask) for finding, mask in lesions if outlines_of in (None, finding)]
     if not normal or not outlines:
-        raise ValueError(f"{source} ({split}) has {len(normal)} normal images and {len(outlines)} lesions; free places need both")
+        kind = "lesions" if outlines_of is None else f"lesions called {outlines_of!r}"
+        raise ValueError(f"{source} ({split}) has {len(normal)} normal images and {len(outlines)} {kind}; free places need both")
     order = rng.permutation(len(normal))
     tissue = {int(i): normal_tissue(normal[i].image.max(-1) / 255, normal[i].label) for i in order[:n]}
     places: list[Region] = []

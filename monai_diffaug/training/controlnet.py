@@ -25,7 +25,7 @@ from monai_diffaug.models.registry import ModelSpec, tiny_folder
 from monai_diffaug.training.checkpoint import Clock, Ema, cosine_rate, load_state, save_state
 from monai_diffaug.training.control_bank import ControlBank, build_missing_chunks
 from monai_diffaug.training.embed import write_embedded
-from monai_diffaug.training.inpaint import velocity_loss
+from monai_diffaug.training.inpaint import forward_process, velocity_loss
 
 __all__ = ["control_loss", "embed_controlnet", "noisy_steps", "train"]
 
@@ -51,14 +51,15 @@ def control_loss(
         noise: (B, 4, h, w) standard normal.
     """
     latents, mask, masked, control, captions = batch
-    noisy = model.scheduler.add_noise(latents, noise, steps)
+    process = forward_process(model.scheduler)
+    noisy = process.add_noise(latents, noise, steps)
     with torch.no_grad():
         context = model.encode_text(captions)
     seen = torch.cat([noisy, mask, masked], 1) if model.takes_mask else noisy
     predicted = ControlledDenoiser(model, controlnet, control)(seen, steps, context)
-    velocity = model.scheduler.config.prediction_type == "v_prediction"
-    target = model.scheduler.get_velocity(latents, noise, steps) if velocity else noise
-    return velocity_loss(predicted, target, mask, model.scheduler.alphas_cumprod[steps])
+    velocity = process.config.prediction_type == "v_prediction"
+    target = process.get_velocity(latents, noise, steps) if velocity else noise
+    return velocity_loss(predicted, target, mask, process.alphas_cumprod.to(steps.device)[steps])
 
 
 def noisy_steps(count: int, timesteps: int, generator: torch.Generator | None = None) -> Tensor:

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import argparse
 import logging
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DConditionModel
 from torch import Tensor
 
 from monai_diffaug.training.checkpoint import Clock, Ema, cosine_rate, load_state, save_state
@@ -55,6 +56,15 @@ def build_scheduler() -> DDIMScheduler:
         set_alpha_to_one=False,
         steps_offset=1,
     )
+
+
+@lru_cache(maxsize=4)  # each step asks for it
+def forward_process(scheduler: Any) -> Any:
+    """How a model's latents become noisy: the betas and prediction type of its folder, whatever sampler that names.
+
+    Samplers such as Euler's scale their noise otherwise, and most of them know no velocity.
+    """
+    return DDPMScheduler.from_config(scheduler.config)
 
 
 class LatentBank:

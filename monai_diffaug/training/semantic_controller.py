@@ -21,7 +21,7 @@ from monai_diffaug.models.inpainter import Inpainter, load_inpainter
 from monai_diffaug.models.registry import shared_model, spec_of
 from monai_diffaug.models.semantic_controller import SemanticModel, build_semantic_model, patch_mask, save_semantic_controller
 from monai_diffaug.training.checkpoint import Clock, Ema, cosine_rate, load_state, save_state
-from monai_diffaug.training.inpaint import lesion_weights, velocity_loss
+from monai_diffaug.training.inpaint import forward_process, lesion_weights, velocity_loss
 from monai_diffaug.training.latent_bank import MaskedCropSampler
 
 __all__ = [
@@ -174,7 +174,7 @@ def denoising_step(
     inpainter: Inpainter, model: SemanticModel, batch: Batch, kept: Tensor, generator: torch.Generator | None = None
 ) -> Tensor:
     """The diffusion loss of a batch; where ``kept`` (B,) is False, text and semantic tokens are dropped together."""
-    scheduler = inpainter.scheduler
+    scheduler = forward_process(inpainter.scheduler)
     steps = torch.randint(0, len(scheduler.alphas_cumprod), (len(kept),), generator=generator).to(batch.latents.device)
     noise = torch.randn(batch.latents.shape, generator=generator).to(batch.latents)
     with torch.no_grad():

@@ -2,8 +2,9 @@
 
 ``python -m monai_diffaug.training.validator --out runs/validator --vae runs/vae/vae --minutes 28 --threads 1``
 
-Resumes what ``--out`` holds. Seven crops in ten show a lesion, on the scales at which the inpainter works; the rest show normal
-tissue, half of it with an outline blurred or filled with other tissue, so that a seam alone is no lesion.
+Resumes what ``--out`` holds; ``--model tiny`` starts from the embedded weights. Seven crops in ten show a lesion, on the scales at which
+the inpainter works; the rest show normal tissue, half of it with an outline blurred or filled with other tissue, so that a seam alone is
+no lesion.
 """
 
 from __future__ import annotations
@@ -20,10 +21,14 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from monai_diffaug.errors import ModelSourceError
+from monai_diffaug.models.registry import ModelSpec
 from monai_diffaug.models.validator import (
     NUM_TRAIN_TIMESTEPS,
     TINY_CONFIG,
     LatentSegmenter,
+    LatentValidator,
+    load_validator,
     mask_latents,
     save_validator,
 )
@@ -37,8 +42,10 @@ __all__ = ["LesionCropSampler", "LesionCrops", "lesion_square", "train", "traini
 
 logger = logging.getLogger(__name__)
 
+FRESH_VAE = Path("runs/vae/vae")  # as monai_diffaug.training.vae writes it
 SIZE_PX = 128
-ULTRASOUND_SHARE = 0.5
+BREAST_SHARE = 0.5
+PEAK_RATE = 1e-3
 NORMAL_SHARE = 0.3
 COUNTERFEIT_SHARE = 0.5
 BLUR_SHARE = 0.35  # what the inpainter paints is softer than what a scanner records
@@ -74,6 +81,7 @@ class LesionCropSampler:
         sources: names in ``SOURCES``; default all.
         normal_share: share of the crops with normal tissue.
         counterfeit_share: share of those with an outline blurred or filled with other tissue.
+        breast_share: of the draws are breast ultrasound; of the rest all data sets, breast ultrasound too, have like shares.
     """
 
     def __init__(
@@ -83,10 +91,12 @@ class LesionCropSampler:
         sources: tuple[str, ...] | None = None,
         normal_share: float = NORMAL_SHARE,
         counterfeit_share: float = COUNTERFEIT_SHARE,
+        breast_share: float = BREAST_SHARE,
     ) -> None:
         self.rng = np.random.RandomState(seed)
         self.normal_share = normal_share
         self.counterfeit_share = counterfeit_share
+        self.breast_share = breast_share
         chosen = {s.name: load_samples(s.name, split) for s in SOURCES if sources is None or s.name in sources}
         self.found = {name: [s for s in samples if s.label.any()] for name, samples in chosen.items()}
         self.found = {name: samples for name, samples in self.found.items() if samples}
@@ -97,7 +107,7 @@ class LesionCropSampler:
     def _pick(self, table: dict[str, list[Sample]]) -> Sample:
         names = list(table)
         name = names[self.rng.randint(len(names))]
-        if "breast_ultrasound" in table and self.rng.rand() < ULTRASOUND_SHARE:
+        if "breast_ultrasound" in table and self.rng.rand() < self.breast_share:
             name = "breast_ultrasound"
         return table[name][self.rng.randint(len(table[name]))]
 
@@ -232,32 +242,70 @@ def training_loss(
     return loss + DICE_WEIGHT * soft_dice_and_entropy(read, F.adaptive_avg_pool2d(crops.masks, (read.shape[-2], read.shape[-1])))
 
 
+def start(model: str | None, prediction_type: str) -> tuple[LatentSegmenter, Any]:
+    """The network that is trained, and the VAE whose latents it predicts: those of ``model`` (a source of ``load_validator``).
+
+    Without a model the network is fresh and the VAE None.
+
+    Raises:
+        ModelSourceError: nothing loadable under ``model``.
+        ValueError: ``model`` is no latent segmenter.
+    """
+    if model is None:
+        return LatentSegmenter({**TINY_CONFIG, "prediction_type": prediction_type}), None
+    validator = load_validator(ModelSpec("validator", model))
+    if not isinstance(validator, LatentValidator):
+        raise ValueError(f"{model!r} is no latent validator; give 'tiny' or a folder that this recipe wrote")
+    return validator.segmenter.train().requires_grad_(True), validator.vae
+
+
 def train(
     out: Path,
-    vae_folder: Path,
+    vae_folder: Path | None,
     minutes: float,
     batch_size: int = 8,
     prediction_type: str = "sample",
     seed: int = 0,
     left_out: Collection[str] = (),
+    *,
+    model: str | None = None,
+    breast_share: float = BREAST_SHARE,
+    peak_rate: float = PEAK_RATE,
 ) -> LatentSegmenter:
     """Train for ``minutes`` of running time (resumes what ``out`` holds) without the data sets ``left_out``, write ``out/validator``.
 
+    Args:
+        out, minutes, batch_size, seed, left_out: of the run.
+        vae_folder: of the VAE whose latents are predicted; None takes that of the given model.
+        prediction_type: of fresh weights; a given model keeps its own.
+        model: weights to start from, a source of ``load_validator``; None starts afresh.
+        breast_share: see ``LesionCropSampler``.
+        peak_rate: learning rate at the start; it falls to a hundredth.
+
     Returns the averaged network.
+
+    Raises:
+        ModelSourceError: nothing loadable under ``model``.
+        ValueError: ``model`` is no latent segmenter, or there is neither a model nor a VAE.
     """
     from diffusers import AutoencoderKL
 
     torch.manual_seed(seed)
-    vae: Any = AutoencoderKL.from_pretrained(vae_folder).eval().requires_grad_(False).to(memory_format=torch.channels_last)
-    segmenter = LatentSegmenter({**TINY_CONFIG, "prediction_type": prediction_type}).to(memory_format=torch.channels_last)
+    vae: Any = None if vae_folder is None else AutoencoderKL.from_pretrained(vae_folder)
+    segmenter, own_vae = start(model, prediction_type)
+    vae = vae or own_vae
+    if vae is None:
+        raise ValueError("fresh weights need a VAE whose latents they predict: give its folder")
+    segmenter = segmenter.to(memory_format=torch.channels_last)
+    vae = vae.eval().requires_grad_(False).to(memory_format=torch.channels_last)
     ema = Ema(segmenter, 0.997)
-    optimizer = torch.optim.AdamW(segmenter.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=1e-2)
-    rate = cosine_rate(1e-3, 1e-5)
+    optimizer = torch.optim.AdamW(segmenter.parameters(), lr=peak_rate, betas=(0.9, 0.99), weight_decay=1e-2)
+    rate = cosine_rate(peak_rate, peak_rate / 100)
     parts = {"segmenter": segmenter, "ema": ema, "optimizer": optimizer}
     state = out / "validator.ckpt"
     done = load_state(state, parts)
     sources = names_without(left_out)
-    sampler = LesionCropSampler("train", seed + int(1000 * done), sources)
+    sampler = LesionCropSampler("train", seed + int(1000 * done), sources, breast_share=breast_share)
     generator = torch.Generator().manual_seed(seed + int(1000 * done))
     probe = fit_probe(vae, LesionCropSampler("train", seed, sources))
     clock, step, recent = Clock(minutes, done), 0, 0.0
@@ -289,9 +337,12 @@ def train(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/validator"))
-    parser.add_argument("--vae", type=Path, default=Path("runs/vae/vae"))
+    parser.add_argument("--vae", type=Path, help=f"default that of --model, without one {FRESH_VAE}")
     parser.add_argument("--minutes", type=float, default=28)
     parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--model", help="weights to start from, e.g. tiny; default fresh ones")
+    parser.add_argument("--breast-share", type=float, default=BREAST_SHARE, help="share of the draws; default %(default)s")
+    parser.add_argument("--rate", type=float, default=PEAK_RATE, help="peak learning rate; default %(default)s")
     parser.add_argument("--prediction-type", choices=("sample", "epsilon"), default="sample")
     parser.add_argument("--export", type=Path, default=None, help="also write the float16 weights to this folder")
     parser.add_argument("--without", nargs="+", default=(), metavar="DATA_SET", help="data sets that the model must not see")
@@ -299,7 +350,20 @@ def main() -> None:
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(args.threads)
-    segmenter = train(args.out, args.vae, args.minutes, args.batch_size, args.prediction_type, left_out=args.without)
+    try:
+        segmenter = train(
+            args.out,
+            args.vae or (None if args.model else FRESH_VAE),
+            args.minutes,
+            args.batch_size,
+            args.prediction_type,
+            left_out=args.without,
+            model=args.model,
+            breast_share=args.breast_share,
+            peak_rate=args.rate,
+        )
+    except (ModelSourceError, ValueError) as error:
+        parser.error(str(error))
     if args.export is not None:
         save_validator(segmenter, args.export)
 

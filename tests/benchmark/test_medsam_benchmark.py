@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
 import torch
 
 from monai_diffaug.benchmark.medsam import encodings_in_propagation, measure_masks
+from monai_diffaug.benchmark.official_medsam import official_masks
 from monai_diffaug.benchmark.volumes import make_volume
+from monai_diffaug.errors import MissingExtraError
 from monai_diffaug.models import sam_attention
 from monai_diffaug.models.medsam import MedSAM, load_medsam
 from monai_diffaug.models.registry import ModelSpec
@@ -44,3 +47,9 @@ def test_a_walk_through_a_volume_encodes_each_slice_once() -> None:
     medsam = load_medsam(ModelSpec("medsam"))
     assert isinstance(medsam, MedSAM)
     assert encodings_in_propagation(medsam.sam) == 1.0
+
+
+def test_without_scikit_image_the_extra_that_brings_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "skimage.transform", None)
+    with pytest.raises(MissingExtraError, match=r"monai_diffaug\[eval\]"):
+        official_masks(sam_with_positions(), torch.zeros(1, 1, 8, 8), torch.tensor([[0.0, 0, 8, 8]]))

@@ -9,9 +9,10 @@ import torch
 from monai_diffaug.cli import main
 from monai_diffaug.evaluation import finding_classifier
 from monai_diffaug.evaluation.finding_classifier import CLASSES, ClassifierSettings, FindingCropSampler, load_or_train, predict
-from monai_diffaug.evaluation.obeyed import PAINTED, REAL, Verdict, judge, paint, rows_of, table
-from monai_diffaug.evaluation.regions import free_places
+from monai_diffaug.evaluation.obeyed import PAINTED, PASTED, REAL, Verdict, effect, judge, paint, pasted_lesions, rows_of, table
+from monai_diffaug.evaluation.regions import free_places, real_lesions
 
+BENIGN, MALIGNANT, NORMAL = CLASSES
 FAST = ClassifierSettings(steps=1, batch_size=3, size_px=32)
 
 
@@ -40,19 +41,47 @@ def test_the_classifier_learns_and_is_kept_until_the_settings_change(real_data, 
     assert not torch.equal(predict(load_or_train(FAST, file), crops), said)
 
 
+def painted(outline: str, asked: str, said: list[str], dice: float = 0.9) -> list[Verdict]:
+    return [Verdict(PAINTED, outline, asked, group, name, dice) for group, name in enumerate(said)]
+
+
 def test_counts_and_shares_of_known_verdicts():
-    verdicts = [Verdict(PAINTED, "benign mass", g, CLASSES[0] if g < 3 else CLASSES[1], 0.9) for g in range(4)]
-    verdicts += [Verdict(PAINTED, "normal tissue", g, CLASSES[2], 0.1) for g in range(4)]
-    verdicts += [Verdict(REAL, "malignant mass", 0, CLASSES[1], 0.8)]
+    verdicts = painted(BENIGN, BENIGN, [BENIGN] * 3 + [MALIGNANT]) + painted(MALIGNANT, BENIGN, [MALIGNANT] * 4)
+    verdicts += painted(BENIGN, NORMAL, [NORMAL] * 4, dice=0.1)
+    verdicts += [Verdict(REAL, MALIGNANT, MALIGNANT, 0, MALIGNANT, 0.8)]
     rows = rows_of(verdicts)
-    assert [(row.kind, row.asked, row.n, row.images) for row in rows] == [
-        (PAINTED, "benign mass", 4, 4),
-        (PAINTED, "normal tissue", 4, 4),
-        (REAL, "malignant mass", 1, 1),
+    assert [(row.kind, row.outline, row.asked, row.n, row.images) for row in rows] == [
+        (PAINTED, BENIGN, BENIGN, 4, 4),
+        (PAINTED, MALIGNANT, BENIGN, 4, 4),
+        (PAINTED, BENIGN, NORMAL, 4, 4),
+        (REAL, MALIGNANT, MALIGNANT, 1, 1),
     ]
-    assert rows[0].said == {CLASSES[0]: 3, CLASSES[1]: 1, CLASSES[2]: 0} and rows[0].as_asked.value == 0.75
-    assert rows[0].found.value == 1 and rows[1].found.value == 0 and rows[1].as_asked.value == 1
-    assert "one of three 7/8, lesion or none 8/8, benign or malignant 3/4" in table(rows)
+    assert rows[0].said == {BENIGN: 3, MALIGNANT: 1, NORMAL: 0} and rows[0].as_asked.value == 0.75
+    assert [row.found.value for row in rows] == [1, 1, 0, 1] and rows[2].as_asked.value == 1
+    printed = table(rows)
+    assert "painted, outline as asked: a lesion 4/4, the one that was asked for 3/4" in printed
+    assert "real, outline as asked: a lesion 1/1, the one that was asked for 1/1" in printed
+
+
+def test_prompt_and_outline_have_effects_of_their_own():
+    by_prompt = [v for o in (BENIGN, MALIGNANT) for asked in (BENIGN, MALIGNANT) for v in painted(o, asked, [asked] * 3)]
+    assert effect(by_prompt, "asked").value == 1 and effect(by_prompt, "outline").value == 0
+    by_outline = [v for o in (BENIGN, MALIGNANT) for asked in (BENIGN, MALIGNANT) for v in painted(o, asked, [o, o, NORMAL])]
+    assert effect(by_outline, "asked").value == 0 and effect(by_outline, "outline").value == pytest.approx(2 / 3)
+    uncounted = [*painted(BENIGN, NORMAL, [MALIGNANT] * 3), Verdict(REAL, BENIGN, BENIGN, 0, MALIGNANT, 0.9)]
+    assert effect(by_prompt + uncounted, "asked").value == 1
+    with pytest.raises(ValueError, match="'asked' or 'outline', got 'size'"):
+        effect(by_prompt, "size")
+
+
+def test_pasted_lesions_are_real_pixels_in_normal_images(real_data):
+    places, real = free_places(2), real_lesions(2) + free_places(1)
+    pasted = pasted_lesions(real, places)
+    assert [r.finding for r in pasted] == [r.finding for r in real[:2]]
+    for lesion, copy in zip(real, pasted, strict=False):
+        inside = torch.nn.functional.max_pool2d(1 - copy.mask[None].float(), 9, 1, 4)[0] == 0
+        assert inside.any() and torch.allclose(copy.image[inside].float(), lesion.image.float().mean(0, keepdim=True)[inside], atol=1)
+        assert (copy.image - lesion.image.float().mean(0))[copy.mask == 0].abs().mean() > 5
 
 
 def test_both_judges_see_the_edit_and_not_the_image_before(real_data):
@@ -86,5 +115,7 @@ def test_the_command_prints_the_confusion_table_and_keeps_the_classifier(real_da
     printed = capsys.readouterr().out
     assert "seed 0" in printed and printed.count("normal tissue") >= 2 and "says what was asked" in printed
     stored = json.loads(out.read_text())
-    assert [row["n"] for row in stored["rows"]] == [2] * 6 and len(stored["verdicts"]) == 12
+    assert [row["n"] for row in stored["rows"]] == [2] * 11 and len(stored["verdicts"]) == 22
+    assert {row["kind"] for row in stored["rows"]} == {PAINTED, PASTED, REAL} and set(stored["effects"]) == {"asked", "outline"}
+    assert "by the prompt" in printed and "by the outline" in printed
     assert (tmp_path / "prompts.classifier.safetensors").is_file()

@@ -35,6 +35,19 @@ def test_a_data_set_without_normal_images_has_no_places(real_data):
         free_places(1, source="colonoscopy_polyp")
 
 
+def test_the_outlines_can_be_those_of_one_finding(real_data, monkeypatch):
+    from monai_diffaug.evaluation import regions
+
+    lent = []
+    borrow = regions.borrow_shape
+    monkeypatch.setattr(regions, "borrow_shape", lambda rng, outline, scale: lent.append(outline) or borrow(rng, outline, scale))
+    free_places(4, outlines_of="malignant mass")
+    malignant = [r.mask[0].numpy() > 0 for r in real_lesions() if r.finding == "malignant mass"]
+    assert lent and all(any(np.array_equal(outline, mask) for mask in malignant if mask.shape == outline.shape) for outline in lent)
+    with pytest.raises(ValueError, match="0 lesions called 'polyp'"):
+        free_places(1, outlines_of="polyp")
+
+
 def test_the_square_of_an_edit_is_that_of_its_region(real_data):
     region = real_lesions(1)[0]
     square = crop_of(region, 64)

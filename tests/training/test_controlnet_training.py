@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -66,6 +68,21 @@ def test_only_the_controlnet_learns_and_its_first_loss_is_the_inpainters(model: 
     assert all(p.grad is None for p in model.unet.parameters())
     blind = control_loss(model, network, (*batch[:3], torch.zeros_like(batch[3]), batch[4]), steps, noise)
     assert first.item() == pytest.approx(blind.item())
+
+
+@pytest.mark.parametrize("kind", ["v_prediction", "epsilon"])
+@pytest.mark.parametrize("sampler", ["EulerDiscreteScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler"])
+def test_the_loss_does_not_depend_on_the_sampler_that_the_folder_names(model: Inpainter, tmp_path: Path, sampler: str, kind: str) -> None:
+    write_bank(model, tmp_path / "bank")
+    network = build_controlnet(model.unet, model.factor)
+    batch = ControlBank(tmp_path / "bank").batch_with_control(4, 0.0)
+    steps, noise = torch.tensor([0, 300, 700, 999]), torch.randn_like(batch[0])
+    config = {**model.scheduler.config, "prediction_type": kind}
+    ddim, other = (
+        control_loss(replace(model, scheduler=getattr(diffusers, name).from_config(config)), network, batch, steps, noise).item()
+        for name in ("DDIMScheduler", sampler)
+    )
+    assert ddim == other
 
 
 def test_timesteps_lean_towards_noise_and_stay_in_range() -> None:

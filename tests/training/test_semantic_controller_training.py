@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
 
@@ -82,6 +84,15 @@ def test_the_diffusion_loss_trains_adapter_and_controller_and_a_dropped_conditio
     assert gradients["controller.to_patches.weight"] > 0 and gradients["adapter.processors.0.to_v_ip.0.weight"] > 0
     assert sum(moved([False, False]).values()) == 0
     assert all(p.grad is None for p in inpainter.unet.parameters())
+
+
+@pytest.mark.parametrize("sampler", ["EulerDiscreteScheduler", "PNDMScheduler"])
+def test_the_diffusion_loss_does_not_depend_on_the_sampler_that_the_folder_names(random_inpainter, sampler) -> None:
+    inpainter = shared_model(ModelSpec("inpainter", random_inpainter), CPU, load_inpainter)
+    model, batch, kept = build_semantic_model(inpainter), made_up_batch(), torch.tensor([True, True])
+    other = replace(inpainter, scheduler=getattr(diffusers, sampler).from_config(inpainter.scheduler.config))
+    losses = [denoising_step(i, model, batch, kept, torch.Generator().manual_seed(0)).item() for i in (inpainter, other)]
+    assert losses[0] == losses[1]
 
 
 def test_the_second_phase_goes_on_distilling_where_the_condition_is_dropped(random_inpainter, monkeypatch) -> None:

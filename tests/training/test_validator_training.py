@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 import monai_diffaug.training.validator as recipe
-from monai_diffaug.models.registry import tiny_folder
-from monai_diffaug.models.validator import TINY_CONFIG, LatentSegmenter
+from monai_diffaug.errors import ModelSourceError
+from monai_diffaug.models.registry import ModelSpec, spec_of, tiny_folder
+from monai_diffaug.models.validator import TINY_CONFIG, LatentSegmenter, load_validator
 from monai_diffaug.training.datasets import data_root
 from monai_diffaug.training.validator import (
     MIN_SIDE_PX,
@@ -18,6 +21,7 @@ from monai_diffaug.training.validator import (
     blurred,
     lesion_square,
     soft_dice_and_entropy,
+    start,
     training_loss,
 )
 
@@ -96,7 +100,7 @@ def test_the_recipe_draws_no_crop_of_a_data_set_that_is_left_out(tmp_path, monke
         pass
 
     class Recorded:
-        def __init__(self, split, seed, sources):
+        def __init__(self, split, seed, sources, breast_share):
             seen.append(sources)
             raise Stop
 
@@ -104,3 +108,71 @@ def test_the_recipe_draws_no_crop_of_a_data_set_that_is_left_out(tmp_path, monke
     with pytest.raises(Stop):
         recipe.train(tmp_path, tiny_folder("inpainter") / "vae", 1.0, left_out=["breast_ultrasound"])
     assert "breast_ultrasound" not in seen[0] and "spine_mri" in seen[0]
+
+
+@needs_data
+def test_breast_ultrasound_has_its_share_of_the_draws_beside_its_turn_among_all_data_sets():
+    def share_of_breast(breast_share):
+        sampler = LesionCropSampler("validation", 0, ("breast_ultrasound", "spleen_ct"), breast_share=breast_share)
+        return np.mean([sampler._pick(sampler.found).source.name == "breast_ultrasound" for _ in range(400)])
+
+    assert share_of_breast(1.0) == 1
+    assert share_of_breast(0.0) == pytest.approx(1 / 2, abs=0.08) and share_of_breast(0.6) == pytest.approx(0.8, abs=0.08)
+
+
+def test_a_run_starts_afresh_or_from_all_weights_of_a_model_and_its_vae():
+    fresh, no_vae = start(None, "epsilon")
+    assert fresh.prediction_type == "epsilon" and no_vae is None
+    embedded, vae = start("tiny", "epsilon")
+    stored = load_validator(ModelSpec("validator"))
+    assert embedded.prediction_type == "sample" and embedded.training
+    assert all(p.requires_grad and p.dtype == torch.float32 for p in embedded.parameters())
+    assert all(torch.equal(value, stored.segmenter.state_dict()[name]) for name, value in embedded.state_dict().items())
+    assert all(torch.equal(value, stored.vae.state_dict()[name]) for name, value in vae.state_dict().items())
+
+
+def test_a_run_starts_from_no_other_kind_of_model(tmp_path):
+    with pytest.raises(ModelSourceError, match="no validator at"):
+        start(str(tmp_path / "none"), "sample")
+    other = torch.nn.Identity()
+    with pytest.raises(ValueError, match="no latent validator; give 'tiny'"):
+        start(spec_of("validator", other).source, "sample")
+    with pytest.raises(ValueError, match="fresh weights need a VAE"):
+        recipe.train(tmp_path, None, 1.0)
+
+
+@needs_data
+def test_a_given_model_is_trained_on_its_own_vae_at_the_given_rate(tmp_path, monkeypatch):
+    ticks = iter([0.0, 0.5, 1.0])
+    monkeypatch.setattr(recipe.Clock, "progress", lambda self: next(ticks))
+    seen = []
+    monkeypatch.setattr(recipe, "fit_probe", lambda vae, sampler: seen.append(vae) or (torch.zeros(1, 4, 3, 3), torch.zeros(1)))
+    monkeypatch.setattr(recipe, "names_without", lambda left_out: ("breast_ultrasound",))
+    before = start("tiny", "sample")[0].state_dict()
+    trained = recipe.train(tmp_path, None, 1.0, 2, model="tiny", breast_share=0.3, peak_rate=1e-5).state_dict()
+    assert not any(p.requires_grad for p in seen[0].parameters()) and (tmp_path / "validator" / "model.safetensors").is_file()
+    moved = max(float((trained[name] - value).abs().max()) for name, value in before.items() if value.is_floating_point())
+    assert 0 < moved < 1e-4
+
+
+def run_command(monkeypatch, *options):
+    monkeypatch.setattr(sys, "argv", ["validator", *map(str, options)])
+    recipe.main()
+
+
+def test_the_options_reach_the_run(tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(recipe, "train", lambda *args, **options: given.append((args, options)))
+    run_command(monkeypatch, "--out", tmp_path, "--minutes", 2, "--model", "tiny", "--breast-share", 0.8, "--rate", 2e-4)
+    run_command(monkeypatch, "--out", tmp_path, "--without", "spine_mri")
+    run_command(monkeypatch, "--out", tmp_path, "--model", "tiny", "--vae", tmp_path / "vae")
+    (first, options), (second, defaults), (third, _) = given
+    assert first[:3] == (tmp_path, None, 2) and options == {"left_out": (), "model": "tiny", "breast_share": 0.8, "peak_rate": 2e-4}
+    assert second[1] == recipe.FRESH_VAE and third[1] == tmp_path / "vae"
+    assert defaults == {"left_out": ["spine_mri"], "model": None, "breast_share": recipe.BREAST_SHARE, "peak_rate": recipe.PEAK_RATE}
+
+
+def test_a_model_that_is_not_there_is_one_line(tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        run_command(monkeypatch, "--out", tmp_path, "--model", tmp_path / "none")
+    assert f"error: no validator at {tmp_path}/none" in capsys.readouterr().err
