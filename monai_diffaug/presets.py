@@ -37,12 +37,14 @@ def mila_tmgdiff(
     *,
     modality: str,
     finding: Finding = None,
+    anatomy: Finding = None,
     label_value: int = 1,
     noise_scale: float = 0.5,
     noise_source: str = "inverted",
     num_inference_steps: int = 12,
     min_iou: float = 0.5,
     window: tuple[float, float] | None = None,
+    plane: str = "axial",
     model: Any = "tiny",
     medsam: Any = "tiny",
     device: str | None = None,
@@ -54,7 +56,8 @@ def mila_tmgdiff(
 
     Args:
         image_key, label_key: image (C, H, W[, D]) and its label (1, H, W[, D]), where MedSAM's boxes come from.
-        modality, finding: words of the prompt, see ``TextPromptd``.
+        modality, finding, anatomy: words of the prompt, see ``TextPromptd``; name the anatomy of a finding that the vocabulary does not
+            know, else it is drawn from all of the modality's.
         label_value: the lesion's class id.
         noise_scale: g in [0, 1], how far the result moves from the original.
         noise_source: "inverted" (g is the distance to the original) or "random" (to the g = 0 twin).
@@ -63,6 +66,7 @@ def mila_tmgdiff(
             is small or faint.
         window: intensities that the models see, e.g. (-160, 240) HU; default 0 to 255 for uint8 images, else their 0.5 and 99.5
             percentiles (MedSAM: each slice's own range).
+        plane: anatomical plane of the slices of a 3-D image, "axial", "coronal" or "sagittal".
         model, medsam: sources of the inpainter and of MedSAM.
         device: where they run; default the image's device.
         prob: probability of an edit.
@@ -73,9 +77,16 @@ def mila_tmgdiff(
     return Compose(
         [
             MedSAMMaskd(
-                image_key, label_key=label_key, label_value=label_value, min_iou=min_iou, window=window, model=medsam, device=device
+                image_key,
+                label_key=label_key,
+                label_value=label_value,
+                min_iou=min_iou,
+                window=window,
+                plane=plane,
+                model=medsam,
+                device=device,
             ),
-            TextPromptd("prompt", modality=modality, finding=finding),
+            TextPromptd("prompt", modality=modality, finding=finding, anatomy=anatomy),
             DiffusionLocalInpaintd(
                 image_key,
                 guidance_scale=1.0,
@@ -83,6 +94,7 @@ def mila_tmgdiff(
                 noise_scale=noise_scale,
                 num_inference_steps=num_inference_steps,
                 window=window,
+                plane=plane,
                 model=model,
                 device=device,
                 prob=prob,
@@ -97,12 +109,14 @@ def diffaug(
     *,
     modality: str,
     finding: Finding = None,
+    anatomy: Finding = None,
     label_value: int = 1,
     bank: Sequence[NdarrayOrTensor | str | Path] | None = None,
     shape: str | ShapeSource = "blob",
     region_key: str | None = None,
     size_range: tuple[float, float] = (0.08, 0.35),
     scale_range: tuple[float, float] = (0.7, 1.3),
+    depth_mm: float = 8.0,
     num_inference_steps: int = 12,
     max_tries: int = 3,
     min_dice: float = 0.7,
@@ -111,6 +125,7 @@ def diffaug(
     novelty: LesionNovelty | LesionBank | str | Path | None = None,
     screen: Any = None,
     window: tuple[float, float] | None = None,
+    plane: str = "axial",
     model: Any = "tiny",
     validator: Any = "tiny",
     device: str | None = None,
@@ -120,13 +135,14 @@ def diffaug(
 
     Args:
         image_key, label_key: image and label; the lesion is placed clear of what is labelled and painted into the label.
-        modality, finding: words of the prompt.
+        modality, finding, anatomy: words of the prompt; name the anatomy of a finding that the vocabulary does not know, else it is drawn.
         label_value: the class id that is painted.
         bank: real masks (arrays or files) whose outlines are used; None draws random shapes.
         shape: which random shapes, "blob", "ellipse" or a function, see ``PlaceMaskd``.
         region_key: where a lesion may lie, e.g. an organ; None means tissue.
         size_range: longer side of a random shape, as a share of the slice's shorter side.
         scale_range: scaling of an outline of the bank.
+        depth_mm: height of the region in a volume; 0 is one slice.
         num_inference_steps: steps of the sampler; 1 is DiffAug's single-step generation.
         max_tries: candidates at most; when none is accepted the sample stays as it was.
         min_dice: least Dice of what the validator finds with the mask.
@@ -135,6 +151,7 @@ def diffaug(
         novelty: the training lesions, so that copies of them are painted anew, see ``LatentValidated``.
         screen: "tiny" or another source of a latent screen, which gives up hopeless candidates after a quarter of their steps.
         window: intensities that the models see; default as in ``mila_tmgdiff``.
+        plane: anatomical plane of the slices of a 3-D image.
         model, validator: sources of the inpainter and of the validator (any segmenter can judge).
         device: where they run; default the image's device.
         prob: probability of an edit.
@@ -152,8 +169,10 @@ def diffaug(
                 region_key=region_key,
                 size_range=size_range,
                 scale_range=scale_range,
+                depth_mm=depth_mm,
+                plane=plane,
             ),
-            TextPromptd("prompt", modality=modality, finding=finding),
+            TextPromptd("prompt", modality=modality, finding=finding, anatomy=anatomy),
             LatentValidated(
                 image_key,
                 label_key=label_key,
@@ -165,6 +184,7 @@ def diffaug(
                     label_value=label_value,
                     num_inference_steps=num_inference_steps,
                     window=window,
+                    plane=plane,
                     model=model,
                     device=device,
                 ),
@@ -176,6 +196,7 @@ def diffaug(
                 novelty=novelty,
                 screen=screen,
                 window=window,
+                plane=plane,
                 device=device,
                 prob=prob,
             ),
@@ -189,12 +210,14 @@ def emit_diff(
     *,
     modality: str,
     finding: Finding = None,
+    anatomy: Finding = None,
     strength: float = 1.0,
     roi: bool = True,
     num_inference_steps: int = 20,
     guidance_scale: float = 9.0,
     control_scale: float = 1.0,
     window: tuple[float, float] | None = None,
+    plane: str = "axial",
     model: Any = "tiny",
     controlnet: Any = "tiny",
     device: str | None = None,
@@ -204,12 +227,13 @@ def emit_diff(
 
     Args:
         image_key, label_key: image and label; the label is not changed.
-        modality, finding: words of the prompt.
+        modality, finding, anatomy: words of the prompt; name the anatomy of a finding that the vocabulary does not know, else it is drawn.
         strength: share of the noise schedule that is run, in (0, 1]; 1 starts from noise, less keeps more of the image than its edges.
         roi: True resamples the slice to the model's size; False makes it at its own resolution, where a model that was trained on small
             crops, like the embedded one, is sharper (and slower by the ratio of the areas).
         num_inference_steps, guidance_scale, control_scale: the authors' settings are 20, 9 and 1.
         window: intensities that the models see; default as in ``mila_tmgdiff``.
+        plane: anatomical plane of the slices of a 3-D image.
         model, controlnet: sources of the inpainter and of the ControlNet.
         device: where they run; default the image's device.
         prob: probability of an edit.
@@ -219,9 +243,9 @@ def emit_diff(
     _check_keys(image_key, label_key)
     return Compose(
         [
-            EdgeMapd(image_key, mask_key=label_key, output_key="edges", window=window),
+            EdgeMapd(image_key, mask_key=label_key, output_key="edges", window=window, plane=plane),
             WholeImaged(label_key),
-            TextPromptd("prompt", modality=modality, finding=finding),
+            TextPromptd("prompt", modality=modality, finding=finding, anatomy=anatomy),
             DiffusionLocalInpaintd(
                 image_key,
                 control_key="edges",
@@ -233,6 +257,7 @@ def emit_diff(
                 guidance_scale=guidance_scale,
                 soft_width=0.0,
                 window=window,
+                plane=plane,
                 model=model,
                 device=device,
                 prob=prob,
@@ -248,12 +273,14 @@ def medsoft_diffusion(
     *,
     modality: str,
     finding: Finding = None,
+    anatomy: Finding = None,
     label_value: int = 1,
     soft_width: float = 4.0,
     soft_width_mm: float | None = None,
     num_inference_steps: int = 12,
     min_iou: float = 0.5,
     window: tuple[float, float] | None = None,
+    plane: str = "axial",
     model: Any = "tiny",
     semantic_controller: Any = "tiny",
     medsam: Any = "tiny",
@@ -264,13 +291,14 @@ def medsoft_diffusion(
 
     Args:
         image_key, label_key: image and label.
-        modality, finding: words of the prompt.
+        modality, finding, anatomy: words of the prompt; name the anatomy of a finding that the vocabulary does not know, else it is drawn.
         label_value: the lesion's class id.
         soft_width, soft_width_mm: width of the soft edge, see ``DiffusionLocalInpaint``.
         num_inference_steps: steps of the sampler.
         min_iou: least overlap that MedSAM expects of its outline, else the image stays as it is; the embedded one needs 0.2 to 0.3 for what
             is small or faint.
         window: intensities that the models see; default as in ``mila_tmgdiff``.
+        plane: anatomical plane of the slices of a 3-D image.
         model, semantic_controller, medsam: sources of the inpainter, of the semantic controller and of MedSAM.
         device: where they run; default the image's device.
         prob: probability of an edit.
@@ -281,9 +309,16 @@ def medsoft_diffusion(
     return Compose(
         [
             MedSAMMaskd(
-                image_key, label_key=label_key, label_value=label_value, min_iou=min_iou, window=window, model=medsam, device=device
+                image_key,
+                label_key=label_key,
+                label_value=label_value,
+                min_iou=min_iou,
+                window=window,
+                plane=plane,
+                model=medsam,
+                device=device,
             ),
-            TextPromptd("prompt", modality=modality, finding=finding),
+            TextPromptd("prompt", modality=modality, finding=finding, anatomy=anatomy),
             DiffusionLocalInpaintd(
                 image_key,
                 label_key=label_key,
@@ -293,6 +328,7 @@ def medsoft_diffusion(
                 soft_width_mm=soft_width_mm,
                 num_inference_steps=num_inference_steps,
                 window=window,
+                plane=plane,
                 model=model,
                 device=device,
                 prob=prob,

@@ -10,6 +10,7 @@ from monai.transforms import Compose
 from monai_diffaug import LesionBank, LesionNovelty, presets
 from monai_diffaug.models.inpainter import load_inpainter
 from monai_diffaug.models.registry import ModelSpec
+from monai_diffaug.transforms.text_prompt import TextPromptd
 
 
 def sample() -> dict[str, torch.Tensor]:
@@ -172,3 +173,35 @@ def test_the_whole_image_as_mask_has_the_type_of_its_label() -> None:
     for label in (sample()["label"], MetaTensor(sample()["label"] - 1), sample()["label"].numpy()):
         mask = presets.WholeImaged("label")({"label": label})["mask"]
         assert type(mask) is type(label) and mask.shape == label.shape and bool((mask == 1).all())
+
+
+@pytest.mark.parametrize("preset", [presets.mila_tmgdiff, presets.diffaug, presets.emit_diff, presets.medsoft_diffusion])
+def test_the_anatomy_that_was_named_is_the_one_in_the_prompt(preset) -> None:
+    prompt = next(t for t in preset(modality="CT", finding="hypodense lesion", anatomy="spleen").transforms if isinstance(t, TextPromptd))
+    for seed in range(8):
+        prompt.set_random_state(seed)
+        assert prompt({})["prompt"].startswith("CT of spleen, hypodense lesion")
+
+
+@pytest.mark.parametrize("preset", [presets.mila_tmgdiff, presets.diffaug, presets.emit_diff, presets.medsoft_diffusion])
+def test_a_plane_that_does_not_exist_is_refused(preset) -> None:
+    with pytest.raises(ValueError, match="oblique"):
+        preset(modality="MRI", finding="glioma", plane="oblique")
+
+
+def test_diffaug_places_and_repaints_in_the_plane_that_was_named(random_inpainter) -> None:
+    volume = {"image": torch.rand(1, 16, 40, 40, generator=torch.Generator().manual_seed(0)) + 1, "label": torch.zeros(1, 16, 40, 40)}
+    result = run(presets.diffaug(modality="MRI", plane="sagittal", depth_mm=0, max_tries=1, model=random_inpainter, prob=1.0), volume)
+    assert int((result["mask"] > 0).flatten(2).any(dim=2).sum()) == 1
+    assert result["image_diffaug"]["n_slices"] == 1
+
+
+def test_a_lesion_of_diffaug_is_as_high_as_asked(random_inpainter) -> None:
+    image, label = torch.rand(1, 32, 32, 12) + 1, torch.zeros(1, 32, 32, 12)
+    heights = []
+    for depth_mm in (0.0, 8.0):
+        place = presets.diffaug(modality="CT", depth_mm=depth_mm, model=random_inpainter).transforms[0]
+        place.set_random_state(0)
+        mask = torch.as_tensor(place({"image": image, "label": label})["mask"])
+        heights.append(int((mask > 0).flatten(0, 2).any(dim=0).sum()))
+    assert heights[0] == 1 < heights[1]

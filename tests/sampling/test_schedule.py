@@ -50,3 +50,10 @@ def test_the_scheduler_given_is_not_changed() -> None:
 def test_bad_numbers_are_refused(steps, strength, message) -> None:
     with pytest.raises(ValueError, match=message):
         prepare_schedule(diffusers.DDIMScheduler(), steps, strength, CPU)
+
+
+@pytest.mark.parametrize(("name", "strength"), [("FlowMatchEulerDiscreteScheduler", 1.0), ("IPNDMScheduler", 0.5)])
+def test_a_scheduler_that_puts_no_noise_on_an_image_is_refused_with_the_way_out(name, strength) -> None:
+    with pytest.raises(ValueError, match=f"{name} cannot put noise .* e.g. DDIMScheduler"):
+        prepare_schedule(getattr(diffusers, name)(), 4, strength, CPU)
+    prepare_schedule(diffusers.IPNDMScheduler(), 4, 1.0, CPU)
