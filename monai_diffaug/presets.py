@@ -347,14 +347,9 @@ class WholeImaged(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         for key in self.key_iterator(d):
-            d[self.mask_key] = everything(d[key])
+            ones = torch.ones(tuple(d[key].shape))
+            d[self.mask_key] = convert_to_dst_type(ones, d[key], dtype=torch.uint8)[0]
         return d
-
-
-def everything(label: NdarrayOrTensor) -> NdarrayOrTensor:
-    """A mask of ones (uint8) on the label's grid, of its type and meta data."""
-    ones: NdarrayOrTensor = convert_to_dst_type(torch.ones(tuple(label.shape)), label, dtype=torch.uint8)[0]
-    return ones
 
 
 def _check_keys(*keys: str | None) -> None:

@@ -206,8 +206,8 @@ def main() -> None:
     settings = ClassifierSettings(args.classifier_steps)
     classifier = load_or_train(settings, None if args.out is None else args.out.with_suffix(".classifier.safetensors"))
     verdicts: list[Verdict] = []
-    for outline in LESIONS:
-        places = free_places(args.n, seed=args.seed, source=SOURCE, outlines_of=outline)
+    places_of = {outline: free_places(args.n, seed=args.seed, source=SOURCE, outlines_of=outline) for outline in LESIONS}
+    for outline, places in places_of.items():
         for finding in CLASSES:
             images = paint(
                 places, finding, model=args.model, seed=args.seed, num_inference_steps=args.steps, guidance_scale=args.guidance_scale
@@ -215,7 +215,7 @@ def main() -> None:
             asked, outlines = [finding] * len(places), [outline] * len(places)
             verdicts += judge(classifier, settings.size_px, places, images, asked, kind=PAINTED, outlines=outlines, seed=args.seed)
     real = real_regions(args.n, args.seed)
-    for kind, regions in ((PASTED, pasted_lesions(real, places, args.seed)), (REAL, real)):
+    for kind, regions in ((PASTED, pasted_lesions(real, places_of[MALIGNANT], args.seed)), (REAL, real)):
         images, asked = [r.image for r in regions], [r.finding for r in regions]
         verdicts += judge(classifier, settings.size_px, regions, images, asked, kind=kind, seed=args.seed)
     rows = rows_of(verdicts)
