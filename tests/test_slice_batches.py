@@ -45,6 +45,16 @@ def test_what_a_call_held_that_ran_out_of_memory_is_free_before_it_is_tried_agai
     assert len(held) == 3
 
 
-def test_batch_sizes_are_as_asked_or_sixteen_on_a_cpu(random_inpainter) -> None:
-    model = load_inpainter(ModelSpec("inpainter", random_inpainter), torch.device("cpu"))
-    assert batch_sizes(model, 64, True, 3) == (3, 3) and batch_sizes(model, 64, True, None) == (16, 16)
+def test_batch_sizes_are_as_asked() -> None:
+    assert batch_sizes(load_inpainter(ModelSpec("inpainter", "tiny"), torch.device("cpu")), 64, True, 3) == (3, 3)
+
+
+@pytest.mark.parametrize(("side_px", "expected"), [(64, (16, 16)), (128, (16, 4)), (256, (4, 1)), (2048, (1, 1))])
+def test_on_a_cpu_the_largest_feature_maps_stay_within_their_bytes(side_px: int, expected: tuple[int, int]) -> None:
+    model = load_inpainter(ModelSpec("inpainter", "tiny"), torch.device("cpu"))
+    assert batch_sizes(model, side_px, True, None) == expected
+
+
+def test_without_guidance_twice_as_many_slices_go_through_the_unet() -> None:
+    model = load_inpainter(ModelSpec("inpainter", "tiny"), torch.device("cpu"))
+    assert batch_sizes(model, 256, False, None)[0] == 2 * batch_sizes(model, 256, True, None)[0]

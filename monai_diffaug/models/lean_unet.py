@@ -147,14 +147,16 @@ class LeanUnet:
         h = self._convolution(resnet.conv1, F.silu(resnet.norm1(x), inplace=True))
         h.add_(resnet.time_emb_proj(F.silu(time))[:, :, None, None])
         h = self._convolution(resnet.conv2, F.silu(resnet.norm2(h), inplace=True))
-        h.add_(x if resnet.conv_shortcut is None else resnet.conv_shortcut(x))
+        h.add_(x if resnet.conv_shortcut is None else self._convolution(resnet.conv_shortcut, x))
         return h if resnet.output_scale_factor == 1.0 else h.div_(resnet.output_scale_factor)
 
     def _convolution(self, module: Any, x: Tensor) -> Tensor:
-        """On a CPU with weights that outnumber the pixels' values, of which a channels-last copy is kept for the run: they are laid out
-        anew at each call, which then takes a good part of its time."""
+        """On a CPU as a product of matrices where a pixel is a token, else, with weights that outnumber the pixels' values, with a
+        channels-last copy of them, kept for the run: they are laid out anew at each call, which then takes a good part of its time."""
         weight = getattr(module, "weight", None)
         plain = type(module) is nn.Conv2d and module.padding_mode == "zeros" and not module._forward_hooks and not module._forward_pre_hooks
+        if plain and weight is not None and weight.device.type == "cpu" and _of_single_pixels(module):
+            return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), module.bias).permute(0, 3, 1, 2)
         if not plain or weight is None or weight.device.type != "cpu" or weight.numel() < x.numel():
             result: Tensor = module(x)
             return result
@@ -168,7 +170,7 @@ class LeanUnet:
         height, width = x.shape[-2:]
         linear = transformer.use_linear_projection
         h = transformer.norm(x)
-        h = (h if linear else transformer.proj_in(h)).permute(0, 2, 3, 1).flatten(1, 2)
+        h = (h if linear else self._convolution(transformer.proj_in, h)).permute(0, 2, 3, 1).flatten(1, 2)
         h = transformer.proj_in(h) if linear else h
         for block in transformer.transformer_blocks:
             h = _attend_itself(block.attn1, block.norm1(h)).add_(h)
@@ -176,7 +178,7 @@ class LeanUnet:
             h = seen.add_(_repeated(h, len(seen)))
             h = _feed_forward(block.ff, block.norm3(h)).add_(h)
         h = (transformer.proj_out(h) if linear else h).unflatten(1, (height, width)).permute(0, 3, 1, 2)
-        h = h if linear else transformer.proj_out(h)
+        h = h if linear else self._convolution(transformer.proj_out, h)
         return h.add_(_repeated(x, len(h)))
 
     def _attend(self, attention: Any, h: Tensor, text: int) -> Tensor:
@@ -205,6 +207,10 @@ def _layers(block: Any) -> list[tuple[Any, Any]]:
     """(residual block, transformer or None) of a down or up block."""
     transformers = getattr(block, "attentions", None) or [None] * len(block.resnets)
     return list(zip(block.resnets, transformers, strict=True))
+
+
+def _of_single_pixels(module: nn.Conv2d) -> bool:
+    return module.kernel_size == (1, 1) and module.stride == (1, 1) and module.padding == (0, 0) and module.groups == 1
 
 
 def _repeated(x: Tensor, rows: int) -> Tensor:

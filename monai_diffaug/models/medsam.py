@@ -15,7 +15,7 @@ from torch import Tensor
 from monai_diffaug.errors import ModelSourceError
 from monai_diffaug.models.medsam_resize import cubic_matrix, resize_cubic
 from monai_diffaug.models.registry import ModelSpec, live_object, tiny_folder
-from monai_diffaug.models.sam_attention import use_fused_attention
+from monai_diffaug.models.sam_block import use_fused_blocks
 from monai_diffaug.models.sam_decoder import decode_boxes
 from monai_diffaug.models.sam_weights import FETCH, TINY_CONFIG, build_sam, config_of, load_sam, sam_names, save_sam
 
@@ -88,7 +88,7 @@ class MedSAM:
         box_as_mask: bool = False,
     ) -> None:
         self.sam = sam.to(device).eval().requires_grad_(False)
-        use_fused_attention(self.sam)
+        use_fused_blocks(self.sam)
         self.sam.image_encoder.to(dtype)
         self.device = torch.device(device)
         self.dtype = dtype

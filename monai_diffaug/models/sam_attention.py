@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from segment_anything.modeling import Sam
+__all__ = ["FusedAttention", "relative"]
 
-__all__ = ["FusedAttention", "use_fused_attention"]
-
-# Elements of the relative-position bias that are held at once, one head of one image at least: of a global block of ViT-B at 1024 px
-# one of the twelve heads on a CPU (67 MB in float32 instead of 805 MB), all of them on a GPU.
-LARGEST_BIAS_CPU = 2**22
+# Elements of the relative-position bias that are held at once, one row of queries of one head at least: of a global block of ViT-B at
+# 1024 px 256 queries of one of the twelve heads on a CPU (4 MB in float32, which stay in its cache, instead of 805 MB), all on a GPU.
+LARGEST_BIAS_CPU = 2**20
 LARGEST_BIAS_GPU = 2**28
 
 
@@ -39,14 +37,23 @@ class FusedAttention(nn.Module):
             self.rel_pos_h: nn.Parameter = attention.rel_pos_h
             self.rel_pos_w: nn.Parameter = attention.rel_pos_w
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) tokens -> (B, H, W, C)."""
-        count, height, width, _ = x.shape
-        qkv = self.qkv(x).reshape(count, height * width, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        query, key, value = qkv.reshape(3, count * self.num_heads, height * width, -1).unbind(0)
-        mixed = self._biased(query, key, value, (height, width)) if self.use_rel_pos else self._attend(query, key, value, None)
-        mixed = mixed.view(count, self.num_heads, height, width, -1).permute(0, 2, 3, 1, 4).reshape(count, height, width, -1)
-        projected: Tensor = self.proj(mixed)
+    def forward(self, x: Tensor, window: int = 0) -> Tensor:
+        """(B, H, W, C) tokens -> (B, H, W, C); with ``window`` each attends to those of its own square of that side only.
+
+        Squares that reach beyond the image hold tokens of zeros there, which are attended to as in ``segment_anything``.
+        """
+        count, height, width, channels = x.shape
+        side_hw = (window, window) if window else (height, width)
+        down, right = math.ceil(height / side_hw[0]), math.ceil(width / side_hw[1])
+        padded_hw = (down * side_hw[0], right * side_hw[1])
+        beyond = self.qkv(x.new_zeros(channels)) if padded_hw != (height, width) else None
+        parts = self.qkv(x).chunk(3, -1)
+        filled = parts if beyond is None else [_filled(part, *padded_hw, of) for part, of in zip(parts, beyond.chunk(3), strict=True)]
+        squares = (part.view(count, down, side_hw[0], right, side_hw[1], self.num_heads, -1) for part in filled)
+        query, key, value = (square.permute(0, 1, 3, 5, 2, 4, 6).flatten(0, 3).flatten(1, 2) for square in squares)
+        mixed = self._biased(query, key, value, side_hw) if self.use_rel_pos else self._attend(query, key, value, None)
+        mixed = mixed.view(count, down, right, self.num_heads, *side_hw, -1).permute(0, 1, 4, 2, 5, 3, 6)
+        projected: Tensor = self.proj(mixed.reshape(count, *padded_hw, channels)[:, :height, :width])
         return projected
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
@@ -55,19 +62,28 @@ class FusedAttention(nn.Module):
         return F.scaled_dot_product_attention(query[None], key[None], value[None], attn_mask=biases, scale=self.scale)[0]
 
     def _biased(self, query: Tensor, key: Tensor, value: Tensor, size_hw: tuple[int, int]) -> Tensor:
+        """The bias of some heads, or of some rows of one head's queries, at a time."""
         height, width = size_hw
         tokens = height * width
         along_h, along_w = relative(self.rel_pos_h, height), relative(self.rel_pos_w, width)
         largest = LARGEST_BIAS_GPU if query.device.type == "cuda" else LARGEST_BIAS_CPU
-        group = max(1, largest // tokens**2)
+        heads, rows = max(1, largest // tokens**2), max(1, largest // (tokens * width))
         mixed = []
-        for q, k, v in zip(query.split(group), key.split(group), value.split(group), strict=True):
-            grid = q.view(len(q), height, width, -1)
-            of_rows = torch.einsum("ghwd,hkd->ghwk", grid, along_h).contiguous()
-            of_columns = torch.einsum("ghwd,wkd->ghwk", grid, along_w).contiguous()
-            bias = (of_rows[..., :, None] + of_columns[..., None, :]).view(len(q), tokens, tokens)
-            mixed.append(self._attend(q, k, v, bias))
-        return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
+        for q, k, v in zip(query.split(heads), key.split(heads), value.split(heads), strict=True):
+            grid = q.unflatten(1, size_hw)
+            of_rows = torch.einsum("ghwd,hkd->ghwk", grid, along_h)[..., :, None]
+            of_columns = torch.einsum("ghwd,wkd->ghwk", grid, along_w)[..., None, :]
+            for some, by_row, by_column in zip(grid.split(rows, 1), of_rows.split(rows, 1), of_columns.split(rows, 1), strict=True):
+                bias = (by_row + by_column).flatten(3).flatten(1, 2)
+                mixed.append(self._attend(some.flatten(1, 2), k, v, bias).flatten(0, 1))
+        return torch.cat(mixed).view_as(query)
+
+
+def _filled(x: Tensor, height: int, width: int, beyond: Tensor) -> Tensor:
+    """(B, H, W, C) on a larger grid, with one token (C,) everywhere beyond."""
+    filled = beyond.expand(len(x), height, width, -1).clone()
+    filled[:, : x.shape[1], : x.shape[2]] = x
+    return filled
 
 
 def relative(positions: Tensor, size: int) -> Tensor:
@@ -79,12 +95,3 @@ def relative(positions: Tensor, size: int) -> Tensor:
         positions = F.interpolate(positions.T[None], size=2 * size - 1, mode="linear")[0].T
     coordinates = torch.arange(size, device=positions.device)
     return positions[coordinates[:, None] - coordinates[None, :] + size - 1]
-
-
-def use_fused_attention(sam: Sam) -> None:
-    """Replace the attention of every block of the image encoder, in place; names and values of the weights stay."""
-    from segment_anything.modeling.image_encoder import Attention
-
-    for block in getattr(sam.image_encoder, "blocks", ()):
-        if type(block.attn) is Attention:
-            block.attn = FusedAttention(block.attn)
