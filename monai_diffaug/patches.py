@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from monai_diffaug.blending import composite, soft_mask
 from monai_diffaug.intensity import Window
-from monai_diffaug.roi import Roi, crop, paste, roi_around
+from monai_diffaug.roi import Roi, crop, paste
 from monai_diffaug.slices import SlicePlane, from_slices, to_slices, touched
 
-__all__ = ["Patch", "PromptMix", "Stack", "cut_patch", "open_stack", "put_back", "square_of", "whole_slice"]
+if TYPE_CHECKING:
+    from monai_diffaug.squares import Square
+
+__all__ = ["Patch", "PromptMix", "Stack", "cut_patch", "open_stack", "put_back"]
 
 PromptMix = tuple[tuple[float, str], ...]
 """(weight, text) pairs, see ``monai_diffaug.sampling.prompt_mix``."""
@@ -49,7 +51,7 @@ class Stack(NamedTuple):
 
 
 class Patch(NamedTuple):
-    """One touched slice, cropped to the model's size.
+    """A square of a touched slice, cropped to the model's size.
 
     Attributes:
         position: of the slice in its stack.
@@ -60,6 +62,7 @@ class Patch(NamedTuple):
         hard: (1, size, size) in {0, 1}, all that the edit may change: the UNet's mask.
         weights: (1, size, size), the sampler's soft mask.
         control: (3, size, size) in [0, 1] or None.
+        part: number of the lesion where those of a slice have squares of their own, else 0.
     """
 
     position: int
@@ -70,6 +73,7 @@ class Patch(NamedTuple):
     hard: Tensor
     weights: Tensor
     control: Tensor | None
+    part: int = 0
 
 
 def open_stack(
@@ -90,25 +94,24 @@ def open_stack(
     return Stack(slices, masks, plane, touched(masks), window, pixel_mm, prompt, seed, shown)
 
 
-def cut_patch(stack: Stack, index: int, roi: Roi, size: int, soft_width_px: float, soft_mode: str) -> Patch:
-    """Crop one slice, its mask and its control to ``size`` pixels.
+def cut_patch(stack: Stack, square: Square, soft_width_px: float, soft_mode: str) -> Patch:
+    """Crop one square of a slice, its mask and its control to the model's size.
 
     Args:
         stack: the sample.
-        index: the slice.
-        roi: the square of it that the model sees.
-        size: the model's image size.
+        square: the slice, where, and what is repainted.
         soft_width_px: standard deviation of the soft edge in pixels of the slice.
         soft_mode: see ``monai_diffaug.blending.soft_mask``.
     """
-    soft = soft_mask(stack.masks[index, 0], soft_width_px, soft_mode)
+    index, roi, size, mask, part = square
+    soft = soft_mask(mask, soft_width_px, soft_mode)
     image = crop(stack.window.to_model(stack.slices[index]), roi, size).expand(3, -1, -1)
     weights = crop(soft[None], roi, size)
     shrunk = roi.side > size
-    core = _support(crop((stack.masks[index] != 0).float(), roi, size), 0.5, shrunk)
+    core = _support(crop((mask != 0).float()[None], roi, size), 0.5, shrunk)
     hard = core if soft_width_px == 0 else _support(weights, VISIBLE, shrunk)
     control = None if stack.control is None else crop(stack.control[index].float(), roi, size).clamp(0, 1).expand(3, -1, -1)
-    return Patch(index, roi, soft, image, core, hard, weights, control)
+    return Patch(index, roi, soft, image, core, hard, weights, control, part)
 
 
 def _support(weights: Tensor, threshold: float, shrunk: bool) -> Tensor:
@@ -121,18 +124,6 @@ def _support(weights: Tensor, threshold: float, shrunk: bool) -> Tensor:
     return (above | (weights > 0) & ~near).float()
 
 
-def square_of(stack: Stack, index: int, size: int, context: float, least_side: Callable[[int], float] | None = None) -> Roi:
-    """The square around the mask of one slice, see ``roi_around``."""
-    return roi_around(stack.masks[index, 0], size, context, least_side=least_side)
-
-
-def whole_slice(stack: Stack, multiple: int) -> Roi:
-    """The smallest square that holds a whole slice, its side a multiple of ``multiple`` pixels."""
-    height, width = stack.masks.shape[-2:]
-    side = -(-max(height, width) // multiple) * multiple
-    return Roi((height - side) // 2, (width - side) // 2, side)
-
-
 def put_back(stack: Stack, patches: list[Patch], pictures: Tensor) -> Tensor:
     """The sample with generated pictures (P, 3, size, size) composited in: (C, H, W[, D]), bit-identical outside the soft masks.
 
@@ -141,7 +132,7 @@ def put_back(stack: Stack, patches: list[Patch], pictures: Tensor) -> Tensor:
     result = stack.slices.clone()
     for patch, picture in zip(patches, pictures, strict=True):
         picture = picture.to(result.device).clamp(-1, 1)
-        image = stack.slices[patch.position]
+        image = result[patch.position]
         if image.shape[0] == 1:
             picture = picture.mean(0, keepdim=True)
         hidden = stack.window.beyond(image.float()) * (stack.masks[patch.position] == 0)

@@ -6,7 +6,7 @@ latents; ``repaint`` is both.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -18,9 +18,8 @@ from torch import Tensor
 
 from monai_diffaug.blending import soft_mask
 from monai_diffaug.models.inpainter import Inpainter
-from monai_diffaug.patches import Patch, Stack, cut_patch, put_back, square_of, whole_slice
+from monai_diffaug.patches import Patch, Stack, cut_patch, put_back
 from monai_diffaug.repaint_settings import RepaintSettings
-from monai_diffaug.roi import Roi
 from monai_diffaug.sampling.inpaint import Denoiser, inpaint_latents
 from monai_diffaug.sampling.inversion import invert_latents
 from monai_diffaug.sampling.noise import LOCAL_NOISE, local_noise, slice_noise
@@ -28,6 +27,7 @@ from monai_diffaug.sampling.prompt_mix import mix_prompts
 from monai_diffaug.seeding import slice_generators
 from monai_diffaug.slice_batches import batch_sizes, in_batches
 from monai_diffaug.slices import from_slices
+from monai_diffaug.squares import Square, squares_of, whole_slices
 
 __all__ = [
     "Candidate",
@@ -42,6 +42,7 @@ __all__ = [
 ]
 
 STOCHASTIC_STEP = 1  # the ``purpose`` of the generators that stochastic schedulers draw from
+PURPOSES = 16  # more than there are: the streams of the lesions of a slice lie so far apart
 CONSTANT = 1e-6  # of the model's range [-1, 1]
 
 
@@ -73,13 +74,18 @@ class Candidate(NamedTuple):
 
     Attributes:
         stack: the sample.
-        patches: its P touched slices, cropped; none when the mask is empty.
+        patches: P squares of its touched slices; none when the mask is empty.
         latents: (P, 4, h, w) scaled.
     """
 
     stack: Stack
     patches: list[Patch]
     latents: Tensor
+
+    @property
+    def n_slices(self) -> int:
+        """Slices that are touched; one has several patches where its lesions lie far apart."""
+        return len({patch.position for patch in self.patches})
 
 
 class Look(NamedTuple):
@@ -127,9 +133,9 @@ def sample_candidates(models: Models, stacks: list[Stack], settings: RepaintSett
     """
     model = models.inpainter
     pieces = [
-        _Piece(owner, stack, cut_patch(stack, index, roi, size, settings.soft_width_px(roi.side, stack.pixel_mm), settings.soft_mode))
+        _Piece(owner, stack, cut_patch(stack, square, settings.soft_width_px(square.roi.side, stack.pixel_mm), settings.soft_mode))
         for owner, stack in enumerate(stacks)
-        for index, roi, size in _squares(model, stack, settings)
+        for square in _squares(model, stack, settings)
     ]
     found: dict[int, Candidate] = {}
     # without roi the samples may have different sizes: neighbours of one size share a batch
@@ -186,20 +192,17 @@ def _stacked(squares: list[Tensor], model: Inpainter) -> Tensor:
 def soft_region(model: Inpainter, stack: Stack, settings: RepaintSettings) -> Tensor:
     """(1, H, W[, D]) float32: the composite weights of an edit; where they are 0 nothing can change."""
     weights = torch.zeros(stack.masks.shape, dtype=torch.float32)
-    for index, roi, _ in _squares(model, stack, settings):
-        weights[index, 0] = soft_mask(stack.masks[index, 0], settings.soft_width_px(roi.side, stack.pixel_mm), settings.soft_mode)
+    for square in _squares(model, stack, settings):
+        own = soft_mask(square.mask, settings.soft_width_px(square.roi.side, stack.pixel_mm), settings.soft_mode)
+        weights[square.position, 0] = torch.maximum(weights[square.position, 0], own.cpu())
     return from_slices(weights, stack.plane).contiguous()
 
 
-def _squares(model: Inpainter, stack: Stack, settings: RepaintSettings) -> Iterable[tuple[int, Roi, int]]:
-    """(slice, square, size in pixels that it is resampled to) of each touched slice."""
-    least_side = partial(settings.least_side, pixel_mm=stack.pixel_mm)
-    for index in stack.indices:
-        if settings.roi:
-            yield index, square_of(stack, index, model.size_px, settings.roi_context, least_side), model.size_px
-        else:
-            roi = whole_slice(stack, model.multiple_px)
-            yield index, roi, roi.side
+def _squares(model: Inpainter, stack: Stack, settings: RepaintSettings) -> list[Square]:
+    """What the model sees of each touched slice."""
+    if not settings.roi:
+        return whole_slices(stack, model.multiple_px)
+    return squares_of(stack, model.size_px, settings.roi_context, partial(settings.least_side, pixel_mm=stack.pixel_mm))
 
 
 def _assemble(candidate: Candidate, generated: Tensor) -> Repainted:
@@ -209,7 +212,7 @@ def _assemble(candidate: Candidate, generated: Tensor) -> Repainted:
     spread = generated.flatten(1).amax(1) - generated.flatten(1).amin(1)
     if bool((spread < CONSTANT).any()):
         return Repainted(None, 0, "the model returned a constant picture")
-    return Repainted(put_back(candidate.stack, candidate.patches, generated), len(candidate.patches), "")
+    return Repainted(put_back(candidate.stack, candidate.patches, generated), candidate.n_slices, "")
 
 
 def _latents_of(models: Models, pieces: list[_Piece], settings: RepaintSettings, look: Look | None) -> Tensor:
@@ -229,14 +232,14 @@ def _latents_of(models: Models, pieces: list[_Piece], settings: RepaintSettings,
 
 
 def _noise(model: Inpainter, pieces: list[_Piece], settings: RepaintSettings, purpose: int = 0) -> Tensor:
-    """(P, 4, h, w) standard normal on the CPU, from each sample's seed and slice positions."""
+    """(P, 4, h, w) standard normal on the CPU, from each sample's seed and slice positions; each lesion of a slice has its own."""
     size = pieces[0].patch.image.shape[-1] // model.factor
-    shape = (model.vae.config.latent_channels, size, size)
-    parts = []
-    for _, group in groupby(pieces, key=lambda piece: piece.owner):
-        own = list(group)
-        parts.append(slice_noise(own[0].stack.seed, [piece.patch.position for piece in own], shape, settings.noise_rho, purpose))
-    return torch.cat(parts)
+    noise = torch.empty(len(pieces), model.vae.config.latent_channels, size, size, dtype=torch.float32, device="cpu")
+    for owner, part in dict.fromkeys((piece.owner, piece.patch.part) for piece in pieces):
+        own = [i for i, piece in enumerate(pieces) if (piece.owner, piece.patch.part) == (owner, part)]
+        positions = [pieces[i].patch.position for i in own]
+        noise[own] = slice_noise(pieces[own[0]].stack.seed, positions, noise.shape[1:], settings.noise_rho, purpose + part * PURPOSES)
+    return noise
 
 
 def _sample(
@@ -291,7 +294,9 @@ def _sample(
         num_inference_steps=settings.num_inference_steps,
         strength=settings.strength,
         trajectory=trajectory,
-        generators=[g for piece in pieces for g in slice_generators(piece.stack.seed, [piece.patch.position], STOCHASTIC_STEP)],
+        generators=[
+            slice_generators(piece.stack.seed, [piece.patch.position], STOCHASTIC_STEP + piece.patch.part * PURPOSES)[0] for piece in pieces
+        ],
         look=None if look is None else (look.after, partial(_shown, look, pieces)),
     )
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Roi", "crop", "paste", "roi_around"]
+__all__ = ["Extent", "Roi", "crop", "extent_of", "paste", "roi_around", "roi_around_extent"]
 
 NATIVE_RANGE = (0.8, 1.1)
 
@@ -22,6 +23,27 @@ class Roi:
     top: int
     left: int
     side: int
+
+
+class Extent(NamedTuple):
+    """First and last row and column of a mask."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+
+def extent_of(mask: Tensor) -> Extent:
+    """Of the non-zero pixels of (h, w).
+
+    Raises:
+        ValueError: empty mask.
+    """
+    rows, columns = (mask != 0).any(1).nonzero().flatten(), (mask != 0).any(0).nonzero().flatten()
+    if len(rows) == 0:
+        raise ValueError("a region of interest needs a mask with at least one non-zero pixel")
+    return Extent(int(rows[0]), int(rows[-1]), int(columns[0]), int(columns[-1]))
 
 
 def roi_around(
@@ -39,17 +61,27 @@ def roi_around(
     Raises:
         ValueError: empty mask.
     """
-    rows, columns = (mask != 0).any(1).nonzero().flatten(), (mask != 0).any(0).nonzero().flatten()
-    if len(rows) == 0:
-        raise ValueError("roi_around needs a mask with at least one non-zero pixel")
-    top, bottom, left, right = int(rows[0]), int(rows[-1]), int(columns[0]), int(columns[-1])
-    extent = max(bottom - top, right - left) + 1
-    needed = extent if least_side is None else math.ceil(least_side(extent))
-    side = max(round(context * extent), min_side, needed)
-    if NATIVE_RANGE[0] * size <= side <= NATIVE_RANGE[1] * size and extent < size and needed <= size:
+    return roi_around_extent(extent_of(mask), (mask.shape[0], mask.shape[1]), size, context, min_side, least_side=least_side)
+
+
+def roi_around_extent(
+    extent: Extent,
+    size_hw: tuple[int, int],
+    size: int,
+    context: float = 2.0,
+    min_side: int = 32,
+    *,
+    least_side: Callable[[int], float] | None = None,
+) -> Roi:
+    """``roi_around`` for a mask of a given extent on an image of ``size_hw``."""
+    top, bottom, left, right = extent
+    longer = max(bottom - top, right - left) + 1
+    needed = longer if least_side is None else math.ceil(least_side(longer))
+    side = max(round(context * longer), min_side, needed)
+    if NATIVE_RANGE[0] * size <= side <= NATIVE_RANGE[1] * size and longer < size and needed <= size:
         side = size
-    side = max(min(side, max(mask.shape)), extent)
-    return Roi(_start(top, bottom, side, mask.shape[0]), _start(left, right, side, mask.shape[1]), side)
+    side = max(min(side, max(size_hw)), longer)
+    return Roi(_start(top, bottom, side, size_hw[0]), _start(left, right, side, size_hw[1]), side)
 
 
 def _start(first: int, last: int, side: int, length: int) -> int:

@@ -85,9 +85,10 @@ class DiffusionLocalInpaint(SeededTransform):
         soft_width_mm: the same width in millimetres (2-D images without an affine: pixels); takes the place of ``soft_width``.
         soft_mode: "grow", "inner" or "centre", see ``monai_diffaug.blending.soft_mask``.
         label_value: the class id that the edit paints into the label; 0 erases.
-        slice_batch_size: slices in one model call; None takes what fits into the GPU's memory, and 16 on a CPU. Halved when memory
+        slice_batch_size: slices in one model call; None takes what fits into the GPU's memory or a CPU's cache. Halved when memory
             runs out, with the same result.
-        roi: repaint a square around the mask, resampled to the model's size; False repaints whole slices as they are.
+        roi: repaint a square around the mask, resampled to the model's size, and lesions that lie farther apart than the model sees in
+            squares of their own; False repaints whole slices as they are.
         roi_context: side of that square as a multiple of the mask's extent.
         controlnet: a ControlNet that keeps edges: "tiny" (embedded), a folder, a hub id or a live diffusers ControlNetModel.
         control_scale: its strength; 0 is the plain model.
@@ -288,7 +289,7 @@ class DiffusionLocalInpaint(SeededTransform):
         if isinstance(one.outcome, Repainted):
             return self._conclude(one.outcome, one.sample)
         edit = self._conclude(Repainted(None, 0, "not decoded"), one.sample)
-        return edit._replace(record={**edit.record, "n_slices": len(one.outcome.patches)})
+        return edit._replace(record={**edit.record, "n_slices": one.outcome.n_slices})
 
     def soft_region(self, img: NdarrayOrTensor, mask: NdarrayOrTensor) -> Tensor:
         """(1, H, W[, D]) float32: the weights of the edit in each voxel; where they are 0 nothing can change."""

@@ -1,0 +1,123 @@
+"""Which squares of a slice the model sees: one around all that is masked, or several around lesions that lie far apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import permutations
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from monai_diffaug.patches import Stack
+from monai_diffaug.roi import Extent, Roi, extent_of, roi_around_extent
+
+__all__ = ["Square", "squares_of", "whole_slices"]
+
+AroundExtent = Callable[[Extent], Roi]
+
+
+class Square(NamedTuple):
+    """A square of a slice and what is repainted in it.
+
+    Attributes:
+        position: of the slice in its stack.
+        roi: where.
+        size: pixels a side that it is resampled to.
+        mask: (h, w) of the slice, non-zero means repaint.
+        part: number of the lesion, the same in neighbouring slices; 0 where all lesions share one square.
+    """
+
+    position: int
+    roi: Roi
+    size: int
+    mask: Tensor
+    part: int = 0
+
+
+def squares_of(stack: Stack, size: int, context: float, least_side: Callable[[int], float] | None = None) -> list[Square]:
+    """Squares around the masks of all touched slices, see ``roi_around``.
+
+    Where one square would be made smaller for the model, lesions that lie apart get squares of their own, as long as no square shows
+    what is repainted in another and the squares are no more work than the slice at its own resolution.
+
+    Args:
+        stack: the sample.
+        size: the model's image size in pixels.
+        context: side of a square as a multiple of its mask's longer extent.
+        least_side: see ``roi_around``.
+    """
+    height, width = stack.masks.shape[-2:]
+
+    def around(extent: Extent) -> Roi:
+        return roi_around_extent(extent, (height, width), size, context, least_side=least_side)
+
+    whole = {index: around(extent_of(stack.masks[index, 0])) for index in stack.indices}
+    if all(roi.side <= size for roi in whole.values()):
+        return [Square(index, roi, size, stack.masks[index, 0]) for index, roi in whole.items()]
+    first, last = stack.indices[0], stack.indices[-1]
+    parts = _connected(stack.masks[first : last + 1, 0])
+    return [
+        square for index, roi in whole.items() for square in _split(stack.masks[index, 0], parts[index - first], index, roi, size, around)
+    ]
+
+
+def whole_slices(stack: Stack, multiple: int) -> list[Square]:
+    """Of each touched slice the smallest square that holds all of it, its side a multiple of ``multiple`` pixels."""
+    height, width = stack.masks.shape[-2:]
+    side = -(-max(height, width) // multiple) * multiple
+    roi = Roi((height - side) // 2, (width - side) // 2, side)
+    return [Square(index, roi, side, stack.masks[index, 0]) for index in stack.indices]
+
+
+def _connected(masks: Tensor) -> np.ndarray[Any, Any]:
+    """(S, h, w) -> the number of the connected part that a pixel belongs to, from 1 on, 0 outside."""
+    from scipy.ndimage import label
+
+    numbers: np.ndarray[Any, Any] = label(masks.cpu().numpy() != 0, np.ones((3, 3, 3)))[0]
+    return numbers
+
+
+def _split(mask: Tensor, parts: np.ndarray[Any, Any], index: int, whole: Roi, size: int, around: AroundExtent) -> list[Square]:
+    """The squares of one slice."""
+    present = [int(part) for part in np.unique(parts) if part]
+    groups = (
+        _grouped({part: extent_of(torch.from_numpy(parts == part)) for part in present}, size, around) if whole.side > size else [present]
+    )
+    if len(groups) == 1 or len(groups) > (whole.side / size) ** 2:
+        return [Square(index, whole, size, mask, present[0] - 1)]
+    masks = [mask * torch.from_numpy(np.isin(parts, group)).to(mask.device) for group in groups]
+    return [Square(index, around(extent_of(own)), size, own, group[0] - 1) for group, own in zip(groups, masks, strict=True)]
+
+
+def _grouped(extents: dict[int, Extent], size: int, around: AroundExtent) -> list[list[int]]:
+    """Which parts share a square: those that fit into one of the model's size, and those that one would show beside others."""
+    groups: list[list[int]] = []
+    for part in extents:
+        fitting = (group for group in groups if around(_union(extents, [*group, part])).side <= size)
+        group = next(fitting, None)
+        if group is None:
+            groups.append([part])
+        else:
+            group.append(part)
+    while (shown := _first_shown(groups, extents, around)) is not None:
+        one, other = shown
+        groups[one] = sorted(groups[one] + groups[other])
+        del groups[other]
+    return groups
+
+
+def _first_shown(groups: list[list[int]], extents: dict[int, Extent], around: AroundExtent) -> tuple[int, int] | None:
+    """Two groups of which the square of the first reaches into the extent of the second."""
+    whole = [_union(extents, group) for group in groups]
+    for one, other in permutations(range(len(groups)), 2):
+        roi, (top, bottom, left, right) = around(whole[one]), whole[other]
+        if roi.top <= bottom and top < roi.top + roi.side and roi.left <= right and left < roi.left + roi.side:
+            return one, other
+    return None
+
+
+def _union(extents: dict[int, Extent], parts: list[int]) -> Extent:
+    tops, bottoms, lefts, rights = zip(*(extents[part] for part in parts), strict=True)
+    return Extent(min(tops), max(bottoms), min(lefts), max(rights))
