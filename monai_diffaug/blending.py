@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from monai.networks.layers import gaussian_1d, separable_filtering
 from torch import Tensor
+
+from monai_diffaug.roi import extent_of
 
 __all__ = ["SOFT_MODES", "composite", "soft_mask"]
 
 SOFT_MODES = ("grow", "inner", "centre")
 NEGLIGIBLE = 1e-3
+REACH = 3.0  # standard deviations of the Gaussian after which it is cut off
 
 
 def soft_mask(mask: Tensor, width_px: float, mode: str = "grow") -> Tensor:
@@ -33,11 +38,12 @@ def soft_mask(mask: Tensor, width_px: float, mode: str = "grow") -> Tensor:
         raise ValueError(f"mode must be one of {', '.join(SOFT_MODES)}, got {mode!r}")
     if width_px < 0:
         raise ValueError(f"width_px must be >= 0, got {width_px}")
-    hard = (mask != 0).float()
-    if width_px == 0:
-        return hard
+    if width_px == 0 or not bool(mask.any()):
+        return (mask != 0).float()
+    near = _within_reach(mask, math.ceil(REACH * width_px) + 1)
+    hard = (mask[near] != 0).float()
     with torch.autocast(hard.device.type, enabled=False):
-        kernel = gaussian_1d(torch.tensor(float(width_px), dtype=torch.float32, device=hard.device), truncated=3.0)
+        kernel = gaussian_1d(torch.tensor(float(width_px), dtype=torch.float32, device=hard.device), truncated=REACH)
         blurred = separable_filtering(hard[None, None], [kernel, kernel], mode="replicate")[0, 0].clamp(0, 1)
     if mode == "grow":
         # 1 - (1 - M)(1 - G(M)) would fall from 1 to 1/2 at the boundary: a seam of its own, measured worse than a hard mask's
@@ -46,7 +52,15 @@ def soft_mask(mask: Tensor, width_px: float, mode: str = "grow") -> Tensor:
         soft = hard * (2 * blurred - 1).clamp(0, 1)
     else:
         soft = blurred
-    return torch.where(soft < NEGLIGIBLE, torch.zeros_like(soft), soft)
+    weights = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
+    weights[near] = torch.where(soft < NEGLIGIBLE, torch.zeros_like(soft), soft)
+    return weights
+
+
+def _within_reach(mask: Tensor, reach: int) -> tuple[slice, slice]:
+    """The rows and columns of (h, w) that lie within ``reach`` pixels of the mask."""
+    extent = extent_of(mask)
+    return slice(max(extent.top - reach, 0), extent.bottom + reach + 1), slice(max(extent.left - reach, 0), extent.right + reach + 1)
 
 
 def composite(original: Tensor, repainted: Tensor, soft: Tensor) -> Tensor:

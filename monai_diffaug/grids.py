@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import math
 import warnings
+from collections.abc import Hashable, Mapping
+from typing import Any
 
 import torch
 from monai.config.type_definitions import NdarrayOrTensor
 from monai.data.meta_tensor import MetaTensor
+from monai.data.utils import affine_to_spacing
 from monai.utils.type_conversion import convert_to_dst_type, convert_to_tensor
 from torch import Tensor
 
 from monai_diffaug.errors import GridMismatchError
 
-__all__ = ["affine_of", "check_finite", "check_grid", "check_image", "like", "plain"]
+__all__ = ["affine_of", "check_finite", "check_grid", "check_image", "like", "plain", "required"]
+
+
+def required(data: Mapping[Hashable, Any], key: Hashable, advice: str = "name the key that holds it", *, of: str = "sample") -> Any:
+    """The item of a sample (or what ``of`` says); KeyError tells what the sample has and gives the advice."""
+    if key not in data:
+        raise KeyError(f"the {of} has no {key!r} (it has {', '.join(map(str, data))}); {advice}")
+    return data[key]
 
 
 def check_image(img: NdarrayOrTensor) -> None:
@@ -26,7 +37,10 @@ def check_image(img: NdarrayOrTensor) -> None:
 
 def check_finite(volume: Tensor) -> None:
     """Raise ValueError when a plain image has NaN or infinity."""
-    if volume.dtype.is_floating_point and not bool(torch.isfinite(volume).all()):
+    if not volume.dtype.is_floating_point or volume.numel() == 0:
+        return
+    lowest, highest = torch.aminmax(volume)  # a NaN is both of them; no second volume of true and false is made
+    if not math.isfinite(lowest) or not math.isfinite(highest):
         raise ValueError("the image has non-finite voxels (NaN or infinity); replace them first, e.g. with torch.nan_to_num")
 
 
@@ -45,7 +59,7 @@ def check_grid(name: str, array: NdarrayOrTensor, img: NdarrayOrTensor, channels
     if channels is not None and array.shape[0] not in channels:
         raise GridMismatchError(
             f"{name} {tuple(array.shape)} has {array.shape[0]} channels: expected {expected}; add AsDiscreted(argmax=True) before to make "
-            "class ids of one-hot channels, or pick one channel"
+            "class ids of one-hot channels, or pick one channel (or add EnsureChannelFirstd when the channel is missing)"
         )
     _warn_if_apart(name, array, img)
 
@@ -82,7 +96,7 @@ def _warn_if_apart(name: str, array: NdarrayOrTensor, img: NdarrayOrTensor) -> N
     ends = [identity.new_tensor([0.0, n - 1.0]) for n in img.shape[1:]]
     corners = torch.cat([torch.cartesian_prod(*ends), identity.new_ones(8, 1)], 1)
     apart = float((corners @ (theirs - own).T)[:, :3].norm(dim=1).max())
-    if apart > 0.5 * float(own[:3, :3].norm(dim=0).min()):
+    if apart > 0.5 * float(affine_to_spacing(own, suppress_zeros=False).min()):
         warnings.warn(
             f"{name} and image have one shape, but their affines put a corner of it {apart:.3g} mm apart: was one of them resampled or "
             "turned without the other? ResampleToMatchd brings them together",

@@ -8,6 +8,8 @@ import torch
 from monai.utils.type_conversion import get_equivalent_dtype
 from torch import Tensor
 
+from monai_diffaug.slices import hit_along
+
 __all__ = ["check_label_value", "paint_label"]
 
 
@@ -33,4 +35,9 @@ def paint_label(label: Tensor, mask: Tensor, value: int) -> Tensor:
         ValueError: the value does not fit the label's dtype.
     """
     check_label_value(label.dtype, value)
-    return torch.where(mask != 0, torch.full_like(label, value), label)
+    painted = label.clone()
+    hits = hit_along(mask, 1).nonzero().flatten()
+    if len(hits):
+        rows = slice(int(hits[0]), int(hits[-1]) + 1)
+        painted[:, rows].masked_fill_(mask[:, rows] != 0, value)
+    return painted

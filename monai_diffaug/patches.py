@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from monai_diffaug.blending import composite, soft_mask
 from monai_diffaug.intensity import Window
-from monai_diffaug.roi import Roi, crop, paste
-from monai_diffaug.slices import SlicePlane, from_slices, to_slices, touched
+from monai_diffaug.roi import Roi, crop, paste, resize, square_from
+from monai_diffaug.slices import Slab, SlicePlane, from_slices, to_slices, touched
 
 if TYPE_CHECKING:
     from monai_diffaug.squares import Square
@@ -25,13 +26,15 @@ RIM_PX = 2  # how far the resampled edge of a lesion reaches in a slice that is 
 
 
 class Stack(NamedTuple):
-    """One sample as a stack of slices.
+    """One sample as a stack of slices, from the first to the last that the mask touches.
 
     Attributes:
-        slices: (S, C, h, w) in the image's unit and dtype.
+        volume: (C, H, W[, D]) the sample whole, in its unit and dtype.
+        slab: where the S slices lie in it.
+        slices: (S, C, h, w).
         masks: (S, 1, h, w), non-zero means repaint.
         plane: how the stack was cut, None for a 2-D image.
-        indices: the slices that the mask touches.
+        indices: the slices of the S that the mask touches.
         window: the intensities that the model sees.
         pixel_mm: size of a pixel of the slices, the mean of its sides; 1 without an affine.
         prompt: what shall be seen: (weight, text) pairs, mostly one.
@@ -39,6 +42,8 @@ class Stack(NamedTuple):
         control: (S, C', h, w) in [0, 1], what a ControlNet is shown; None without one.
     """
 
+    volume: Tensor
+    slab: Slab
     slices: Tensor
     masks: Tensor
     plane: SlicePlane | None
@@ -54,7 +59,8 @@ class Patch(NamedTuple):
     """A square of a touched slice, cropped to the model's size.
 
     Attributes:
-        position: of the slice in its stack.
+        row: of the slice in its stack.
+        position: of the slice in the volume.
         roi: the square of the slice.
         soft: (h, w) composite weights on the slice.
         image: (3, size, size) in [-1, 1].
@@ -65,6 +71,7 @@ class Patch(NamedTuple):
         part: number of the lesion where those of a slice have squares of their own, else 0.
     """
 
+    row: int
     position: int
     roi: Roi
     soft: Tensor
@@ -80,6 +87,7 @@ def open_stack(
     volume: Tensor,
     region: Tensor,
     plane: SlicePlane | None,
+    slab: Slab,
     window: Window,
     *,
     prompt: PromptMix,
@@ -88,10 +96,9 @@ def open_stack(
     control: Tensor | None = None,
 ) -> Stack:
     """Slice image (C, H, W[, D]), region (1, H, W[, D]) and control (C', H, W[, D]) alike."""
-    slices = to_slices(volume, plane)
-    masks = to_slices(region, plane).to(volume.device)
-    shown = None if control is None else to_slices(control, plane).to(volume.device)
-    return Stack(slices, masks, plane, touched(masks), window, pixel_mm, prompt, seed, shown)
+    slices, masks = to_slices(slab.of(volume), plane), to_slices(slab.of(region), plane).to(volume.device)
+    shown = None if control is None else to_slices(slab.of(control), plane).to(volume.device)
+    return Stack(volume, slab, slices, masks, plane, touched(masks), window, pixel_mm, prompt, seed, shown)
 
 
 def cut_patch(stack: Stack, square: Square, soft_width_px: float, soft_mode: str) -> Patch:
@@ -103,15 +110,15 @@ def cut_patch(stack: Stack, square: Square, soft_width_px: float, soft_mode: str
         soft_width_px: standard deviation of the soft edge in pixels of the slice.
         soft_mode: see ``monai_diffaug.blending.soft_mask``.
     """
-    index, roi, size, mask, part = square
+    row, roi, size, mask, part = square
     soft = soft_mask(mask, soft_width_px, soft_mode)
-    image = crop(stack.window.to_model(stack.slices[index]), roi, size).expand(3, -1, -1)
+    image = resize(stack.window.to_model(square_from(stack.slices[row], roi)), size).expand(3, -1, -1)
     weights = crop(soft[None], roi, size)
     shrunk = roi.side > size
     core = _support(crop((mask != 0).float()[None], roi, size), 0.5, shrunk)
     hard = core if soft_width_px == 0 else _support(weights, VISIBLE, shrunk)
-    control = None if stack.control is None else crop(stack.control[index].float(), roi, size).clamp(0, 1).expand(3, -1, -1)
-    return Patch(index, roi, soft, image, core, hard, weights, control, part)
+    control = None if stack.control is None else crop(stack.control[row].float(), roi, size).clamp(0, 1).expand(3, -1, -1)
+    return Patch(row, stack.slab.first + row, roi, soft, image, core, hard, weights, control, part)
 
 
 def _support(weights: Tensor, threshold: float, shrunk: bool) -> Tensor:
@@ -132,10 +139,12 @@ def put_back(stack: Stack, patches: list[Patch], pictures: Tensor) -> Tensor:
     result = stack.slices.clone()
     for patch, picture in zip(patches, pictures, strict=True):
         picture = picture.to(result.device).clamp(-1, 1)
-        image = result[patch.position]
+        image = result[patch.row]
         if image.shape[0] == 1:
             picture = picture.mean(0, keepdim=True)
-        hidden = stack.window.beyond(image.float()) * (stack.masks[patch.position] == 0)
+        hidden = stack.window.beyond(image.float()) * (stack.masks[patch.row] == 0)
         canvas = paste(image.float() - hidden, stack.window.to_image(picture), patch.roi) + hidden
-        result[patch.position] = composite(image, canvas, patch.soft[None])
-    return from_slices(result, stack.plane).contiguous()
+        result[patch.row] = composite(image, canvas, patch.soft[None])
+    volume = stack.volume.clone(memory_format=torch.contiguous_format)
+    stack.slab.of(volume).copy_(from_slices(result, stack.plane))
+    return volume

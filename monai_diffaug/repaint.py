@@ -194,8 +194,10 @@ def soft_region(model: Inpainter, stack: Stack, settings: RepaintSettings) -> Te
     weights = torch.zeros(stack.masks.shape, dtype=torch.float32)
     for square in _squares(model, stack, settings):
         own = soft_mask(square.mask, settings.soft_width_px(square.roi.side, stack.pixel_mm), settings.soft_mode)
-        weights[square.position, 0] = torch.maximum(weights[square.position, 0], own.cpu())
-    return from_slices(weights, stack.plane).contiguous()
+        weights[square.row, 0] = torch.maximum(weights[square.row, 0], own.cpu())
+    region = torch.zeros(1, *stack.volume.shape[1:], dtype=torch.float32)
+    stack.slab.of(region).copy_(from_slices(weights, stack.plane))
+    return region
 
 
 def _squares(model: Inpainter, stack: Stack, settings: RepaintSettings) -> list[Square]:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Extent", "Roi", "crop", "extent_of", "paste", "roi_around", "roi_around_extent"]
+__all__ = ["Extent", "Roi", "crop", "extent_of", "paste", "resize", "roi_around", "roi_around_extent", "square_from"]
 
 NATIVE_RANGE = (0.8, 1.1)
 
@@ -96,9 +96,14 @@ def _span(start: int, side: int, length: int, device: torch.device) -> Tensor:
 
 def crop(image: Tensor, roi: Roi, size: int) -> Tensor:
     """(C, h, w) -> (C, size, size); beyond the border the border's pixels repeat. A side equal to size is copied."""
+    return resize(square_from(image, roi), size)
+
+
+def square_from(image: Tensor, roi: Roi) -> Tensor:
+    """(C, h, w) -> (C, side, side), the pixels of the square as they are; beyond the border the border's repeat."""
     height, width = image.shape[-2:]
     rows, columns = _span(roi.top, roi.side, height, image.device), _span(roi.left, roi.side, width, image.device)
-    return resize(image.index_select(-2, rows).index_select(-1, columns), size)
+    return image.index_select(-2, rows).index_select(-1, columns)
 
 
 def resize(square: Tensor, size: int) -> Tensor:

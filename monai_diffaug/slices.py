@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-__all__ = ["PLANES", "SlicePlane", "from_slices", "pixel_mm", "slice_plane", "to_slices", "touched"]
+__all__ = ["PLANES", "Slab", "SlicePlane", "from_slices", "hit_along", "pixel_mm", "slab_of", "slice_plane", "to_slices", "touched"]
 
 # For each plane the world axes (0 right, 1 anterior, 2 superior) of slice, row and column, with the sign in which they
 # run: slices towards + world, rows from the top of the picture, columns from its left (radiological: patient's right).
@@ -98,6 +99,47 @@ def touched(mask_slices: Tensor) -> list[int]:
     """Positions of the slices of (S, 1, h, w) in which the mask is not zero."""
     hit: list[int] = (mask_slices != 0).flatten(1).any(1).nonzero().flatten().tolist()
     return hit
+
+
+@dataclass(frozen=True)
+class Slab:
+    """The neighbouring slices that a mask touches: an edit need not look at, or copy, the rest of a volume.
+
+    Attributes:
+        axis: of (C, H, W[, D]) that the slices lie along; 0 for a 2-D image, which is a slab of one slice, whole in any case.
+        start, length: voxels along it.
+        first: position of its first slice in the stack of the volume.
+    """
+
+    axis: int
+    start: int
+    length: int
+    first: int
+
+    def of(self, volume: Tensor) -> Tensor:
+        """The view (C, ...) of a volume or 2-D image."""
+        return volume if self.axis == 0 else volume.narrow(self.axis, self.start, self.length)
+
+
+def slab_of(mask: Tensor, plane: SlicePlane | None) -> Slab:
+    """The slab of a mask (1, H, W[, D]), non-zero counts; its length is 0 for an empty mask."""
+    if plane is None:
+        return Slab(0, 0, int(bool(mask.any())), 0)
+    axis = 1 + plane.axes[0]
+    hits = hit_along(mask, axis).nonzero().flatten()
+    start, stop = (int(hits[0]), int(hits[-1]) + 1) if len(hits) else (0, 0)
+    return Slab(axis, start, stop - start, mask.shape[axis] - stop if plane.flips[0] else start)
+
+
+def hit_along(mask: Tensor, axis: int) -> Tensor:
+    """(n,) bool: where along an axis of a mask there is a voxel that is not zero.
+
+    On a CPU by NumPy, which is three to ten times as fast at it.
+    """
+    others = tuple(i for i in range(mask.ndim) if i != axis)
+    if mask.device.type != "cpu" or mask.dtype == torch.bfloat16:
+        return (mask != 0).any(dim=others)
+    return torch.from_numpy(mask.numpy().any(others))
 
 
 def _flipped_dims(plane: SlicePlane) -> list[int]:

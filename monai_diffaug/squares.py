@@ -22,14 +22,14 @@ class Square(NamedTuple):
     """A square of a slice and what is repainted in it.
 
     Attributes:
-        position: of the slice in its stack.
+        row: of the slice in its stack.
         roi: where.
         size: pixels a side that it is resampled to.
         mask: (h, w) of the slice, non-zero means repaint.
         part: number of the lesion, the same in neighbouring slices; 0 where all lesions share one square.
     """
 
-    position: int
+    row: int
     roi: Roi
     size: int
     mask: Tensor
@@ -53,14 +53,12 @@ def squares_of(stack: Stack, size: int, context: float, least_side: Callable[[in
     def around(extent: Extent) -> Roi:
         return roi_around_extent(extent, (height, width), size, context, least_side=least_side)
 
-    whole = {index: around(extent_of(stack.masks[index, 0])) for index in stack.indices}
+    whole = {row: around(extent_of(stack.masks[row, 0])) for row in stack.indices}
     if all(roi.side <= size for roi in whole.values()):
-        return [Square(index, roi, size, stack.masks[index, 0]) for index, roi in whole.items()]
-    first, last = stack.indices[0], stack.indices[-1]
-    parts = _connected(stack.masks[first : last + 1, 0])
-    return [
-        square for index, roi in whole.items() for square in _split(stack.masks[index, 0], parts[index - first], index, roi, size, around)
-    ]
+        return [Square(row, roi, size, stack.masks[row, 0]) for row, roi in whole.items()]
+    parts = _connected(stack.masks[:, 0])
+    split = (_split(stack.masks[row, 0], parts[row], row, roi, size, around) for row, roi in whole.items())
+    return [square for squares in split for square in squares]
 
 
 def whole_slices(stack: Stack, multiple: int) -> list[Square]:
@@ -68,7 +66,7 @@ def whole_slices(stack: Stack, multiple: int) -> list[Square]:
     height, width = stack.masks.shape[-2:]
     side = -(-max(height, width) // multiple) * multiple
     roi = Roi((height - side) // 2, (width - side) // 2, side)
-    return [Square(index, roi, side, stack.masks[index, 0]) for index in stack.indices]
+    return [Square(row, roi, side, stack.masks[row, 0]) for row in stack.indices]
 
 
 def _connected(masks: Tensor) -> np.ndarray[Any, Any]:
@@ -79,16 +77,16 @@ def _connected(masks: Tensor) -> np.ndarray[Any, Any]:
     return numbers
 
 
-def _split(mask: Tensor, parts: np.ndarray[Any, Any], index: int, whole: Roi, size: int, around: AroundExtent) -> list[Square]:
+def _split(mask: Tensor, parts: np.ndarray[Any, Any], row: int, whole: Roi, size: int, around: AroundExtent) -> list[Square]:
     """The squares of one slice."""
     present = [int(part) for part in np.unique(parts) if part]
     groups = (
         _grouped({part: extent_of(torch.from_numpy(parts == part)) for part in present}, size, around) if whole.side > size else [present]
     )
     if len(groups) == 1 or len(groups) > (whole.side / size) ** 2:
-        return [Square(index, whole, size, mask, present[0] - 1)]
+        return [Square(row, whole, size, mask, present[0] - 1)]
     masks = [mask * torch.from_numpy(np.isin(parts, group)).to(mask.device) for group in groups]
-    return [Square(index, around(extent_of(own)), size, own, group[0] - 1) for group, own in zip(groups, masks, strict=True)]
+    return [Square(row, around(extent_of(own)), size, own, group[0] - 1) for group, own in zip(groups, masks, strict=True)]
 
 
 def _grouped(extents: dict[int, Extent], size: int, around: AroundExtent) -> list[list[int]]:

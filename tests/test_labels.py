@@ -27,3 +27,12 @@ def test_a_value_is_checked_against_the_type_of_arrays_too(dtype: Any, value: in
         check_label_value(dtype, value)
     check_label_value(dtype, 1)
     check_label_value(np.dtype("float32"), value)
+
+
+def test_what_lies_before_and_after_the_mask_stays_and_the_label_itself_is_not_written_to() -> None:
+    label = torch.arange(5 * 3).view(1, 5, 3)
+    mask = torch.zeros(1, 5, 3)
+    mask[0, 2, 1] = -1
+    painted = paint_label(label, mask, 99)
+    assert painted[0, 2, 1] == 99 and label[0, 2, 1] == 7 and int((painted != label).sum()) == 1
+    assert torch.equal(paint_label(label, torch.zeros(1, 5, 3), 99), label)

@@ -7,13 +7,14 @@ from torch import Tensor
 from monai_diffaug.intensity import Window
 from monai_diffaug.patches import Stack, cut_patch, open_stack, put_back
 from monai_diffaug.roi import roi_around
+from monai_diffaug.slices import slab_of
 from monai_diffaug.squares import Square
 
 SIZE_PX = 64
 
 
 def stack_of(image: Tensor, mask: Tensor, window: Window) -> Stack:
-    return open_stack(image, mask, None, window, prompt=((1.0, "mass"),), seed=0)
+    return open_stack(image, mask, None, slab_of(mask, None), window, prompt=((1.0, "mass"),), seed=0)
 
 
 def square(mask: Tensor, size: int) -> Square:

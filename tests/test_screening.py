@@ -15,6 +15,7 @@ from monai_diffaug.models.registry import ModelSpec
 from monai_diffaug.patches import open_stack
 from monai_diffaug.repaint import Candidate, Models, RepaintSettings, decode_candidates, repaint, sample_candidates
 from monai_diffaug.screening import CandidateScreen, latent_core, screen_dice
+from monai_diffaug.slices import Slab
 from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaint
 
 PROMPT = "ultrasound of breast, malignant mass"
@@ -54,7 +55,7 @@ def test_sampling_and_decoding_apart_are_repainting_bit_by_bit(model) -> None:
     window = Window(0.0, 130.0)
     for roi in (True, False):
         stacks = [
-            open_stack(picture(size, i), square_mask(size) * (i != 1), None, window, prompt=((1.0, PROMPT),), seed=i)
+            open_stack(picture(size, i), square_mask(size) * (i != 1), None, Slab(0, 0, 1, 0), window, prompt=((1.0, PROMPT),), seed=i)
             for i, size in enumerate([(70, 90), (70, 90), (64, 60), (70, 90)])
         ]
         settings = RepaintSettings(num_inference_steps=2, roi=roi)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monai_diffaug.slices import PLANES, from_slices, slice_plane, to_slices, touched
+from monai_diffaug.slices import PLANES, from_slices, hit_along, slab_of, slice_plane, to_slices, touched
 
 ORIENTATIONS = [(order, signs) for order in itertools.permutations(range(3)) for signs in itertools.product((1, -1), repeat=3)]
 
@@ -71,3 +71,31 @@ def test_touched_names_the_slices_with_a_mask() -> None:
     mask[1, 0, 2, 2] = 1
     mask[3, 0, 0, 0] = 255
     assert touched(mask) == [1, 3]
+
+
+@pytest.mark.parametrize("plane", PLANES)
+@pytest.mark.parametrize("flips", [(1, 1, 1), (-1, -1, -1)])
+def test_a_slab_holds_the_slices_that_the_mask_touches_and_knows_where_they_were(plane: str, flips: tuple[int, int, int]) -> None:
+    volume = torch.arange(6 * 7 * 8).view(1, 6, 7, 8)
+    mask = torch.zeros(1, 6, 7, 8)
+    mask[0, 1:3, 2:5, 3:7] = -1
+    chosen = slice_plane(np.diag([*flips, 1]), plane)
+    slab = slab_of(mask, chosen)
+    positions = touched(to_slices(mask, chosen))
+    assert [slab.first + row for row in range(slab.length)] == positions
+    assert torch.equal(to_slices(slab.of(volume), chosen), to_slices(volume, chosen)[positions])
+    assert slab.of(volume).untyped_storage().data_ptr() == volume.untyped_storage().data_ptr()
+
+
+def test_the_slab_of_an_empty_mask_is_empty_and_that_of_a_picture_is_the_picture() -> None:
+    plane, picture = slice_plane(None, "axial"), torch.rand(1, 5, 6)
+    assert slab_of(torch.zeros(1, 4, 5, 6), plane).length == 0 == slab_of(torch.zeros(1, 5, 6), None).length
+    assert slab_of(picture, None).length == 1 and slab_of(picture, None).of(picture) is picture
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bool, torch.float32, torch.bfloat16, torch.int64])
+def test_hit_along_names_where_a_mask_is_not_zero(dtype: torch.dtype) -> None:
+    mask = torch.zeros(1, 3, 4, 5)
+    mask[0, 1, 3, 2] = -1 if dtype.is_signed else 1
+    hits = [hit_along(mask.to(dtype), axis).nonzero().flatten().tolist() for axis in (1, 2, 3)]
+    assert hits == [[1], [3], [2]]

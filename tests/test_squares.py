@@ -12,7 +12,7 @@ from monai_diffaug import repaint
 from monai_diffaug.intensity import Window
 from monai_diffaug.patches import Stack, open_stack
 from monai_diffaug.roi import roi_around
-from monai_diffaug.slices import slice_plane
+from monai_diffaug.slices import slab_of, slice_plane
 from monai_diffaug.squares import Square, squares_of, whole_slices
 from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaint
 
@@ -29,7 +29,7 @@ def masked(*corners: tuple[int, int], side: int = 20, size: tuple[int, int] = (4
 
 def stack_of(mask: Tensor) -> Stack:
     plane = slice_plane(None, "axial") if mask.ndim == 4 else None
-    return open_stack(torch.rand(mask.shape), mask, plane, Window(0, 1), prompt=((1.0, "mass"),), seed=0)
+    return open_stack(torch.rand(mask.shape), mask, plane, slab_of(mask, plane), Window(0, 1), prompt=((1.0, "mass"),), seed=0)
 
 
 def test_lesions_far_apart_have_squares_of_their_own_that_are_not_made_smaller() -> None:
@@ -66,10 +66,12 @@ def test_squares_are_never_more_work_than_the_slice_at_its_own_resolution() -> N
 
 
 def test_a_lesion_keeps_its_number_from_slice_to_slice() -> None:
-    volume = torch.stack([masked(FAR[1]), masked(*FAR), masked(*FAR), torch.zeros(1, 400, 500), masked(FAR[0])], dim=-1)
-    found = [(square.position, square.part, bool(square.mask.any())) for square in squares_of(stack_of(volume), SIZE_PX, 2.0)]
-    assert [position for position, _, _ in found] == [0, 1, 1, 2, 2, 4] and all(filled for _, _, filled in found)
-    numbers = [part for _, part, _ in found]
+    empty = torch.zeros(1, 400, 500)
+    volume = torch.stack([empty, masked(FAR[1]), masked(*FAR), masked(*FAR), empty, empty, masked((180, 250))], dim=-1)
+    stack = stack_of(volume)
+    found = [(stack.slab.first + square.row, square.part) for square in squares_of(stack, SIZE_PX, 2.0)]
+    assert [position for position, _ in found] == [1, 2, 2, 3, 3, 6]
+    numbers = [part for _, part in found]
     assert numbers[0] in numbers[1:3] and sorted(numbers[1:3]) == sorted(numbers[3:5]) and numbers[5] not in numbers[:5]
 
 

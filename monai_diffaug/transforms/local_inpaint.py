@@ -21,7 +21,7 @@ from monai_diffaug.patches import Stack, open_stack
 from monai_diffaug.provenance import EMPTY_BECAUSE, DiffAugRecord
 from monai_diffaug.repaint import Candidate, Look, Models, Repainted, RepaintSettings, decode_candidates, sample_candidates, soft_region
 from monai_diffaug.sampling.prompt_mix import prompt_mix_text, prompt_pairs
-from monai_diffaug.slices import pixel_mm, slice_plane
+from monai_diffaug.slices import pixel_mm, slab_of, slice_plane
 from monai_diffaug.transforms.seeded import SeededTransform
 
 __all__ = ["DiffusionLocalInpaint", "Edit", "Sampled"]
@@ -348,13 +348,15 @@ class DiffusionLocalInpaint(SeededTransform):
         affine = affine_of(img)
         plane = slice_plane(affine, self.settings.plane, volume.ndim - 1)
         window = Window(0.0, 1.0)  # of an empty mask nothing will be asked
-        if bool((region != 0).any()):
+        slab = slab_of(region, plane)
+        if slab.length:
             check_finite(volume)
             window = self.settings.window or window_of(volume)
         return open_stack(
             volume,
             region,
             plane,
+            slab,
             window,
             prompt=prompt_pairs(sample.prompt),
             seed=sample.seed,
