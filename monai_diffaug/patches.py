@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,9 +12,7 @@ from monai_diffaug.blending import composite, soft_mask
 from monai_diffaug.intensity import Window
 from monai_diffaug.roi import Roi, crop, paste, resize, square_from
 from monai_diffaug.slices import Slab, SlicePlane, from_slices, to_slices, touched
-
-if TYPE_CHECKING:
-    from monai_diffaug.squares import Square
+from monai_diffaug.squares import Square
 
 __all__ = ["Patch", "PromptMix", "Stack", "cut_patch", "open_stack", "put_back"]
 

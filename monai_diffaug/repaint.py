@@ -203,8 +203,9 @@ def soft_region(model: Inpainter, stack: Stack, settings: RepaintSettings) -> Te
 def _squares(model: Inpainter, stack: Stack, settings: RepaintSettings) -> list[Square]:
     """What the model sees of each touched slice."""
     if not settings.roi:
-        return whole_slices(stack, model.multiple_px)
-    return squares_of(stack, model.size_px, settings.roi_context, partial(settings.least_side, pixel_mm=stack.pixel_mm))
+        return whole_slices(stack.masks, stack.indices, model.multiple_px)
+    least_side = partial(settings.least_side, pixel_mm=stack.pixel_mm)
+    return squares_of(stack.masks, stack.indices, model.size_px, settings.roi_context, least_side=least_side)
 
 
 def _assemble(candidate: Candidate, generated: Tensor) -> Repainted:

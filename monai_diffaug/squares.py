@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import permutations
 from typing import Any, NamedTuple
 
@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from monai_diffaug.patches import Stack
 from monai_diffaug.roi import Extent, Roi, extent_of, roi_around_extent
 
 __all__ = ["Square", "squares_of", "whole_slices"]
@@ -36,37 +35,45 @@ class Square(NamedTuple):
     part: int = 0
 
 
-def squares_of(stack: Stack, size: int, context: float, least_side: Callable[[int], float] | None = None) -> list[Square]:
-    """Squares around the masks of all touched slices, see ``roi_around``.
+def squares_of(
+    masks: Tensor,
+    rows: Sequence[int],
+    size: int,
+    context: float = 2.0,
+    min_side: int = 32,
+    *,
+    least_side: Callable[[int], float] | None = None,
+) -> list[Square]:
+    """Squares around the masks of some slices of a stack, see ``roi_around``.
 
     Where one square would be made smaller for the model, lesions that lie apart get squares of their own, as long as no square shows
     what is repainted in another and the squares are no more work than the slice at its own resolution.
 
     Args:
-        stack: the sample.
+        masks: (S, 1, h, w), non-zero means repaint.
+        rows: the slices in which there is a mask.
         size: the model's image size in pixels.
-        context: side of a square as a multiple of its mask's longer extent.
-        least_side: see ``roi_around``.
+        context, min_side, least_side: see ``roi_around``.
     """
-    height, width = stack.masks.shape[-2:]
+    size_hw = (masks.shape[-2], masks.shape[-1])
 
     def around(extent: Extent) -> Roi:
-        return roi_around_extent(extent, (height, width), size, context, least_side=least_side)
+        return roi_around_extent(extent, size_hw, size, context, min_side, least_side=least_side)
 
-    whole = {row: around(extent_of(stack.masks[row, 0])) for row in stack.indices}
+    whole = {row: around(extent_of(masks[row, 0])) for row in rows}
     if all(roi.side <= size for roi in whole.values()):
-        return [Square(row, roi, size, stack.masks[row, 0]) for row, roi in whole.items()]
-    parts = _connected(stack.masks[:, 0])
-    split = (_split(stack.masks[row, 0], parts[row], row, roi, size, around) for row, roi in whole.items())
+        return [Square(row, roi, size, masks[row, 0]) for row, roi in whole.items()]
+    parts = _connected(masks[:, 0])
+    split = (_split(masks[row, 0], parts[row], row, roi, size, around) for row, roi in whole.items())
     return [square for squares in split for square in squares]
 
 
-def whole_slices(stack: Stack, multiple: int) -> list[Square]:
-    """Of each touched slice the smallest square that holds all of it, its side a multiple of ``multiple`` pixels."""
-    height, width = stack.masks.shape[-2:]
+def whole_slices(masks: Tensor, rows: Sequence[int], multiple: int) -> list[Square]:
+    """Of some slices of a stack (S, 1, h, w) the smallest square that holds all of it, its side a multiple of ``multiple`` pixels."""
+    height, width = masks.shape[-2:]
     side = -(-max(height, width) // multiple) * multiple
     roi = Roi((height - side) // 2, (width - side) // 2, side)
-    return [Square(row, roi, side, stack.masks[row, 0]) for row in stack.indices]
+    return [Square(row, roi, side, masks[row, 0]) for row in rows]
 
 
 def _connected(masks: Tensor) -> np.ndarray[Any, Any]:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 
 from monai_diffaug import repaint
-from monai_diffaug.intensity import Window
-from monai_diffaug.patches import Stack, open_stack
 from monai_diffaug.roi import roi_around
-from monai_diffaug.slices import slab_of, slice_plane
+from monai_diffaug.slices import slice_plane, to_slices, touched
 from monai_diffaug.squares import Square, squares_of, whole_slices
 from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaint
 
@@ -27,14 +25,14 @@ def masked(*corners: tuple[int, int], side: int = 20, size: tuple[int, int] = (4
     return mask
 
 
-def stack_of(mask: Tensor) -> Stack:
-    plane = slice_plane(None, "axial") if mask.ndim == 4 else None
-    return open_stack(torch.rand(mask.shape), mask, plane, slab_of(mask, plane), Window(0, 1), prompt=((1.0, "mass"),), seed=0)
+def squares_around(mask: Tensor, context: float = 2.0, size: int = SIZE_PX) -> list[Square]:
+    slices = to_slices(mask, slice_plane(None, "axial") if mask.ndim == 4 else None)
+    return squares_of(slices, touched(slices), size, context)
 
 
 def test_lesions_far_apart_have_squares_of_their_own_that_are_not_made_smaller() -> None:
     mask = masked(*FAR)
-    squares = squares_of(stack_of(mask), SIZE_PX, 2.0)
+    squares = squares_around(mask, 2.0)
     assert [square.part for square in squares] == [0, 1]
     assert all(square.roi.side <= SIZE_PX == square.size for square in squares)
     assert torch.equal(sum(square.mask for square in squares), mask[0])
@@ -47,36 +45,35 @@ def test_lesions_far_apart_have_squares_of_their_own_that_are_not_made_smaller()
 @pytest.mark.parametrize("corners", [FAR[:1], ((40, 60), (48, 82)), ((40, 60), (60, 80))])
 def test_lesions_that_fit_into_one_square_share_it(corners: tuple[tuple[int, int], ...]) -> None:
     mask = masked(*corners)
-    (square,) = squares_of(stack_of(mask), SIZE_PX, 1.2)
+    (square,) = squares_around(mask, 1.2)
     assert square.part == 0 and square.roi.side <= SIZE_PX and torch.equal(square.mask, mask[0])
 
 
 def test_a_lesion_that_another_ones_square_would_show_shares_it() -> None:
     mask = masked((40, 60), (300, 420))
     mask[:, 100:200, 60:160] = 1  # too large for the model; its square reaches to the first one
-    shared, alone = squares_of(stack_of(mask), SIZE_PX, 2.0)
+    shared, alone = squares_around(mask, 2.0)
     assert (shared.part, alone.part) == (0, 2) and alone.roi.side <= SIZE_PX < shared.roi.side
     assert bool(shared.mask[40:60, 60:80].all()) and bool(shared.mask[100:200, 60:160].all()) and not bool(shared.mask[300:, 420:].any())
 
 
 def test_squares_are_never_more_work_than_the_slice_at_its_own_resolution() -> None:
     scattered = masked(*((top, left) for top in range(10, 110, 24) for left in range(10, 110, 24)), side=4, size=(130, 130))
-    (square,) = squares_of(stack_of(scattered), 32, 8.0)
+    (square,) = squares_around(scattered, 8.0, 32)
     assert torch.equal(square.mask, scattered[0]) and square.roi.side > 32
 
 
 def test_a_lesion_keeps_its_number_from_slice_to_slice() -> None:
     empty = torch.zeros(1, 400, 500)
     volume = torch.stack([empty, masked(FAR[1]), masked(*FAR), masked(*FAR), empty, empty, masked((180, 250))], dim=-1)
-    stack = stack_of(volume)
-    found = [(stack.slab.first + square.row, square.part) for square in squares_of(stack, SIZE_PX, 2.0)]
-    assert [position for position, _ in found] == [1, 2, 2, 3, 3, 6]
+    found = [(square.row, square.part) for square in squares_around(volume)]
+    assert [row for row, _ in found] == [1, 2, 2, 3, 3, 6]
     numbers = [part for _, part in found]
     assert numbers[0] in numbers[1:3] and sorted(numbers[1:3]) == sorted(numbers[3:5]) and numbers[5] not in numbers[:5]
 
 
 def test_an_empty_mask_has_no_squares() -> None:
-    assert squares_of(stack_of(torch.zeros(1, 400, 500)), SIZE_PX, 2.0) == [] == whole_slices(stack_of(torch.zeros(1, 9, 9)), 8)
+    assert squares_around(torch.zeros(1, 400, 500)) == [] == whole_slices(torch.zeros(1, 1, 9, 9), [], 8)
 
 
 @pytest.fixture
@@ -131,8 +128,8 @@ def test_two_places_of_a_real_x_ray_come_back_sharper_than_from_one_square(real_
         again = transform.apply(picture, mask, "x-ray of chest, normal tissue", seed=1).image
         return float((again - picture)[mask > 0].abs().mean())
 
-    def one_square(stack: Stack, size: int, context: float, least_side: Callable[[int], float] | None = None) -> list[Square]:
-        return [Square(i, roi_around(stack.masks[i, 0], size, context), size, stack.masks[i, 0]) for i in stack.indices]
+    def one_square(masks: Tensor, rows: Sequence[int], size: int, context: float, **_: object) -> list[Square]:
+        return [Square(row, roi_around(masks[row, 0], size, context), size, masks[row, 0]) for row in rows]
 
     apart = error()
     monkeypatch.setattr(repaint, "squares_of", one_square)
