@@ -71,7 +71,9 @@ def pixel_mm(affine: ArrayLike | None, plane: SlicePlane | None) -> float:
     """Size of a pixel of the slices: the geometric mean of its sides in mm; 1 without an affine."""
     if affine is None:
         return 1.0
-    spacing_mm = np.linalg.norm(np.asarray(affine, dtype=np.float64)[:3, :3], axis=0)
+    from monai.data.utils import affine_to_spacing
+
+    spacing_mm = affine_to_spacing(np.asarray(affine, dtype=np.float64))
     rows, columns = (0, 1) if plane is None else plane.axes[1:]
     return float(np.sqrt(spacing_mm[rows] * spacing_mm[columns]))
 

@@ -7,7 +7,7 @@ import torch
 from monai.data.meta_tensor import MetaTensor
 
 from monai_diffaug.errors import GridMismatchError
-from monai_diffaug.grids import check_grid, check_image
+from monai_diffaug.grids import check_grid, check_image, required
 
 
 def test_an_image_of_four_channels_is_told_how_to_be_split() -> None:
@@ -18,6 +18,14 @@ def test_an_image_of_four_channels_is_told_how_to_be_split() -> None:
 def test_one_hot_channels_on_the_right_grid_are_told_to_become_class_ids() -> None:
     with pytest.raises(GridMismatchError, match=r"label \(3, 32, 32\) has 3 channels: expected \(1, 32, 32\).*AsDiscreted\(argmax=True\)"):
         check_grid("label", torch.zeros(3, 32, 32), torch.zeros(1, 32, 32))
+
+
+def test_a_missing_item_is_named_with_those_that_are_there_and_what_to_do() -> None:
+    assert required({"image": 1, "mask": None}, "mask") is None
+    with pytest.raises(KeyError, match="the sample has no 'mask' .it has image, label.; name the key that holds it"):
+        required({"image": 1, "label": 2}, "mask")
+    with pytest.raises(KeyError, match="the batch has no 7 .it has .; collate it"):
+        required({}, 7, "collate it", of="batch")
 
 
 def volume(affine: torch.Tensor | None = None) -> MetaTensor:
@@ -48,6 +56,18 @@ def test_rounded_affines_and_identities_that_say_nothing_are_no_reason_to_warn()
         check_grid("label", volume(turned()), volume())
         check_grid("label", torch.zeros(1, 8, 8, 4), volume(turned()))
         check_grid("label", plane, MetaTensor(torch.zeros(1, 8, 8), affine=turned()))
+
+
+def test_an_axis_without_a_length_is_compared_too() -> None:
+    flat = turned()
+    flat[0, 0] = 0
+    moved = flat.clone()
+    moved[0, 3] = 0.1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_grid("label", volume(flat), volume(flat))
+    with pytest.warns(UserWarning, match=r"0\.1 mm apart"):
+        check_grid("label", volume(moved), volume(flat))
 
 
 def test_grids_are_compared_on_the_cpu_whatever_the_default_device() -> None:

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monai_diffaug.slices import PLANES, from_slices, hit_along, slab_of, slice_plane, to_slices, touched
+from monai_diffaug.slices import PLANES, from_slices, hit_along, pixel_mm, slab_of, slice_plane, to_slices, touched
 
 ORIENTATIONS = [(order, signs) for order in itertools.permutations(range(3)) for signs in itertools.product((1, -1), repeat=3)]
 
@@ -99,3 +99,8 @@ def test_hit_along_names_where_a_mask_is_not_zero(dtype: torch.dtype) -> None:
     mask[0, 1, 3, 2] = -1 if dtype.is_signed else 1
     hits = [hit_along(mask.to(dtype), axis).nonzero().flatten().tolist() for axis in (1, 2, 3)]
     assert hits == [[1], [3], [2]]
+
+
+def test_a_picture_whose_affine_has_an_empty_axis_has_pixels_of_one_mm() -> None:
+    assert pixel_mm(np.diag([0.0, 0.0, 0.0, 1.0]), None) == 1.0
+    assert pixel_mm(np.diag([2.0, 8.0, 1.0, 1.0]), None) == pytest.approx(4.0)

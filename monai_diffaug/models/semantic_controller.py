@@ -6,9 +6,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Sequence
-from copy import deepcopy
-from dataclasses import asdict, dataclass
-from itertools import chain
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
@@ -20,7 +18,9 @@ from torch import Tensor, nn
 from monai_diffaug.errors import ModelSourceError
 from monai_diffaug.models.inpainter import Inpainter
 from monai_diffaug.models.medsam import MedSAM, load_medsam
+from monai_diffaug.models.module_view import ModuleView
 from monai_diffaug.models.registry import ModelSpec, live_object, shared_model, tiny_folder
+from monai_diffaug.models.semantic_networks import SemanticAdapter, SemanticConfig, SemanticController, attention_dims, patch_mask
 
 __all__ = [
     "FeatureEncoder",
@@ -37,7 +37,6 @@ __all__ = [
 ]
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
-CROSS_ATTENTION = "attn2.processor"
 
 
 class FeatureEncoder(Protocol):
@@ -82,141 +81,6 @@ class MedSAMFeatures:
         return digest.hexdigest()[:16]
 
 
-@dataclass(frozen=True)
-class SemanticConfig:
-    """Everything that ``config.json`` holds.
-
-    Attributes:
-        attention_dims: inner width of each cross-attention of the UNet, in the order of ``unet.attn_processors``.
-        feature_dim: width E of the image features.
-        text_dim: width of the text states.
-        encoder: source of the MedSAM whose features are used.
-        encoder_fingerprint: of its weights; "" is not checked.
-        grid: patches a side.
-        width: width of the transformer.
-        depth: its layers.
-        heads: its attention heads.
-        token_dim: width of the tokens that the UNet attends to.
-    """
-
-    attention_dims: tuple[int, ...]
-    feature_dim: int
-    text_dim: int
-    encoder: str = "tiny"
-    encoder_fingerprint: str = ""
-    grid: int = 16
-    width: int = 128
-    depth: int = 4
-    heads: int = 4
-    token_dim: int = 128
-
-
-def patch_mask(mask: Tensor, grid: int) -> Tensor:
-    """(B, 1, h, w) in {0, 1} -> (B, grid * grid, 1): a patch counts as hidden when any of its pixels is."""
-    return F.adaptive_max_pool2d(mask.float(), grid).flatten(2).transpose(1, 2)
-
-
-class SemanticController(nn.Module):
-    """A transformer over patch, global and text tokens that predicts the features under the mask (MedSoft-Diffusion 2025).
-
-    Before training it returns the masked image's features as they are.
-    """
-
-    def __init__(self, config: SemanticConfig) -> None:
-        super().__init__()
-        width = config.width
-        self.of_patches = nn.Linear(config.feature_dim, width)
-        self.of_global = nn.Linear(config.feature_dim, width)
-        self.of_text = nn.Linear(config.text_dim, width)
-        self.mask_embedding = nn.Embedding(2, width)
-        self.position = nn.Parameter(0.02 * torch.randn(config.grid**2, width))
-        layer = nn.TransformerEncoderLayer(width, config.heads, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True)
-        self.layers = nn.TransformerEncoder(layer, config.depth, nn.LayerNorm(width), enable_nested_tensor=False)
-        self.to_patches = nn.Linear(width, config.feature_dim)
-        self.to_global = nn.Linear(width, config.feature_dim)
-        for head in (self.to_patches, self.to_global):
-            nn.init.zeros_(head.weight)
-            nn.init.zeros_(head.bias)
-
-    def forward(self, patches: Tensor, pooled: Tensor, text: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Predict the unmasked image's features.
-
-        Args:
-            patches: (B, P, E) features of the masked image.
-            pooled: (B, E) its global feature.
-            text: (B, L, D) text states.
-            hidden: (B, P, 1) in {0, 1}, see ``patch_mask``.
-
-        Returns:
-            (B, P, E) and (B, E).
-        """
-        count = patches.shape[1]
-        tokens = self.of_patches(patches) + self.position + self.mask_embedding(hidden[..., 0].long())
-        seen = self.layers(torch.cat([tokens, self.of_global(pooled)[:, None], self.of_text(text)], dim=1))
-        return patches + self.to_patches(seen[:, :count]), pooled + self.to_global(seen[:, count])
-
-
-class SemanticAdapter(nn.Module):
-    """What the UNet needs to attend to image tokens: their projection, and a key and a value map for each cross-attention.
-
-    The maps are diffusers' IP-Adapter attention processors (decoupled cross-attention, Ye et al. 2023). The value maps
-    start at zero, so an untrained adapter leaves the UNet's output as it is, and tokens that are zero always do.
-    """
-
-    def __init__(self, config: SemanticConfig) -> None:
-        super().__init__()
-        from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
-
-        count = config.grid**2 + 1
-        self.project = nn.Sequential(nn.Linear(config.feature_dim, config.token_dim), nn.LayerNorm(config.token_dim))
-        self.position = nn.Parameter(0.02 * torch.randn(count, config.token_dim))
-        self.processors = nn.ModuleList(
-            IPAdapterAttnProcessor2_0(hidden_size=dim, cross_attention_dim=config.token_dim, num_tokens=(count,))
-            for dim in config.attention_dims
-        )
-        for processor in self.processors:
-            values: Any = processor.to_v_ip
-            nn.init.zeros_(values[0].weight)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Patch features and the global one (B, P + 1, E) -> tokens (B, P + 1, token_dim)."""
-        tokens: Tensor = self.project(features) + self.position
-        return tokens
-
-    def attached_to(self, unet: Any) -> Any:
-        """A second UNet on the same weights whose cross-attentions also see image tokens; the given one stays as it is.
-
-        Modules are copied, parameters and buffers are shared: nothing that other users of the UNet hold is written.
-
-        Raises:
-            ValueError: the UNet's cross-attentions are not those that the adapter was made for.
-        """
-        from diffusers.models.embeddings import MultiIPAdapterImageProjection
-
-        expected, found = tuple(p.hidden_size for p in self.processors), attention_dims(unet)
-        if expected != found:
-            raise ValueError(
-                f"the semantic controller was made for a UNet with cross-attentions of widths {expected}, this one has {found}; "
-                "train one for this model: python -m monai_diffaug.training.semantic_controller"
-            )
-        if unet.config.encoder_hid_dim_type is not None:
-            raise ValueError(f"the UNet already takes {unet.config.encoder_hid_dim_type!r}; the semantic controller needs a plain one")
-        own = deepcopy(unet, {id(tensor): tensor for tensor in chain(unet.parameters(), unet.buffers())})
-        processors = dict(own.attn_processors)
-        crossing = [name for name in processors if name.endswith(CROSS_ATTENTION)]
-        own.set_attn_processor({**processors, **dict(zip(crossing, self.processors, strict=True))})
-        own.encoder_hid_proj = MultiIPAdapterImageProjection([nn.Identity()])
-        own.register_to_config(encoder_hid_dim_type="ip_image_proj")
-        return own
-
-
-def attention_dims(unet: Any) -> tuple[int, ...]:
-    """Inner width of each cross-attention of a diffusers UNet."""
-    modules = dict(unet.named_modules())
-    names = [name.removesuffix(".processor") for name in unet.attn_processors if name.endswith(CROSS_ATTENTION)]
-    return tuple(int(modules[name].to_k.out_features) for name in names)
-
-
 class SemanticModel:
     """Controller, adapter and the encoder of the features, on one device.
 
@@ -229,7 +93,7 @@ class SemanticModel:
         self.config = config
         self.encoder = encoder
         self.parts = nn.ModuleDict({"controller": SemanticController(config), "adapter": SemanticAdapter(config)})
-        self._unets: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+        self._unets: WeakKeyDictionary[Any, ModuleView] = WeakKeyDictionary()
         self._lock = threading.Lock()
 
     @property
@@ -238,11 +102,17 @@ class SemanticModel:
         return adapter
 
     def unet_of(self, unet: Any) -> Any:
-        """``adapter.attached_to(unet)``, made once for each UNet."""
+        """The UNet as it is now, with the adapter (``adapter.attached_to``); the same one as long as no part of it was exchanged.
+
+        Weights and the parts outside the ways to the cross-attentions are the given UNet's own, so what is loaded into them (a LoRA, its
+        scale) is always seen. A UNet behind ``torch.compile`` is taken as it was before.
+        """
+        plain = getattr(unet, "_orig_mod", unet)
         with self._lock:
-            if unet not in self._unets:
-                self._unets[unet] = self.adapter.attached_to(unet)
-            return self._unets[unet]
+            view = self._unets.get(plain)
+            if view is None or not view.is_current(plain):
+                view = self._unets[plain] = self.adapter.attached_to(plain)
+            return view.module
 
     def tokens_of(self, patches: Tensor, pooled: Tensor, text: Tensor, hidden: Tensor) -> Tensor:
         """Tokens (B, P + 1, token_dim) of s = M * predicted + (1 - M) * features and of the predicted global feature.

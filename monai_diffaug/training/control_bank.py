@@ -20,6 +20,7 @@ from torch import Tensor
 from monai_diffaug.edges import canny, control_image, scharr
 from monai_diffaug.prompts import NORMAL
 from monai_diffaug.shapes import largest_component
+from monai_diffaug.training.command_line import parsed
 from monai_diffaug.training.crops import captioned_crop, grown
 from monai_diffaug.training.inpaint import LatentBank
 from monai_diffaug.training.latent_bank import MAX_DILATION_PX, MaskedCropSampler
@@ -186,10 +187,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/controlnet/bank"))
     parser.add_argument("--chunks", type=int, default=4)
     parser.add_argument("--chunk-size", type=int, default=800)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    torch.set_num_threads(args.threads)
+    args = parsed(parser)
     build_missing_chunks(AutoencoderKL.from_pretrained(args.vae).eval(), args.out, args.chunks, args.chunk_size)
 
 

@@ -23,6 +23,7 @@ from monai_diffaug.models.controlnet import ControlledDenoiser, build_controlnet
 from monai_diffaug.models.inpainter import Inpainter, load_inpainter
 from monai_diffaug.models.registry import ModelSpec, tiny_folder
 from monai_diffaug.training.checkpoint import Clock, Ema, cosine_rate, load_state, save_state
+from monai_diffaug.training.command_line import parsed
 from monai_diffaug.training.control_bank import ControlBank, build_missing_chunks
 from monai_diffaug.training.embed import write_embedded
 from monai_diffaug.training.inpaint import forward_process, velocity_loss
@@ -158,11 +159,8 @@ def main() -> None:
     parser.add_argument("--chunks", type=int, default=4)
     parser.add_argument("--chunk-size", type=int, default=800)
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--embed", action="store_true", help="write the result into the package in half precision")
-    args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    torch.set_num_threads(args.threads)
+    args = parsed(parser)
     train(
         args.inpainter,
         args.out,

@@ -19,6 +19,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DConditi
 from torch import Tensor
 
 from monai_diffaug.training.checkpoint import Clock, Ema, cosine_rate, load_state, save_state
+from monai_diffaug.training.command_line import parsed
 from monai_diffaug.training.text_encoder import MAX_TOKENS, build_text_encoder, build_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -176,10 +177,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/inpaint"))
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    torch.set_num_threads(args.threads)
+    args = parsed(parser)
     train(args.bank, args.vae, args.out, args.minutes, args.batch_size)
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from monai_diffaug.prompts import NORMAL
 from monai_diffaug.shapes import borrow_shape, largest_component, place, random_blob
+from monai_diffaug.training.command_line import parsed
 from monai_diffaug.training.crops import captioned_crop, grown
 from monai_diffaug.training.datasets import SOURCES, Sample, load_samples, names_without
 from monai_diffaug.training.tissue import normal_tissue
@@ -116,10 +117,7 @@ def main() -> None:
     parser.add_argument("--chunk-size", type=int, default=1600)
     parser.add_argument("--split", default="train")
     parser.add_argument("--without", nargs="+", default=(), metavar="DATA_SET", help="data sets that the model must not see")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    torch.set_num_threads(args.threads)
+    args = parsed(parser)
     vae = AutoencoderKL.from_pretrained(args.vae).eval().to(memory_format=torch.channels_last)
     args.out.mkdir(parents=True, exist_ok=True)
     for index in range(args.chunks):

@@ -30,6 +30,7 @@ from monai_diffaug.prompts import NORMAL, vocabulary_of
 from monai_diffaug.sampling.inpaint import inpaint_latents
 from monai_diffaug.seeding import slice_generators
 from monai_diffaug.training.checkpoint import Clock, Ema, cosine_rate, load_state, save_state
+from monai_diffaug.training.command_line import parsed
 from monai_diffaug.training.datasets import SOURCES
 from monai_diffaug.training.inpaint import LatentBank
 
@@ -292,10 +293,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--crops", type=int, default=1200, help="how many crops the validator judges before the clock starts")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    torch.set_num_threads(args.threads)
+    args = parsed(parser)
     train(
         args.bank,
         args.out,

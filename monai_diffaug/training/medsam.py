@@ -27,6 +27,7 @@ from monai_diffaug.errors import ModelSourceError
 from monai_diffaug.models.medsam import TINY_CONFIG, build_sam, load_medsam, prompt_with_boxes, save_sam
 from monai_diffaug.models.registry import ModelSpec
 from monai_diffaug.training.checkpoint import Clock, Ema, cosine_rate, load_state, save_state
+from monai_diffaug.training.command_line import parsed
 from monai_diffaug.training.datasets import Sample, load_samples, names_without
 
 logger = logging.getLogger(__name__)
@@ -302,10 +303,7 @@ def main() -> None:
     parser.add_argument("--keep-encoder", action="store_true", help="leave that model's image encoder as it is")
     parser.add_argument("--breast-share", type=float, default=BREAST_SHARE, help="share of the draws; default %(default)s")
     parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate; default %(default)s")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    torch.set_num_threads(args.threads)
+    args = parsed(parser)
     try:
         train(
             args.out,

@@ -21,6 +21,7 @@ from monai_diffaug.models.inpainter import Inpainter, load_inpainter
 from monai_diffaug.models.registry import shared_model, spec_of
 from monai_diffaug.models.semantic_controller import SemanticModel, build_semantic_model, patch_mask, save_semantic_controller
 from monai_diffaug.training.checkpoint import Clock, Ema, cosine_rate, load_state, save_state
+from monai_diffaug.training.command_line import parsed
 from monai_diffaug.training.inpaint import forward_process, lesion_weights, velocity_loss
 from monai_diffaug.training.latent_bank import MaskedCropSampler
 
@@ -261,10 +262,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--crops", type=int, default=2400)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    torch.set_num_threads(args.threads)
+    args = parsed(parser)
     train(
         args.inpainter,
         args.out,

@@ -18,6 +18,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from monai_diffaug.training.checkpoint import Clock, Ema, cosine_rate, load_state, save_state
+from monai_diffaug.training.command_line import parsed
 from monai_diffaug.training.crops import crop_squares
 from monai_diffaug.training.datasets import load_samples, names_without
 
@@ -150,10 +151,7 @@ def main() -> None:
     parser.add_argument("--freeze-encoder", action="store_true")
     parser.add_argument("--bf16", action="store_true", help="faster on CPUs with AMX, slower on those without")
     parser.add_argument("--without", nargs="+", default=(), metavar="DATA_SET", help="data sets that the model must not see")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    torch.set_num_threads(args.threads)
+    args = parsed(parser)
     train(args.out, args.minutes, args.batch_size, args.freeze_encoder, args.bf16, left_out=args.without)
 
 

@@ -11,6 +11,7 @@ from monai.transforms import Randomizable
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from monai_diffaug.grids import required
 from monai_diffaug.provenance import record_key
 from monai_diffaug.seeding import draw_seed
 from monai_diffaug.transforms.local_inpaintd import DiffusionLocalInpaintd
@@ -108,9 +109,7 @@ class BatchLocalInpaint(Randomizable):
         return list(self._required(d, key))
 
     def _required(self, d: Mapping[Hashable, Any], key: Hashable) -> Any:
-        if key not in d:
-            raise KeyError(f"the batch has no {key!r} (it has {', '.join(map(str, d))}); add it in the transforms of the data set")
-        value = d[key]
+        value = required(d, key, "add it in the transforms of the data set", of="batch")
         if isinstance(value, str) or not isinstance(value, (Tensor, Sequence)) or len(value) != len(self.drawn):
             raise TypeError(f"{key!r} must hold one entry for each of the {len(self.drawn)} samples of the batch")
         return value.as_tensor() if isinstance(value, MetaTensor) else value

@@ -13,7 +13,7 @@ from monai.utils import convert_to_dst_type, ensure_tuple
 from torch import Tensor, nn
 
 from monai_diffaug.edges import EdgeDetector, canny, control_image, scharr
-from monai_diffaug.grids import affine_of, check_finite, check_grid, plain
+from monai_diffaug.grids import affine_of, check_finite, check_grid, plain, required
 from monai_diffaug.intensity import window_of
 from monai_diffaug.models.registry import ModelSpec, live_object, shared_model, spec_of
 from monai_diffaug.slices import PLANES, from_slices, slice_plane, to_slices
@@ -157,10 +157,8 @@ class EdgeMapd(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
-        if self.mask_key not in d:
-            raise KeyError(f"the sample has no {self.mask_key!r} (it has {', '.join(map(str, d))}); name the key that holds the mask")
         for key, output_key in self.key_iterator(d, self.output_keys):
-            d[output_key] = self.draw(d[key], d[self.mask_key])
+            d[output_key] = self.draw(d[key], required(d, self.mask_key, "name the key that holds the mask"))
         return d
 
 

@@ -9,6 +9,7 @@ import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
 
+from monai_diffaug.grids import required
 from monai_diffaug.provenance import original_key, record_key
 from monai_diffaug.repaint import Look
 from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaint, Sampled
@@ -132,8 +133,8 @@ class DiffusionLocalInpaintd(SeededTransform, MapTransform):
         label = self._label(d)
         sampled: dict[Hashable, Sampled] = {}
         for key in self.key_iterator(d):
-            mask, prompt = self._required(d, self.mask_key, "MedSAMMaskd"), self._required(d, self.prompt_key, "TextPromptd")
-            control = None if self.control_key is None else self._required(d, self.control_key, "EdgeMapd")
+            mask, prompt = _written_by(d, self.mask_key, "MedSAMMaskd"), _written_by(d, self.prompt_key, "TextPromptd")
+            control = None if self.control_key is None else _written_by(d, self.control_key, "EdgeMapd")
             (sampled[key],) = self.inpaint.sample_batch([d[key]], [mask], [prompt], [label], [control], seeds=[seed], look=look)
         return sampled
 
@@ -155,13 +156,7 @@ class DiffusionLocalInpaintd(SeededTransform, MapTransform):
         """The label, which has to be there: a lesion that is painted into the image alone would be taught as background."""
         if self.label_key is None or (self.allow_missing_keys and self.label_key not in d):
             return None
-        return self._required(d, self.label_key, "LoadImaged")
-
-    def _required(self, d: Mapping[Hashable, Any], key: str, writer: str) -> Any:
-        if key not in d:
-            held = ", ".join(map(str, d))
-            raise KeyError(f"the sample has no {key!r} (it has {held}); put {writer} before, or name the key that holds it")
-        return d[key]
+        return _written_by(d, self.label_key, "LoadImaged")
 
     def _with_originals(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """A copy of the sample; with ``keep_original`` its image, label and mask are handed on."""
@@ -174,3 +169,7 @@ class DiffusionLocalInpaintd(SeededTransform, MapTransform):
 
 
 DiffusionLocalInpaintD = DiffusionLocalInpaintDict = DiffusionLocalInpaintd
+
+
+def _written_by(d: Mapping[Hashable, Any], key: str, writer: str) -> Any:
+    return required(d, key, f"put {writer} before, or name the key that holds it")

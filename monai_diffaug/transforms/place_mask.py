@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from monai.config.type_definitions import KeysCollection, NdarrayOrTensor
 from monai.data.meta_tensor import MetaTensor
+from monai.data.utils import affine_to_spacing
 from monai.transforms.transform import MapTransform
 from monai.utils.type_conversion import convert_to_dst_type
 from numpy.typing import NDArray
 from torch import Tensor
 
-from monai_diffaug.grids import affine_of, check_finite, check_grid, check_image, plain
+from monai_diffaug.grids import affine_of, check_finite, check_grid, check_image, plain, required
 from monai_diffaug.intensity import window_of
 from monai_diffaug.provenance import EMPTY_BECAUSE
 from monai_diffaug.shapes import borrow_shape, elastic_ellipse, largest_component, place, random_blob
@@ -81,6 +82,10 @@ class PlaceMask(SeededTransform):
             raise ValueError(f"tissue_above must be in [0, 1), got {tissue_above}")
         if plane not in PLANES:
             raise ValueError(f"plane must be one of {', '.join(PLANES)}, got {plane!r}")
+        if isinstance(bank, (str, Path)):
+            raise ValueError(
+                f"bank must be a list of masks or of files, got the path {str(bank)!r}; e.g. sorted(Path({str(bank)!r}).glob('*.png'))"
+            )
         if bank is not None and len(bank) == 0:
             raise ValueError("the bank of masks is empty; give masks, or bank=None for random shapes")
         if shape not in SHAPES if isinstance(shape, str) else not callable(shape):
@@ -227,16 +232,10 @@ class PlaceMaskd(SeededTransform, MapTransform):
         self.randomize()
         d = dict(data)
         for key in self.key_iterator(d):
-            region, label = (self._required(d, name) for name in (self.region_key, self.label_key))
+            region, label = (None if name is None else required(d, name) for name in (self.region_key, self.label_key))
             d[self.mask_key] = self.place.apply(d[key], region, label, seed=self.seed, triggered=self._do_transform)
             break
         return d
-
-    @staticmethod
-    def _required(d: Mapping[Hashable, Any], key: str | None) -> NdarrayOrTensor | None:
-        if key is not None and key not in d:
-            raise KeyError(f"the sample has no {key!r} (it has {', '.join(map(str, d))}); name the key that holds it")
-        return None if key is None else d[key]
 
 
 PlaceMaskD = PlaceMaskDict = PlaceMaskd
@@ -270,11 +269,11 @@ def _outline(mask: NdarrayOrTensor, name: str = "a mask of the bank") -> NDArray
 
 
 def _spacing_mm(img: NdarrayOrTensor, plane: SlicePlane | None) -> tuple[float, float, float]:
-    """Distance of the slices, of their rows and of their columns; 1 without an affine, and that of the slices in 2-D."""
+    """Distance of the slices, of their rows and of their columns; 1 without an affine or where it has none, and that of slices in 2-D."""
     affine = affine_of(img)
     if affine is None:
         return 1.0, 1.0, 1.0
-    spacing: list[float] = affine[:3, :3].norm(dim=0).tolist()
+    spacing: list[float] = affine_to_spacing(affine).tolist()
     slices, rows, columns = (1.0, *spacing[:2]) if plane is None else (spacing[axis] for axis in plane.axes)
     return slices, rows, columns
 

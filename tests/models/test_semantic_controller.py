@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+import gc
 import json
 import threading
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -103,6 +108,88 @@ def test_all_threads_get_the_one_unet_of_a_model(inpainter, steering) -> None:
     for thread in threads:
         thread.join()
     assert len(found) == 4 and len({id(unet) for unet in found}) == 1
+
+
+def with_lora(unet: Any) -> None:
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(3)
+    unet.add_adapter(peft.LoraConfig(r=2, lora_alpha=8, target_modules=["to_q", "to_k", "to_v", "to_out.0"], init_lora_weights=False))
+
+
+def with_assigned_weights(unet: Any) -> None:
+    unet.load_state_dict({name: value * 1.1 for name, value in unet.state_dict().items()}, assign=True)
+    unet.requires_grad_(False)
+
+
+CHANGES: dict[str, tuple[Callable[[Any], None], Callable[[Any], None]]] = {
+    "a lora comes": (lambda unet: None, with_lora),
+    "a lora goes": (with_lora, lambda unet: unet.delete_adapters("default")),
+    "a lora is scaled": (with_lora, lambda unet: unet.set_adapters(["default"], [0.3])),
+    "a lora is switched off": (with_lora, lambda unet: unet.disable_lora()),
+    "weights are written into": (lambda unet: None, lambda unet: unet.conv_in.weight.mul_(2)),
+    "weights are assigned": (lambda unet: None, with_assigned_weights),
+    "a block is replaced": (lambda unet: None, lambda unet: unet.up_blocks.__setitem__(-1, deepcopy(unet.up_blocks[-1]).apply(_doubled))),
+    "free u is set": (lambda unet: None, lambda unet: unet.enable_freeu(s1=0.9, s2=0.2, b1=1.5, b2=1.6)),
+}
+
+
+def _doubled(module: Any) -> None:
+    for value in module.parameters(recurse=False):
+        value.mul_(2)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_has_changed_in_the_unet_since_the_last_use_is_seen(inpainter, untrained, crops, change: str) -> None:
+    before_use, since = CHANGES[change]
+    live = replace(inpainter, unet=deepcopy(inpainter.unet))
+    context, given = live.encode_text(["a mass", "a cyst"]), unet_input()
+    with torch.no_grad():
+        before_use(live.unet)
+        first = SemanticDenoiser(live, untrained, images=crops[0], hard=crops[1], context=context)(*given, context)
+        assert torch.allclose(first, live.denoise(*given, context), atol=1e-6)
+        since(live.unet)
+        plain = live.denoise(*given, context)
+        assert not torch.allclose(plain, first, atol=1e-4)
+        second = SemanticDenoiser(live, untrained, images=crops[0], hard=crops[1], context=context)(*given, context)
+    assert torch.allclose(second, plain, atol=1e-6)
+
+
+def test_a_lora_that_is_fused_after_the_last_use_is_not_added_twice(inpainter, untrained, crops) -> None:
+    live = replace(inpainter, unet=deepcopy(inpainter.unet))
+    context, given = live.encode_text(["a mass", "a cyst"]), unet_input()
+    with torch.no_grad():
+        with_lora(live.unet)
+        SemanticDenoiser(live, untrained, images=crops[0], hard=crops[1], context=context)
+        live.unet.fuse_lora()
+        fused = SemanticDenoiser(live, untrained, images=crops[0], hard=crops[1], context=context)
+        assert torch.allclose(fused(*given, context), live.denoise(*given, context), atol=1e-5)
+
+
+def test_a_unet_behind_torch_compile_is_taken_as_it_was(inpainter, untrained) -> None:
+    assert untrained.unet_of(torch.compile(inpainter.unet)) is untrained.unet_of(inpainter.unet)
+
+
+def test_compiled_blocks_of_the_unet_do_not_hide_the_tokens(inpainter, steering, crops) -> None:
+    live = replace(inpainter, unet=deepcopy(inpainter.unet))
+    middle = live.unet.mid_block
+    for block in (middle.resnets[0], middle.attentions[0].transformer_blocks[0]):
+        block.compile(dynamic=False, backend="eager")
+    context, given = live.encode_text(["a mass", "a cyst"]), unet_input()
+    with torch.no_grad():
+        expected, result = (
+            SemanticDenoiser(model, steering, images=crops[0], hard=crops[1], context=context)(*given, context)
+            for model in (inpainter, live)
+        )
+    assert torch.allclose(result, expected, atol=1e-5)
+
+
+def test_a_unet_that_is_dropped_is_not_kept(inpainter, untrained) -> None:
+    unet = deepcopy(inpainter.unet)
+    untrained.unet_of(unet)
+    held = len(untrained._unets)
+    del unet
+    gc.collect()
+    assert len(untrained._unets) == held - 1
 
 
 def test_the_tokens_of_a_sample_do_not_depend_on_its_batch_or_on_what_the_mask_hides(inpainter, steering, crops) -> None:

@@ -145,7 +145,16 @@ def test_it_is_deterministic_so_a_cache_may_hold_it() -> None:
     assert torch.equal(transform({"image": image, "mask": mask})["edges"], transform({"image": image, "mask": mask})["edges"])
 
 
+def test_a_sample_without_the_image_is_skipped_with_or_without_a_mask() -> None:
+    draw = EdgeMapd("image", allow_missing_keys=True)
+    assert draw({"label": 1}) == {"label": 1}
+    with pytest.raises(KeyError, match="no 'mask'"):
+        draw({"image": torch.rand(1, 8, 8)})
+
+
 def test_wrong_input_is_refused_with_what_to_do() -> None:
+    with pytest.raises(GridMismatchError, match="EnsureChannelFirstd"):
+        EdgeMap()(torch.rand(8, 8), torch.zeros(8, 8))
     with pytest.raises(GridMismatchError, match="ResampleToMatchd"):
         EdgeMap()(torch.rand(1, 8, 8), torch.zeros(1, 8, 9))
     with pytest.raises(ValueError, match="nan_to_num"):

@@ -188,6 +188,20 @@ def test_an_option_out_of_range_is_refused(options, message) -> None:
         PlaceMask(**options)
 
 
+def test_a_bank_that_is_one_path_is_told_to_be_a_list(tmp_path) -> None:
+    for path in (tmp_path, str(tmp_path / "masks")):
+        with pytest.raises(ValueError, match=r"list of masks or of files, got the path.*glob"):
+            PlaceMask(path)
+
+
+def test_an_axis_without_a_length_counts_as_one_of_1_mm() -> None:
+    affine = torch.diag(torch.tensor([1.0, 0.0, 1.0, 1.0]))
+    mask = PlaceMask().apply(MetaTensor(framed(), affine=affine), seed=3)
+    assert torch.equal(mask.as_tensor(), PlaceMask().apply(framed(), seed=3)) and mask.any()
+    with pytest.raises(ValueError, match="the affine has a zero axis"):
+        PlaceMask().apply(MetaTensor(framed((80, 96, 4)), affine=affine), seed=3)
+
+
 def test_a_region_on_another_grid_is_refused() -> None:
     with pytest.raises(GridMismatchError, match="region"):
         PlaceMask().apply(framed(), torch.ones(1, 8, 8), seed=1)
