@@ -133,7 +133,7 @@ def _train(options: argparse.Namespace, training: list[Any], validation: list[An
     from monai_diffaug.finetune.labelled_slices import load_slices
     from monai_diffaug.finetune.loop import TRAINING_FOLDER, fine_tune
     from monai_diffaug.finetune.processes import failing_together, is_writer
-    from monai_diffaug.finetune.settings import FineTuneSettings, TrainingInputError
+    from monai_diffaug.finetune.settings import FineTuneSettings, TrainingInputError, require_same_settings
 
     settings = FineTuneSettings(
         model=options.model,
@@ -155,11 +155,14 @@ def _train(options: argparse.Namespace, training: list[Any], validation: list[An
     progress = shows_progress(options)
     target, _ = RECIPES[options.recipe]
     module, _, name = target.partition(":")
+    recipe_class = getattr(import_module(module), name)
     with failing_together(torch.device(device)):
+        if not options.restart:  # before the images are read, which takes long
+            require_same_settings(options.out / TRAINING_FOLDER, recipe_class.name, settings)
         slices = load_slices(training, plane=options.plane, window=options.window, progress=progress)
         held_out = load_slices(validation, plane=options.plane, window=options.window, progress=progress)
         try:
-            recipe = getattr(import_module(module), name)(settings, slices, held_out)
+            recipe = recipe_class(settings, slices, held_out)
         except TrainingInputError:
             raise
         except ValueError as error:  # of files that are there and are no such model

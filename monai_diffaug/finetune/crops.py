@@ -62,7 +62,7 @@ class SliceCropSampler:
         self.normal_share = normal_share
         if not self.lesions:
             raise TrainingInputError("no image shows a lesion: at least one entry needs a label with one")
-        self._tissue: dict[int, NDArray[np.bool_]] = {}
+        self._tissue: dict[tuple[int, int], NDArray[np.bool_]] = {}  # one for the lesions of a slice
 
     def draw(self) -> Crop:
         """One crop with its caption; the mask is not dilated."""
@@ -98,10 +98,11 @@ class SliceCropSampler:
 
     def _tissue_of(self, index: int) -> NDArray[np.bool_]:
         """Where normal tissue can be repainted: not the dark surround, not near anything labelled."""
-        if index not in self._tissue:
-            chosen = self.slices[index]
-            self._tissue[index] = normal_tissue((chosen.image.amax(0).numpy() + 1) / 2, chosen.labelled)
-        return self._tissue[index]
+        chosen = self.slices[index]
+        key = (id(chosen.stored), id(chosen.labelled))
+        if key not in self._tissue:
+            self._tissue[key] = normal_tissue((chosen.image.amax(0).numpy() + 1) / 2, chosen.labelled)
+        return self._tissue[key]
 
     def _cut(self, chosen: LabelledSlice, mask: NDArray[np.bool_], *, is_normal: bool) -> Crop:
         centre, side_px = square_around(self.rng, mask, max(mask.shape))

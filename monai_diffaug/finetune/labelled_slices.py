@@ -17,7 +17,7 @@ from monai_diffaug.boxes import connected_components
 from monai_diffaug.errors import GridMismatchError
 from monai_diffaug.finetune.datalist import Entry
 from monai_diffaug.finetune.settings import TrainingInputError
-from monai_diffaug.intensity import window_of
+from monai_diffaug.intensity import Window, window_of
 from monai_diffaug.prompts import NORMAL
 from monai_diffaug.slices import slice_plane, to_slices, touched
 
@@ -27,6 +27,8 @@ MIN_AREA_PX = 12
 MAX_SLICES = 32  # of one finding in one volume, evenly spread: neighbours say nearly the same
 MAX_PARTS = 8
 AFFINE_TOLERANCE_MM = 1e-2
+LOSSY_SUFFIXES = (".jpg", ".jpeg")
+MAX_NAMED = 20  # files in one message
 
 
 @dataclass(frozen=True)
@@ -34,15 +36,17 @@ class LabelledSlice:
     """One lesion on one slice, or a slice of normal tissue.
 
     Attributes:
-        image: (C, h, w) float32 in [-1, 1], C = 1 or 3; shared by the lesions of a slice.
+        stored: (C, h, w) the file's numbers, C = 1 or 3, in the smallest type that holds them; shared by the lesions of a slice.
         lesion: (h, w) one connected lesion; empty on normal tissue.
-        labelled: (h, w) everything labelled on the slice.
+        labelled: (h, w) everything labelled on the slice; shared too.
         finding: what the lesion is; "normal tissue" where there is none.
         modality, anatomy, prompt: as in ``Entry``.
         name: file and slice, for messages.
+        window: what maps ``stored`` to the model's range; None where it is in it already.
+        plane: in which a volume was cut; empty of 2-D images.
     """
 
-    image: Tensor
+    stored: Tensor
     lesion: NDArray[np.bool_]
     labelled: NDArray[np.bool_]
     finding: str
@@ -50,6 +54,13 @@ class LabelledSlice:
     anatomy: str
     prompt: str
     name: str
+    window: Window | None = None
+    plane: str = ""
+
+    @property
+    def image(self) -> Tensor:
+        """(C, h, w) float32 in [-1, 1], made anew at each call: a data set of volumes is too large to be held like this."""
+        return self.stored if self.window is None else self.window.to_model(self.stored)
 
     @property
     def is_normal(self) -> bool:
@@ -77,9 +88,23 @@ def load_slices(
 
     load = _Loaders(_loader(visible_colours), _loader(class_ids))
     found: list[LabelledSlice] = []
+    empty: list[tuple[Entry, _NoLesionError]] = []
     for entry in tqdm(entries, desc="reading", disable=not progress):
-        found += _slices_of(entry, load, plane, window)
+        try:
+            found += _slices_of(entry, load, plane, window)
+        except _NoLesionError as error:  # reading takes long: all of them are told at once
+            empty.append((entry, error))
+    if len(empty) > 1:
+        names = ", ".join(str(entry.label) for entry, _ in empty[1 : MAX_NAMED + 1])
+        more = f" and {len(empty) - MAX_NAMED - 1} more" if len(empty) > MAX_NAMED + 1 else ""
+        raise TrainingInputError(f"{empty[0][1]}; likewise {names}{more}")
+    if empty:
+        raise empty[0][1]
     return found
+
+
+class _NoLesionError(TrainingInputError):
+    """A label has no lesion that is large enough."""
 
 
 class _Loaders(NamedTuple):
@@ -130,17 +155,16 @@ def _slices_of(entry: Entry, load: _Loaders, plane: str, window: tuple[float, fl
     if entry.label is not None:
         ids = _ids(entry, load.label, image)
     id_slices = to_slices(ids, cut)
-    names = {"modality": entry.modality, "anatomy": entry.anatomy, "prompt": entry.prompt}
+    common: dict[str, Any] = {"modality": entry.modality, "anatomy": entry.anatomy, "prompt": entry.prompt, "window": seen}
+    common["plane"] = "" if cut is None else plane
     if entry.is_normal:
         picked = _spread(range(len(slices)))
         empty = np.zeros(tuple(slices.shape[-2:]), bool)
-        return [
-            LabelledSlice(seen.to_model(slices[i]).clone(), empty, empty, NORMAL, **names, name=f"{entry.image}, slice {i}") for i in picked
-        ]
-    result = _lesions(entry, slices, id_slices, seen.to_model, names)
+        return [LabelledSlice(_kept(slices[i]), empty, empty, NORMAL, **common, name=f"{entry.image}, slice {i}") for i in picked]
+    result = _lesions(entry, slices, id_slices, common)
     if not result:
         wanted = ", ".join("above 0" if value is None else str(value) for value in entry.findings)
-        raise TrainingInputError(
+        raise _NoLesionError(
             f"label {entry.label} shows no lesion of {MIN_AREA_PX} pixels or more (looked for voxels of value {wanted}; it holds "
             f'{", ".join(map(str, torch.unique(ids).tolist()[:8]))}); give the entry "finding": "{NORMAL}" if the image is normal, '
             "leave it out if its lesions are smaller"
@@ -148,18 +172,43 @@ def _slices_of(entry: Entry, load: _Loaders, plane: str, window: tuple[float, fl
     return result
 
 
-def _lesions(entry: Entry, slices: Tensor, id_slices: Tensor, to_model: Any, names: Mapping[str, str]) -> list[LabelledSlice]:
+def _lesions(entry: Entry, slices: Tensor, id_slices: Tensor, common: Mapping[str, Any]) -> list[LabelledSlice]:
     found: list[LabelledSlice] = []
-    pictures: dict[int, Tensor] = {}
+    shared: dict[int, tuple[Tensor, NDArray[np.bool_]]] = {}
     for value, finding in entry.findings.items():
         wanted = id_slices > 0 if value is None else id_slices == value
-        for i in _spread([i for i in touched(wanted) if int(wanted[i].sum()) >= MIN_AREA_PX]):
-            parts = [p.numpy() for p in connected_components(wanted[i, 0])[:MAX_PARTS] if int(p.sum()) >= MIN_AREA_PX]
+        for i, parts in _parts(wanted).items():
+            if parts and i not in shared:
+                shared[i] = _kept(slices[i]), (id_slices[i, 0] != 0).numpy()
             for part in parts:
-                picture = pictures.setdefault(i, to_model(slices[i]).clone())
-                labelled = (id_slices[i, 0] != 0).numpy()
-                found.append(LabelledSlice(picture, part, labelled, finding, **names, name=f"{entry.image}, slice {i}"))
+                picture, labelled = shared[i]
+                lesion = labelled if np.array_equal(part, labelled) else part  # one mask for a lesion alone on its slice
+                found.append(LabelledSlice(picture, lesion, labelled, finding, **common, name=f"{entry.image}, slice {i}"))
     return found
+
+
+def _parts(wanted: Tensor) -> dict[int, list[NDArray[np.bool_]]]:
+    """The lesions (h, w) on each of at most ``MAX_SLICES`` slices of a label (S, 1, h, w)."""
+
+    def on(i: int) -> list[NDArray[np.bool_]]:
+        return [p.numpy() for p in connected_components(wanted[i, 0])[:MAX_PARTS] if int(p.sum()) >= MIN_AREA_PX]
+
+    touching = [i for i in touched(wanted) if int(wanted[i].sum()) >= MIN_AREA_PX]
+    found = {i: on(i) for i in _spread(touching)}
+    if not any(found.values()):  # specks alone; the lesions may lie on slices that were left out
+        every = {i: parts for i in touching if (parts := on(i))}
+        found = {i: every[i] for i in _spread(list(every))}
+    return found
+
+
+def _kept(values: Tensor) -> Tensor:
+    """The same numbers, or what ``Window.to_model`` rounds them to, in a copy of as few bytes as hold them."""
+    kept = values.float()
+    for dtype in (torch.int16, torch.uint8):
+        narrow = values.to(dtype)
+        if torch.equal(narrow.to(values.dtype), values):
+            kept = narrow
+    return kept.clone(memory_format=torch.contiguous_format)
 
 
 def _ids(entry: Entry, load: Any, image: Any) -> Tensor:
@@ -179,6 +228,8 @@ def _ids(entry: Entry, load: Any, image: Any) -> Tensor:
         )
     ids: Tensor = _numbers(label).amax(0, keepdim=True)  # a colour picture of a mask counts where any channel is set
     _require_finite(ids, f"label {entry.label}")
+    if set(entry.findings) == {None} and str(entry.label).lower().endswith(LOSSY_SUFFIXES):
+        return (2 * ids.int() > int(ids.max())).to(torch.int64)  # the compression leaves faint specks around the outline
     return ids.round().to(torch.int64)
 
 

@@ -24,7 +24,8 @@ from monai_diffaug.finetune.processes import (
     process_rank,
     same_weights,
 )
-from monai_diffaug.finetune.settings import FineTuneSettings, TrainingInputError, remember_settings
+from monai_diffaug.finetune.settings import STATE_FILE, FineTuneSettings, TrainingInputError, remember_settings
+from monai_diffaug.finetune.trained_on import trained_on
 from monai_diffaug.training.checkpoint import Clock, Ema, cosine_rate, load_state, save_state
 
 __all__ = ["TRAINING_FOLDER", "Trainee", "fine_tune"]
@@ -45,6 +46,7 @@ class Trainee(Protocol):
         name: of the recipe.
         modules: what is trained: the parameters in it that require a gradient.
         rate: peak learning rate when the settings name none.
+        slices: what it draws from, where it draws from ``LabelledSlice``s; not needed. A run goes on with the same ones alone.
     """
 
     name: str
@@ -109,7 +111,7 @@ class _Record:
 
     @property
     def state(self) -> Path:
-        return self.folder / "state.ckpt"
+        return self.folder / STATE_FILE
 
     def starts(self, progress: float) -> None:
         """Count from here on; a run that has done nothing yet is shown as it is."""
@@ -182,8 +184,8 @@ def fine_tune(trainee: Trainee, settings: FineTuneSettings, out: Path | str) -> 
         Optimiser steps done since the run began.
 
     Raises:
-        TrainingInputError: ``out`` holds another run or a state that cannot be read, the loss is not finite, the processes see
-            different folders, or another process failed.
+        TrainingInputError: ``out`` holds a run with other settings or data, or a state that cannot be read, the loss is not finite,
+            the processes see different folders, or another process failed.
     """
     out = Path(out)
     folder = out / TRAINING_FOLDER
@@ -192,7 +194,7 @@ def fine_tune(trainee: Trainee, settings: FineTuneSettings, out: Path | str) -> 
     logger.info("%s: %.2f M trained weights", trainee.name, sum(p.numel() for p in trained) / 1e6)
     with failing_together(device):
         if is_writer():
-            remember_settings(folder, trainee.name, settings)
+            remember_settings(folder, trainee.name, settings, trained_on(getattr(trainee, "slices", ())))
     ema, spent = Ema(trained), _Spent()
     peak = settings.rate or trainee.rate
     optimizer = torch.optim.AdamW(trained.parameters(), lr=peak, betas=(0.9, 0.99), weight_decay=1e-3)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from monai_diffaug.imageio import ImageFileError
 
-__all__ = ["FineTuneSettings", "TrainingInputError", "remember_settings"]
+__all__ = ["STATE_FILE", "FineTuneSettings", "TrainingInputError", "remember_settings", "require_same_settings"]
 
 SETTINGS_FILE = "settings.json"
-# what may differ when a run goes on: how long it takes, where it runs and what it shows
-FREE = ("minutes", "steps", "device", "precision", "pictures", "tensorboard")
+STATE_FILE = "state.ckpt"
+# what may differ when a run goes on: how long it takes, where it runs, what fits there and what it shows
+FREE = ("minutes", "steps", "batch_size", "device", "precision", "pictures", "tensorboard")
 
 
 class TrainingInputError(ImageFileError):
@@ -79,23 +81,40 @@ def _before(file: Path) -> dict[str, object]:
     return before
 
 
-def remember_settings(folder: Path, recipe: str, settings: FineTuneSettings) -> None:
-    """Write the settings beside the run's state, or refuse to go on with a run that had others.
+def require_same_settings(
+    folder: Path, recipe: str, settings: FineTuneSettings, data: Mapping[str, object] | None = None
+) -> dict[str, object]:
+    """Refuse to go on with a run that had other settings or data; returns those of this run, as they are written.
+
+    What an older version has not written is unknown, and no reason to refuse; where there is no state yet, nothing is lost.
+
+    Args:
+        folder: of the state.
+        recipe: its name.
+        settings: of this run.
+        data: what it is trained on, see ``trained_on``; values as JSON holds them. None while that is not read.
 
     Raises:
         TrainingInputError: the folder holds a run with other settings; names them.
     """
-    now = {"recipe": recipe, **asdict(settings)}
+    now: dict[str, object] = {"recipe": recipe, **asdict(settings), **(data or {})}
     file = folder / SETTINGS_FILE
     if file.is_file():
         before = _before(file)
         differing = [f"{name} {before[name]!r} (now {value!r})" for name, value in now.items() if before.get(name, value) != value]
         differing = [text for text in differing if text.split(" ", 1)[0] not in FREE]
-        if differing:
+        if differing and (folder / STATE_FILE).is_file():
             raise TrainingInputError(
                 f"{folder.parent} holds a run with other settings: {', '.join(differing)}; use --restart to begin anew, or another --out"
             )
+    return now
+
+
+def remember_settings(folder: Path, recipe: str, settings: FineTuneSettings, data: Mapping[str, object] | None = None) -> None:
+    """Write the settings beside the run's state, after ``require_same_settings``, with its arguments and errors."""
+    now = require_same_settings(folder, recipe, settings, data)
     folder.mkdir(parents=True, exist_ok=True)
+    file = folder / SETTINGS_FILE
     part = file.with_suffix(".part")
     part.write_text(json.dumps(now, indent=2) + "\n", encoding="utf-8")
     part.replace(file)

@@ -15,8 +15,7 @@ from monai_diffaug.finetune.folder import replace_parts
 from monai_diffaug.finetune.labelled_slices import LabelledSlice
 from monai_diffaug.finetune.pictures import draw_masks, evenly, lesions_to_show
 from monai_diffaug.finetune.settings import FineTuneSettings, TrainingInputError
-from monai_diffaug.models.registry import ModelSpec
-from monai_diffaug.models.validator import LatentValidator, load_validator, mask_latents, save_validator
+from monai_diffaug.models.validator import mask_latents, save_validator
 from monai_diffaug.training.validator import (
     BLUR_SHARE,
     COUNTERFEIT_SHARE,
@@ -24,6 +23,7 @@ from monai_diffaug.training.validator import (
     LesionCropSampler,
     blurred,
     fit_probe,
+    latent_validator,
     training_loss,
 )
 
@@ -64,6 +64,7 @@ class ValidatorRecipe:
     Raises:
         TrainingInputError: LoRA was asked for: the network is convolutional and small.
         ModelSourceError: no validator under ``settings.model``.
+        ValueError: it is no latent validator.
     """
 
     name = "validator"
@@ -73,11 +74,8 @@ class ValidatorRecipe:
             raise TrainingInputError("--lora is not for the validator: its 1.8 M convolutional weights are trained whole")
         if torch.device(settings.device).type != "cpu":
             raise TrainingInputError(f"the validator trains on the CPU, got --device {settings.device}; leave it out")
-        validator = load_validator(ModelSpec("validator", settings.model), "cpu")
-        if not isinstance(validator, LatentValidator):
-            raise TrainingInputError(f"{settings.model} is no latent validator; give 'tiny' or a folder that this recipe wrote")
-        self.settings, self.validator = settings, validator
-        self.segmenter, self.vae = validator.segmenter.requires_grad_(True), validator.vae
+        self.settings, self.validator = settings, latent_validator(settings.model)
+        self.segmenter, self.vae = self.validator.segmenter.requires_grad_(True), self.validator.vae
         self.size_px = int(self.segmenter.config["size_px"])
         self.modules: Mapping[str, nn.Module] = {"segmenter": self.segmenter}
         self.rate = 2e-4

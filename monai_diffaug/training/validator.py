@@ -34,11 +34,12 @@ from monai_diffaug.models.validator import (
 )
 from monai_diffaug.shapes import borrow_shape, largest_component, place, random_blob
 from monai_diffaug.training.checkpoint import Clock, Ema, cosine_rate, load_state, save_state
+from monai_diffaug.training.command_line import parsed
 from monai_diffaug.training.crops import crop_squares
 from monai_diffaug.training.datasets import SOURCES, Sample, load_samples, names_without
 from monai_diffaug.training.tissue import normal_tissue
 
-__all__ = ["LesionCropSampler", "LesionCrops", "lesion_square", "train", "training_loss"]
+__all__ = ["LesionCropSampler", "LesionCrops", "latent_validator", "lesion_square", "train", "training_loss"]
 
 logger = logging.getLogger(__name__)
 
@@ -242,6 +243,19 @@ def training_loss(
     return loss + DICE_WEIGHT * soft_dice_and_entropy(read, F.adaptive_avg_pool2d(crops.masks, (read.shape[-2], read.shape[-1])))
 
 
+def latent_validator(model: str) -> LatentValidator:
+    """The validator of a source of ``load_validator``, on the CPU, if it is one that can be trained here.
+
+    Raises:
+        ModelSourceError: nothing loadable under ``model``.
+        ValueError: ``model`` is no latent validator.
+    """
+    validator = load_validator(ModelSpec("validator", model))
+    if not isinstance(validator, LatentValidator):
+        raise ValueError(f"{model!r} is no latent validator; give 'tiny' or a folder that this recipe wrote")
+    return validator
+
+
 def start(model: str | None, prediction_type: str) -> tuple[LatentSegmenter, Any]:
     """The network that is trained, and the VAE whose latents it predicts: those of ``model`` (a source of ``load_validator``).
 
@@ -249,13 +263,11 @@ def start(model: str | None, prediction_type: str) -> tuple[LatentSegmenter, Any
 
     Raises:
         ModelSourceError: nothing loadable under ``model``.
-        ValueError: ``model`` is no latent segmenter.
+        ValueError: ``model`` is no latent validator.
     """
     if model is None:
         return LatentSegmenter({**TINY_CONFIG, "prediction_type": prediction_type}), None
-    validator = load_validator(ModelSpec("validator", model))
-    if not isinstance(validator, LatentValidator):
-        raise ValueError(f"{model!r} is no latent validator; give 'tiny' or a folder that this recipe wrote")
+    validator = latent_validator(model)
     return validator.segmenter.train().requires_grad_(True), validator.vae
 
 
@@ -286,7 +298,7 @@ def train(
 
     Raises:
         ModelSourceError: nothing loadable under ``model``.
-        ValueError: ``model`` is no latent segmenter, or there is neither a model nor a VAE.
+        ValueError: ``model`` is no latent validator, or there is neither a model nor a VAE.
     """
     from diffusers import AutoencoderKL
 
@@ -346,10 +358,7 @@ def main() -> None:
     parser.add_argument("--prediction-type", choices=("sample", "epsilon"), default="sample")
     parser.add_argument("--export", type=Path, default=None, help="also write the float16 weights to this folder")
     parser.add_argument("--without", nargs="+", default=(), metavar="DATA_SET", help="data sets that the model must not see")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    torch.set_num_threads(args.threads)
+    args = parsed(parser)
     try:
         segmenter = train(
             args.out,

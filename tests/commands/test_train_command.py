@@ -2,10 +2,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 
+import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch import nn
 
 from monai_diffaug.cli import _explain
 from monai_diffaug.commands import train
@@ -47,6 +51,7 @@ def test_the_written_folder_is_what_model_takes_and_a_second_call_goes_on(tmp_pa
     assert inpaint.apply(np.random.rand(1, 64, 64), np.ones((1, 64, 64)), "mass", seed=0).record["applied"]
     again = options(*arguments, "--steps", "3", "-q")
     assert again.run(again) == 0
+    assert json.loads((out / "training/settings.json").read_text())["data"].startswith("1 lesions, 0 normal slices, ")
     with pytest.raises(TrainingInputError, match="--restart"):
         train.run(options(*arguments, "--steps", "3", "--lora"))
 
@@ -105,8 +110,9 @@ def test_a_semantic_controller_is_trained_for_the_given_encoder_and_loads(tmp_pa
     assert f"semantic_controller='{out}'" in capsys.readouterr().out
     inpaint = DiffusionLocalInpaint(random_inpainter, semantic_controller=str(out), num_inference_steps=1)
     assert inpaint.apply(np.random.rand(1, 64, 64), np.ones((1, 64, 64)), "mass", seed=0).record["applied"]
+    assert json.loads((out / "training/settings.json").read_text())["data"].startswith("1 lesions, ")
     with pytest.raises(TrainingInputError, match="leave out --lora"):
-        train.run(options(*arguments, *small, "--lora"))
+        train.run(options(*arguments, *small, "--lora", "--out", str(tmp_path / "other")))
 
 
 def test_an_encoder_is_refused_where_there_is_none(tmp_path, datalist):
@@ -148,3 +154,132 @@ def test_a_restart_leaves_nothing_of_the_run_before(tmp_path, datalist, random_i
     train.run(options(*arguments, "--steps", "1", "--restart"))
     assert sorted(p.name for p in (out / "training/samples").iterdir()) == ["step_000000.png", "step_000001.png"]
     assert not (out / "adapter").exists()
+
+
+def test_a_validator_of_another_kind_is_refused(tmp_path, datalist):
+    from monai_diffaug.models.registry import spec_of
+
+    other = nn.Identity()
+    source = spec_of("validator", other).source
+    with pytest.raises(WrongInputError, match="--model .* cannot be used: .* is no latent validator; give 'tiny'"):
+        train.run(options("validator", "--data", datalist, "--model", source, "--out", str(tmp_path / "o"), *WORDS))
+
+
+class Toy:
+    """A recipe that fits a line in no time."""
+
+    name, rate = "inpaint", 0.1
+
+    def __init__(self, settings, slices, held_out=()):
+        self.slices, self.line = list(slices), nn.Linear(1, 1)
+        self.modules = {"line": self.line}
+
+    def reseed(self, seed):
+        pass
+
+    def loss(self, progress):
+        return self.line.weight.square().sum()
+
+    def draw(self, file):
+        Image.new("RGB", (4, 4)).save(file)
+
+    def write(self, folder):
+        pass
+
+
+def write_volume(folder, name, top=4):
+    label = np.zeros((24, 22, 8), np.uint8)
+    label[top : top + 9, 5:15, 2:6] = 1
+    image = np.random.RandomState(top).normal(0, 50, label.shape).astype(np.int16)
+    nib.save(nib.Nifti1Image(image, np.eye(4)), folder / f"{name}.nii.gz")
+    nib.save(nib.Nifti1Image(label, np.eye(4)), folder / f"{name}_label.nii.gz")
+
+
+def write_list(folder, names, **more):
+    rows = [{"image": f"{name}.nii.gz", "label": f"{name}_label.nii.gz"} for name in names]
+    (folder / "list.json").write_text(json.dumps({"training": rows, **more}))
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Two volumes, and a call that trains a toy on them in ``out``; it returns the steps done since the run began."""
+    monkeypatch.setitem(train.RECIPES, "inpaint", (f"{__name__}:Toy", "a line"))
+    (tmp_path / "data").mkdir()
+    for top, name in enumerate(("a", "b"), start=3):
+        write_volume(tmp_path / "data", name, top)
+    write_list(tmp_path / "data", ("a", "b"))
+
+    def call(*extra, data=tmp_path / "data/list.json"):
+        words = ("--modality", "ct", "--anatomy", "abdomen", "--finding", "cyst")
+        train.run(options("inpaint", "--data", str(data), "--out", str(tmp_path / "out"), "--pictures", "0", "-q", *words, *extra))
+        return torch.load(tmp_path / "out/training/state.ckpt", weights_only=True)["spent"]["steps"]
+
+    return call
+
+
+def refused(call, capsys, *extra) -> str:
+    """The one line on stderr."""
+    with pytest.raises(TrainingInputError) as caught:
+        call(*extra)
+    assert _explain(caught.value) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and "use --restart to begin anew, or another --out" in message
+    return message
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (("--window=-100,100",), "window 'of each image' (now [-100.0, 100.0]);"),
+        (("--plane", "sagittal"), "plane 'axial' (now 'sagittal')"),
+        (("--finding", "metastasis"), "words 'ct, abdomen, cyst' (now 'ct, abdomen, metastasis');"),
+    ],
+)
+def test_a_run_does_not_go_on_with_what_makes_other_slices(run, capsys, extra, message):
+    assert run("--steps", "2") == 2
+    assert message in refused(run, capsys, "--steps", "3", *extra)
+    assert run("--steps", "3") == 3, "the refusal has changed the run"
+    assert run("--steps", "1", "--restart", *extra) == 1
+
+
+@pytest.mark.parametrize("change", ["an image more", "an outline mended"])
+def test_a_run_does_not_go_on_with_other_data(run, tmp_path, capsys, change):
+    assert run("--steps", "2") == 2
+    if change == "an image more":
+        write_volume(tmp_path / "data", "c")
+        write_list(tmp_path / "data", ("a", "b", "c"))
+    else:
+        file = tmp_path / "data/b_label.nii.gz"
+        label = np.asarray(nib.load(file).dataobj)
+        nib.save(nib.Nifti1Image(np.roll(label, 1, 0), np.eye(4)), file)
+    count = 12 if change == "an image more" else 8
+    message = refused(run, capsys, "--steps", "3")
+    assert "settings: data '8 lesions, 0 normal slices, " in message and f"(now '{count} lesions, 0 normal slices, " in message
+
+
+def test_a_run_goes_on_at_another_length_and_place_and_shows_other_things(run, tmp_path):
+    pytest.importorskip("tensorboard")
+    assert run("--steps", "2") == 2
+    write_list(tmp_path / "data", ("b", "a"), validation=[{"image": "a.nii.gz", "label": "a_label.nii.gz"}])
+    os.utime(tmp_path / "data/a.nii.gz", (1, 1))
+    assert run("--steps", "3", "--batch-size", "3", "--precision", "bfloat16", "--tensorboard", "--device", "cpu:0") == 3
+    (tmp_path / "data").rename(tmp_path / "moved")
+    assert run("--steps", "4", data=tmp_path / "moved/list.json") == 4
+    assert run("--minutes", "0.001", data=tmp_path / "moved/list.json") >= 4
+
+
+def test_a_run_of_an_older_version_goes_on_and_is_held_to_its_data_from_then_on(run, tmp_path, capsys):
+    assert run("--steps", "2") == 2
+    file = tmp_path / "out/training/settings.json"
+    before = json.loads(file.read_text())
+    file.write_text(json.dumps({name: value for name, value in before.items() if name not in ("data", "words", "window", "plane")}))
+    assert run("--steps", "3", "--window=-100,100") == 3
+    assert "window [-100.0, 100.0] (now 'of each image')" in refused(run, capsys, "--steps", "4")
+
+
+def test_other_settings_are_refused_before_the_images_are_read(run, tmp_path, capsys):
+    assert run("--steps", "2") == 2
+    (tmp_path / "data/a.nii.gz").write_text("no volume")
+    assert "rate None (now 0.5)" in refused(run, capsys, "--steps", "3", "--rate", "0.5")
+    with pytest.raises(TrainingInputError, match="cannot be read"):
+        run("--steps", "3", "--rate", "0.5", "--restart")

@@ -26,6 +26,7 @@ def test_training_writes_a_folder_that_the_transform_takes_and_leaves_the_inpain
     recipe = ControlNetRecipe(replace(SETTINGS, model=source), slices, slices[:1])
     before = {name: value.clone() for name, value in recipe.model.unet.state_dict().items()}
     fine_tune(recipe, recipe.settings, tmp_path)
+    assert "lesions, " in (tmp_path / "training/settings.json").read_text()
     assert all(torch.equal(value, before[name]) for name, value in recipe.model.unet.state_dict().items())
     assert (tmp_path / "training/samples/step_000003.png").is_file()
     image, mask = torch.rand(1, 64, 64, generator=torch.Generator().manual_seed(0)), torch.zeros(1, 64, 64)

@@ -27,7 +27,7 @@ def slices(datalist):
 @pytest.fixture(scope="module")
 def teal(slices):
     """Colours of which no medical image has many."""
-    return [replace(s, image=torch.cat([-0.9 + 0 * s.image, s.image, 0.6 + 0.2 * s.image])) for s in slices]
+    return [replace(s, stored=torch.cat([-0.9 + 0 * s.image, s.image, 0.6 + 0.2 * s.image]), window=None) for s in slices]
 
 
 def trained_modules(recipe):

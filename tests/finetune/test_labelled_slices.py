@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from monai_diffaug.errors import GridMismatchError
 from monai_diffaug.finetune.datalist import Entry, read_datalist
 from monai_diffaug.finetune.labelled_slices import MAX_SLICES, load_slices
 from monai_diffaug.finetune.settings import TrainingInputError
+from monai_diffaug.intensity import window_of
 
 
 def volume_entry(folder, affine=None, label_shape=None, value=2, findings=None):
@@ -164,3 +167,78 @@ def test_slices_of_specks_do_not_take_the_place_of_a_lesion(tmp_path):
         nib.save(nib.Nifti1Image(volume, np.eye(4)), tmp_path / f"{name}.nii.gz")
     (found,) = load_slices([Entry(tmp_path / "i.nii.gz", tmp_path / "l.nii.gz", {None: "mass"}, "ct", "brain")])
     assert found.lesion.sum() == 36
+
+
+STORED = {
+    "uint8": torch.uint8,
+    "int16": torch.int16,
+    "uint16": torch.int16,  # the values fit
+    "int32": torch.int16,
+    "float32": torch.float32,
+    "float64": torch.float32,
+}
+
+
+@pytest.mark.parametrize("window", [None, (-100.0, 55.5)])
+@pytest.mark.parametrize("kind", STORED)
+def test_slices_are_kept_in_few_bytes_and_shown_as_the_whole_volume_would_be(tmp_path, kind, window):
+    entry = volume_entry(tmp_path)
+    values = np.random.RandomState(1).normal(120, 60, (40, 36, 44)).clip(0 if kind[0] == "u" else None, 250)
+    values = values.astype(kind) if kind[0] == "f" else values.round().astype(kind)
+    values.flat[0] = 251 if kind == "uint8" else 3000.5 if kind[0] == "f" else 3000
+    nib.save(nib.Nifti1Image(values, np.diag([1.0, 1, 2, 1])), entry.image)
+    found = load_slices([entry], window=window)
+    whole = torch.from_numpy(values.astype(np.int32) if kind == "uint16" else values)
+    shown = window_of(whole, window).to_model(whole)
+    for chosen in (found[0], found[-1]):
+        position = int(chosen.name.rpartition(" ")[2])
+        expected = shown[:, :, position].flip(0, 1).T
+        assert torch.equal(chosen.image[0], expected) and chosen.image.dtype == torch.float32
+        assert chosen.stored.element_size() <= STORED[kind].itemsize
+        assert chosen.stored.untyped_storage().nbytes() == chosen.stored.numel() * chosen.stored.element_size()
+
+
+def test_numbers_that_no_small_type_holds_stay_as_they_are(tmp_path):
+    entry = volume_entry(tmp_path)
+    values = np.random.RandomState(1).randint(0, 60000, (40, 36, 44)).astype(np.uint16)
+    nib.save(nib.Nifti1Image(values, np.diag([1.0, 1, 2, 1])), entry.image)
+    chosen = load_slices([entry])[0]
+    assert chosen.stored.dtype == torch.float32 and float(chosen.stored.max()) > 40000
+
+
+def test_the_lesions_of_a_slice_share_its_picture_and_label(tmp_path):
+    label = np.zeros((40, 40), np.uint8)
+    label[2:10, 2:10], label[20:30, 2:12], label[20:30, 25:35] = 1, 1, 2
+    first, second, third = load_slices([write_pair(tmp_path, Image.fromarray(np.full((40, 40), 99, np.uint8)), Image.fromarray(label))])
+    assert first.stored is second.stored is third.stored and first.labelled is second.labelled is third.labelled
+
+
+def test_a_lesion_between_many_slices_of_specks_is_found(tmp_path):
+    label = np.zeros((32, 32, 100), np.uint8)
+    label[::2, ::2] = 1
+    label[:, :, 50] = 0
+    label[8:14, 8:14, 50] = 1
+    for name, volume in (("i", np.random.RandomState(0).rand(32, 32, 100).astype(np.float32)), ("l", label)):
+        nib.save(nib.Nifti1Image(volume, np.eye(4)), tmp_path / f"{name}.nii.gz")
+    (found,) = load_slices([Entry(tmp_path / "i.nii.gz", tmp_path / "l.nii.gz", {None: "mass"}, "ct", "brain")])
+    assert found.lesion.sum() == 36
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "JPEG"])
+def test_the_specks_that_jpeg_leaves_around_an_outline_are_no_lesion(tmp_path, suffix):
+    disc = np.hypot(*(np.indices((80, 80)) - 40)) < 15
+    Image.fromarray((255 * disc).astype(np.uint8)).save(tmp_path / f"l.{suffix}", format="JPEG", quality=75)
+    disc_picture().resize((80, 80)).save(tmp_path / "i.png")
+    (found,) = load_slices([Entry(tmp_path / "i.png", tmp_path / f"l.{suffix}", {None: "polyp"}, "endoscopy", "colon")])
+    assert np.array_equal(found.lesion, disc) and np.array_equal(found.labelled, disc)
+
+
+def test_all_labels_without_a_lesion_are_named_at_once(tmp_path):
+    entries = [write_pair(tmp_path, disc_picture(), disc_picture())]
+    for name in ("first", "second", "third"):
+        Image.fromarray(np.zeros((30, 40), np.uint8)).save(tmp_path / f"{name}.png")
+        entries.append(replace(entries[0], label=tmp_path / f"{name}.png"))
+    with pytest.raises(TrainingInputError, match=r"label .*first.png shows no lesion .*; likewise .*second.png, .*third.png$"):
+        load_slices(entries)
+    with pytest.raises(TrainingInputError, match=r"first.png shows no lesion .* if its lesions are smaller$"):
+        load_slices(entries[:2])

@@ -49,6 +49,7 @@ def folder(tmp_path_factory) -> str:
 def test_training_writes_a_checkpoint_of_the_same_shape(tmp_path, slices, folder, lora):
     recipe = MedSAMRecipe(replace(SETTINGS, model=folder, lora=lora, rate=0.02), slices)
     fine_tune(recipe, recipe.settings, tmp_path)
+    assert "lesions, " in (tmp_path / "training/settings.json").read_text()
     before, after = (load_medsam(ModelSpec("medsam", str(f)), "cpu") for f in (folder, tmp_path))
     assert after.box_as_mask is True
     old, new = before.sam.state_dict(), after.sam.state_dict()

@@ -58,3 +58,10 @@ def test_a_large_slice_is_averaged_not_sampled():
 def test_without_a_lesion_there_is_nothing_to_learn(slices):
     with pytest.raises(TrainingInputError, match="no image shows a lesion"):
         SliceCropSampler([s for s in slices if s.is_normal], 32, 0)
+
+
+def test_crops_are_the_same_whether_slices_are_kept_as_stored_or_as_shown(slices):
+    shown = [replace(s, stored=s.image, window=None) for s in slices]
+    first, second = (SliceCropSampler(kept, 32, seed=3).draw_batch(16) for kept in (slices, shown))
+    assert slices[0].stored.dtype == torch.uint8
+    assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1]) and first[2] == second[2]

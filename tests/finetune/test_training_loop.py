@@ -98,6 +98,14 @@ def test_a_diverging_run_ends_with_advice(tmp_path):
         fine_tune(Toy(broken=True), FineTuneSettings(minutes=None, steps=5, pictures=0), tmp_path)
 
 
+def test_the_advice_to_a_diverging_run_can_be_followed(tmp_path):
+    with pytest.raises(TrainingInputError, match="lower --rate"):
+        fine_tune(Toy(broken=True), FineTuneSettings(minutes=None, steps=5, pictures=0), tmp_path)
+    assert fine_tune(Toy(), FineTuneSettings(minutes=None, steps=5, pictures=0, rate=0.01), tmp_path) == 5
+    with pytest.raises(TrainingInputError, match=r"rate 0\.01 \(now 0\.02\)"):
+        fine_tune(Toy(), FineTuneSettings(minutes=None, steps=6, pictures=0, rate=0.02), tmp_path)
+
+
 def test_tensorboard_events_are_written_or_the_extra_is_named(tmp_path, monkeypatch):
     pytest.importorskip("tensorboard")
     fine_tune(Toy(), FineTuneSettings(minutes=None, steps=30, pictures=1, tensorboard=True), tmp_path / "a")
