@@ -162,7 +162,15 @@ def edit_picture(
     start = time.perf_counter()
     sample = inpaint.edit(sample, seed=seed)
     if settings.validate:
-        judge = LatentValidated("image", on_reject="flag", window=settings.window, plane=settings.plane, device=settings.device)
+        judge = LatentValidated(
+            "image",
+            label_key=None if label is None else "label",
+            label_value=settings.label_value,
+            on_reject="flag",
+            window=settings.window,
+            plane=settings.plane,
+            device=settings.device,
+        )
         judge.set_random_state(seed)
         sample = judge(sample)
     seconds = time.perf_counter() - start

@@ -6,10 +6,11 @@ from collections.abc import Hashable
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-__all__ = ["EMPTY_BECAUSE", "DiffAugRecord", "original_key", "record_key"]
+__all__ = ["EMPTY_BECAUSE", "RECORD_POSTFIX", "DiffAugRecord", "original_key", "record_key"]
 
 EMPTY_BECAUSE = "empty_because"
 """Meta data of a mask that is a ``MetaTensor``: why it is empty, which the record of the edit repeats."""
+RECORD_POSTFIX = "diffaug"
 
 
 @dataclass
@@ -17,8 +18,8 @@ class DiffAugRecord:
     """One edit of one image; every field is always present, with the same type.
 
     Attributes:
-        applied: the image was changed.
-        accepted: the validator's verdict; True while nobody has validated.
+        applied: the image was changed: what to count for the number of edits.
+        accepted: the validator's verdict; True while nobody has validated, so too where there is no edit.
         seed: the uint32 the noise was drawn from.
         prompt: the text the model was given.
         model: the model's source.
@@ -51,6 +52,6 @@ def original_key(key: Hashable) -> str:
     return f"{key}_original"
 
 
-def record_key(key: str) -> str:
+def record_key(key: str, postfix: str = RECORD_POSTFIX) -> str:
     """The dictionary key of the record of image ``key``."""
-    return f"{key}_diffaug"
+    return f"{key}_{postfix}"

@@ -9,7 +9,6 @@ from typing import Any
 from monai.transforms import CopyItemsd, DeleteItemsd, LoadImaged, MapTransform, SelectItemsd
 from monai.transforms.compose import Compose
 
-from monai_diffaug.provenance import record_key
 from monai_diffaug.transforms.latent_validated import LatentValidated
 from monai_diffaug.transforms.local_inpaintd import DiffusionLocalInpaintd
 from monai_diffaug.transforms.medsam_mask import MedSAMMaskd
@@ -93,7 +92,7 @@ def _needs(step: Any) -> Iterator[_Need]:
     elif isinstance(step, LatentValidated):
         yield _Need(step.mask_key, "mask_key", MedSAMMaskd)
         for key in _keys(step):
-            yield _Need(record_key(key), "the record", DiffusionLocalInpaintd)
+            yield _Need(step.record_key(key), "the record", DiffusionLocalInpaintd)
     elif isinstance(step, DiffusionLocalInpaintd):
         yield _Need(step.mask_key, "mask_key", MedSAMMaskd)
         yield _Need(step.prompt_key, "prompt_key", TextPromptd, is_array=False)
@@ -110,7 +109,7 @@ def _writes(step: Any) -> tuple[str, ...]:
     if isinstance(step, TextPromptd):
         return _keys(step)
     if isinstance(step, DiffusionLocalInpaintd):
-        return tuple(record_key(key) for key in _keys(step))
+        return tuple(step.record_key(key) for key in _keys(step))
     if isinstance(step, LatentValidated) and step.inpaint is not None:
         return _writes(step.inpaint)
     if isinstance(step, CopyItemsd):

@@ -209,8 +209,8 @@ class SegmenterValidator:
 
     Args:
         model: a module whose output is logits (B, K, h, w): K = 1 sigmoid, K > 1 one minus the softmax of channel 0 (background);
-            it is copied and frozen, and gets the channel mean if its first convolution takes one channel. Or a plain callable
-            that returns probabilities (B, 1, h, w).
+            it is copied and frozen, and gets images in its own dtype, and the channel mean if its first convolution takes one
+            channel. Or a plain callable that returns probabilities (B, 1, h, w) of float32 images.
         device: where the module lives; a callable gets images there.
     """
 
@@ -220,6 +220,8 @@ class SegmenterValidator:
         self.is_module = isinstance(model, nn.Module)
         self.model: Any = deepcopy(model).to(self.device).eval().requires_grad_(False) if isinstance(model, nn.Module) else model
         self.grey = self.is_module and self._input_channels() == 1
+        weights = model.parameters() if isinstance(model, nn.Module) else ()
+        self.dtype: torch.dtype = next((weight.dtype for weight in weights if weight.is_floating_point()), torch.float32)
 
     def _input_channels(self) -> int:
         network: nn.Module = self.model
@@ -234,7 +236,7 @@ class SegmenterValidator:
         Raises:
             ValueError: the model's answer has another shape, or a callable's is no probability.
         """
-        images = images.to(self.device)
+        images = images.to(self.device, self.dtype)
         out = self.model(images.mean(1, keepdim=True) if self.grey else images)
         if isinstance(out, (tuple, list)) and out:  # deep supervision: the first is the full resolution
             out = out[0]

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from monai_diffaug.grids import required
-from monai_diffaug.provenance import record_key
 from monai_diffaug.seeding import draw_seed
-from monai_diffaug.transforms.local_inpaintd import DiffusionLocalInpaintd
+from monai_diffaug.transforms.local_inpaint import Edit
+from monai_diffaug.transforms.local_inpaintd import DiffusionLocalInpaintd, agreed
 
 __all__ = ["BatchLocalInpaint", "PrepareBatchInpaint"]
 
@@ -67,20 +67,40 @@ class BatchLocalInpaint(Randomizable):
             self._required(d, label_key)  # a lesion that is painted into images alone would be taught as background
         label = None if label_key is None else d.get(label_key)
         painted = None if label is None else _Rows(label)
+        images = {key: _Rows(d[key]) for key in keys}
+        records = {key: self._untriggered(d) for key in keys}
+        edits = {key: self._edits(d, images[key], label) for key in keys}
+        for i in self._chosen():
+            for key, edit in agreed({key: edits[key][i] for key in keys}).items():
+                records[key][i] = edit.record
+                if edit.record["applied"]:
+                    images[key].write(i, edit.image)
+                    if painted is not None:
+                        painted.write(i, edit.label)
         for key in keys:
-            d[key], d[record_key(str(key))] = self._edit(d, key, label, painted)
+            d[key], d[self.transform.record_key(key)] = images[key].collated, default_collate(records[key])
         if painted is not None:
             d[label_key] = painted.collated
         return d
 
-    def _edit(self, d: Mapping[Hashable, Any], key: Hashable, label: Any, painted: _Rows | None) -> tuple[Any, dict[str, Any]]:
-        """Image and collated record of one key; labels are written into ``painted``."""
-        inpaint, images = self.transform.inpaint, _Rows(d[key])
+    def _chosen(self) -> list[int]:
+        return [i for i, (triggered, _) in enumerate(self.drawn) if triggered]
+
+    def _untriggered(self, d: Mapping[Hashable, Any]) -> list[dict[str, Any]]:
+        """A record for each sample as if none had been edited."""
+        inpaint, records = self.transform.inpaint, []
+        for prompt, (_, seed) in zip(self._prompts(d), self.drawn, strict=True):
+            inpaint.seed = seed
+            records.append(inpaint.untouched(prompt, "not triggered"))
+        return records
+
+    def _edits(self, d: Mapping[Hashable, Any], images: _Rows, label: Any) -> dict[int, Edit]:
+        """Row of the batch -> edit of its image, of those that are triggered."""
         masks, prompts = self._required(d, self.transform.mask_key), self._prompts(d)
         control_key = self.transform.control_key
         controls = None if control_key is None else self._required(d, control_key)
-        chosen = [i for i, (triggered, _) in enumerate(self.drawn) if triggered]
-        edits = inpaint.apply_batch(
+        chosen = self._chosen()
+        edits = self.transform.inpaint.apply_batch(
             [images.row(i) for i in chosen],
             [masks[i] for i in chosen],
             [prompts[i] for i in chosen],
@@ -88,17 +108,7 @@ class BatchLocalInpaint(Randomizable):
             None if controls is None else [controls[i] for i in chosen],
             seeds=[self.drawn[i][1] for i in chosen],
         )
-        records = []
-        for i, (_, seed) in enumerate(self.drawn):
-            inpaint.seed = seed
-            records.append(inpaint.untouched(prompts[i], "not triggered"))
-        for i, edit in zip(chosen, edits, strict=True):
-            records[i] = edit.record
-            if edit.record["applied"]:
-                images.write(i, edit.image)
-                if painted is not None:
-                    painted.write(i, edit.label)
-        return images.collated, default_collate(records)
+        return dict(zip(chosen, edits, strict=True))
 
     def _prompts(self, d: Mapping[Hashable, Any]) -> list[Any]:
         """One prompt a sample: a text, or a mix of (weight, text), which collate has turned inside out."""
@@ -143,8 +153,8 @@ class PrepareBatchInpaint:
                 moved[key] = moved[key].to(device=device, non_blocking=non_blocking)
         edited = self.augment(moved)
         for key in transform.keys:
-            if record_key(str(key)) in edited:
-                batchdata[record_key(str(key))] = edited[record_key(str(key))]
+            if transform.record_key(key) in edited:
+                batchdata[transform.record_key(key)] = edited[transform.record_key(key)]
         image, label = edited[self.image_key], edited[self.label_key]
         return (image.to(**to_options), label.to(**to_options)) if to_options else (image, label)
 

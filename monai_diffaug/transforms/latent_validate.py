@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,18 +14,23 @@ from monai.utils.enums import TransformBackends
 from monai.utils.type_conversion import convert_to_tensor
 from torch import Tensor
 
-from monai_diffaug.grids import affine_of, check_finite, check_grid, check_image
+from monai_diffaug.boxes import connected_components
+from monai_diffaug.grids import affine_of, check_finite, check_grid, check_image, plain
 from monai_diffaug.intensity import Window, window_of
 from monai_diffaug.models.registry import shared_model, spec_of
 from monai_diffaug.models.validator import load_validator
-from monai_diffaug.roi import crop, paste, roi_around
+from monai_diffaug.patches import Stack, open_stack
+from monai_diffaug.repaint import PURPOSES
+from monai_diffaug.roi import Roi, crop, paste
 from monai_diffaug.seeding import slice_generators
-from monai_diffaug.slices import from_slices, slice_plane, to_slices, touched
+from monai_diffaug.slices import from_slices, slab_of, slice_plane, to_slices
+from monai_diffaug.squares import squares_of
 from monai_diffaug.transforms.lesion_novelty import Novelty
 
-__all__ = ["LatentValidate", "Verdict"]
+__all__ = ["LatentValidate", "Verdict", "labelled_elsewhere"]
 
 NOISE_PURPOSE = 7  # the stream of seeding.slice_generators that the validator's noise comes from
+LEAST_KNOWN = 0.5  # share of a predicted part that lies on known findings or their rim, from which all of it is theirs
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,13 @@ class LatentValidate(Transform):
 
     Accepts iff Dice >= ``min_dice``, coverage >= ``min_coverage``, false positives <= ``max_false_positive`` and the change inside
     the mask >= ``min_change``.
+
+    What is predicted on findings that are known to be there besides (``known``) counts neither as found nor as false: their pixels, a
+    band of ``rim`` around them (up to the mask's own band) and, as no outline is met to the pixel, every connected part of the
+    prediction beyond the mask's band that lies on them by half.
+
+    Lesions that lie so far apart in a slice that their common square would be made smaller are looked at in squares of their own, as
+    they are painted (``monai_diffaug.squares``).
 
     Args:
         model: "tiny" (embedded), a folder, a network (logits) or a callable (probabilities), see ``load_validator``.
@@ -138,6 +151,7 @@ class LatentValidate(Transform):
         mask: NdarrayOrTensor,
         original: NdarrayOrTensor | None = None,
         *,
+        known: NdarrayOrTensor | None = None,
         seed: int = 0,
         min_dice: float | None = None,
     ) -> Verdict:
@@ -147,17 +161,22 @@ class LatentValidate(Transform):
             image: the edited (C, H, W[, D]), C = 1 or 3, any unit.
             mask: (1, H, W[, D]) on the same grid; non-zero where the edit was asked for.
             original: the image before the edit; without it the change is not judged.
+            known: (1, H, W[, D]) on the same grid; non-zero where findings of the same kind were before the edit. Inside the mask it
+                says nothing.
             seed: of the model's noise, in [0, MAX_SEED]: same seed, same verdict.
             min_dice: instead of the instance's.
 
         Raises:
-            GridMismatchError: mask or original on another grid.
+            GridMismatchError: mask, original or known findings on another grid.
             ValueError: the image is not (1 or 3, H, W[, D]), or the original (without one, the image) has non-finite voxels.
         """
         volume = convert_to_tensor(image, track_meta=False)
         check_image(volume)
         wanted = self._on_grid("mask", mask, volume).ne(0).any(0, keepdim=True)
         before = None if original is None else self._on_grid("original", original, volume)
+        others = torch.zeros_like(wanted)
+        if known is not None:
+            others = self._on_grid("known", known, volume).ne(0).any(0, keepdim=True) & ~wanted
         if not wanted.any():
             return Verdict(False, 0.0, 0.0, 0.0, -1.0, "the mask is empty", wanted)
         affine = affine_of(image)
@@ -166,8 +185,11 @@ class LatentValidate(Transform):
         check_finite(reference)
         window = window_of(reference, self.window)
         change = -1.0 if before is None else self._change(volume, before, wanted, window)
-        counts, predicted = self._counts(to_slices(volume, plane), to_slices(wanted, plane), window, seed)
-        return self._verdict(counts, change, from_slices(predicted, plane), self.min_dice if min_dice is None else min_dice)
+        stack = open_stack(volume, wanted, plane, slab_of(wanted, plane), window, prompt=(), seed=seed)
+        counts, found = self._counts(stack, to_slices(stack.slab.of(others), plane))
+        predicted = torch.zeros_like(wanted)
+        stack.slab.of(predicted).copy_(from_slices(found, plane))
+        return self._verdict(counts, change, predicted, self.min_dice if min_dice is None else min_dice)
 
     @staticmethod
     def _on_grid(name: str, array: NdarrayOrTensor, volume: Tensor) -> Tensor:
@@ -183,30 +205,49 @@ class LatentValidate(Transform):
         return float((window.to_model(volume[inside]) - window.to_model(before[inside])).abs().mean()) / 2
 
     @torch.no_grad()
-    def _counts(self, slices: Tensor, masks: Tensor, window: Window, seed: int) -> tuple[Tensor, Tensor]:
-        """(4,) areas in pixels of the slices - mask, prediction, both, false positives - and the prediction (S, 1, h, w) bool."""
-        device = torch.device(self.device) if self.device else slices.device
+    def _counts(self, stack: Stack, known: Tensor) -> tuple[Tensor, Tensor]:
+        """(4,) areas in pixels of the slices - mask, prediction, both, false positives - and the prediction (S, 1, h, w) bool.
+
+        What is predicted on the ``known`` findings, (S, 1, h, w) bool outside the masks, is left out.
+        """
+        device = torch.device(self.device) if self.device else stack.slices.device
         validator = shared_model(self.spec, device, load_validator)
         size = validator.size_px or self.size_px
-        indices = touched(masks)
-        predicted = torch.zeros_like(masks)
+        squares = squares_of(stack.masks, stack.indices, size, self.context, self.min_side)
+        in_row = Counter(one.row for one in squares)
+        parts = [one.part if in_row[one.row] > 1 else 0 for one in squares]  # noise of their own for squares that share a slice only
+        predicted = torch.zeros_like(stack.masks)
         counts = torch.zeros(4, dtype=torch.float64)
-        for start in range(0, len(indices), self.batch_size):
-            chunk = indices[start : start + self.batch_size]
-            rois = [roi_around(masks[i, 0], size, self.context, self.min_side) for i in chunk]
-            crops = [crop(window.to_model(slices[i]), roi, size) for i, roi in zip(chunk, rois, strict=True)]
+        for start in range(0, len(squares), self.batch_size):
+            chunk = squares[start : start + self.batch_size]
+            crops = [crop(stack.window.to_model(stack.slices[one.row]), one.roi, size) for one in chunk]
             images = torch.stack(crops).clamp(-1, 1).expand(-1, 3, -1, -1)
-            probabilities = validator.predict(images, slice_generators(seed, chunk, NOISE_PURPOSE)).to(slices.device)
-            for index, roi, probability in zip(chunk, rois, probabilities, strict=True):
-                target = crop(masks[index].float(), roi, size)[0]
-                target = target > min(0.5, 0.5 * float(target.max()))
+            noise = [
+                slice_generators(stack.seed, [stack.slab.first + one.row], NOISE_PURPOSE + part * PURPOSES)[0]
+                for one, part in zip(chunk, parts[start : start + len(chunk)], strict=True)
+            ]
+            probabilities = validator.predict(images, noise).to(stack.slices.device)
+            for one, probability in zip(chunk, probabilities, strict=True):
+                roi, target = one.roi, _in_crop(one.mask[None], one.roi, size)
+                apart = _in_crop(known[one.row], roi, size) & ~target
                 found = probability[0] > 0.5
                 box = self._dilated_box(target)
                 allowed = _grown(target, round(self.rim * size))
+                if apart.any():
+                    theirs = self._of_others(found, allowed, apart)
+                    found, box = found & ~theirs, box & ~theirs
                 areas = torch.stack([target.sum(), found.sum(), (found & target).sum(), (found & box & ~allowed).sum()])
                 counts += areas.double().cpu() * (roi.side / size) ** 2
-                predicted[index] = paste(masks[index].float() * 0, probability * box, roi) > 0.5
+                predicted[one.row] |= paste(one.mask[None].float() * 0, probability * box, roi) > 0.5
         return counts, predicted
+
+    def _of_others(self, found: Tensor, allowed: Tensor, apart: Tensor) -> Tensor:
+        """(size, size) bool: where a prediction belongs to the known findings ``apart``, which lie outside the mask."""
+        theirs = apart | (_grown(apart, round(self.rim * len(apart))) & ~allowed)
+        for part in connected_components(found & ~allowed):
+            if int((part & theirs).sum()) >= LEAST_KNOWN * int(part.sum()):
+                theirs = theirs | part
+        return theirs
 
     def _dilated_box(self, target: Tensor) -> Tensor:
         """(size, size) bool: the bounding box of a mask, enlarged by ``box_margin`` of its sides."""
@@ -234,6 +275,30 @@ class LatentValidate(Transform):
             reasons.append(f"change {change:.3f} < {self.min_change:.3f} of the window")
         accepted = not reasons and score >= min_dice and coverage >= self.min_coverage
         return Verdict(accepted, score, coverage, false_positive, change, "; ".join(reasons), predicted)
+
+
+def labelled_elsewhere(label: NdarrayOrTensor | None, mask: NdarrayOrTensor, value: int) -> Tensor | None:
+    """(1, H, W[, D]) bool: where the label of an edited image holds ``value`` outside the mask, so what was labelled before the edit.
+
+    None without a label on the mask's grid, for an erasing edit (``value`` 0), and where the label inside the mask is not ``value``: then
+    the edit did not paint it there, and ``value`` may be a class of which the finding is none (an organ).
+
+    Args:
+        label: (1, H, W[, D]) class ids after the edit.
+        mask: (1, H, W[, D]), non-zero where the edit was asked for.
+        value: the class id that the edit paints.
+    """
+    if label is None or value == 0 or tuple(getattr(label, "shape", ())) != (1, *mask.shape[1:]):
+        return None
+    holds = plain(label) == value
+    asked = plain(mask).to(holds.device).ne(0).any(0, keepdim=True)
+    return holds & ~asked if bool(holds[asked].all()) else None
+
+
+def _in_crop(mask: Tensor, roi: Roi, size: int) -> Tensor:
+    """(size, size) bool: a mask (1, h, w) in the square, never empty where it has a pixel."""
+    covered = crop(mask.float(), roi, size)[0]
+    return covered > min(0.5, 0.5 * float(covered.max()))
 
 
 def _grown(mask: Tensor, radius: int) -> Tensor:

@@ -18,10 +18,10 @@ from torch import Tensor
 from monai_diffaug.errors import DroppedSampleError
 from monai_diffaug.labels import paint_label
 from monai_diffaug.lesion_bank import LesionBank
-from monai_diffaug.provenance import DiffAugRecord, original_key, record_key
+from monai_diffaug.provenance import RECORD_POSTFIX, DiffAugRecord, original_key, record_key
 from monai_diffaug.screening import AFTER, MIN_DICE, CandidateScreen, Refused
 from monai_diffaug.seeding import draw_seed
-from monai_diffaug.transforms.latent_validate import LatentValidate, Verdict
+from monai_diffaug.transforms.latent_validate import LatentValidate, Verdict, labelled_elsewhere
 from monai_diffaug.transforms.lesion_novelty import LesionNovelty
 
 __all__ = ["LatentValidateD", "LatentValidateDict", "LatentValidated"]
@@ -40,11 +40,21 @@ class LatentValidated(RandomizableTransform, MapTransform):
     The images of one sample share mask and label, so they share the verdict: one that is rejected rejects all. The items
     ``*_original`` that ``DiffusionLocalInpaintd(keep_original=True)`` hands on are always removed.
 
+    With ``label_key``, a finding that the label holds outside the mask counts neither as found nor as false, see ``LatentValidate``.
+
+    Who counts edits counts ``applied``: a sample without one (by its coin, an empty mask, a failure) keeps accepted=True, as nobody has
+    refused it, and is in no ``statistics``.
+
+    A validator stands directly behind its edit, or holds it as ``inpaint``. Of several edits of one image each needs its own: it judges
+    the edit whose record and mask it finds, and puts back image, label and mask as they were before that one.
+    With a ``record_postfix`` of its own each keeps its record, else the last one's stays.
+
     Args:
         keys: edited images, each (C, H, W[, D]) with its record ``{key}_diffaug``.
         mask_key: where the edit was asked for.
-        label_key: label to restore with the image; None when there is none.
-        label_value: value of the finding in the label, for ``refine_label``.
+        label_key: label to restore with the image, and where findings are that are there besides; None when there is none.
+        label_value: value that the edit paints into the label: of findings that are there besides, and for ``refine_label``. Where the
+            label inside the mask holds another, nothing counts as being there besides.
         model: source of the validator, see ``load_validator``.
         validator: a ready ``LatentValidate``, or a network or callable to use instead of ``model``.
         inpaint: a ``DiffusionLocalInpaintd`` that is run from here, with seeds drawn here; then nothing has to stand before.
@@ -69,6 +79,7 @@ class LatentValidated(RandomizableTransform, MapTransform):
         dynamic: raise the least Dice to the ``dynamic_quantile`` of the last ``dynamic_length`` scores, if that is higher; with a screen
             they are those of candidates that passed it.
         refine_label: the label of an accepted edit is what the validator found in place of the whole mask (where there is a label).
+        record_postfix: of the edit whose record is filled; None takes that of ``inpaint``, else "diffaug".
         prob: chance of validating; with ``inpaint``, of editing at all (then multiplied by the inpainting's own chance).
         allow_missing_keys: skip images that are not there.
 
@@ -118,6 +129,7 @@ class LatentValidated(RandomizableTransform, MapTransform):
         batch_size: int = 8,
         device: torch.device | str | None = None,
         dtype: str = "float32",
+        record_postfix: str | None = None,
         prob: float = 1.0,
         allow_missing_keys: bool = False,
     ) -> None:
@@ -141,6 +153,7 @@ class LatentValidated(RandomizableTransform, MapTransform):
             raise ValueError("refine_label=True needs label_key (and label_value)")
         self.mask_key, self.label_key, self.label_value = mask_key, label_key, label_value
         self.inpaint = inpaint
+        self.record_postfix = str(record_postfix or getattr(inpaint, "record_postfix", RECORD_POSTFIX))
         self.screen = None if screen is None else CandidateScreen(screen, min_screen_dice, screen_after)
         self.novelty = LesionNovelty(novelty) if isinstance(novelty, (LesionBank, str, Path)) else novelty
         self.on_reject = on_reject
@@ -178,6 +191,10 @@ class LatentValidated(RandomizableTransform, MapTransform):
         """Set all counters to 0 and forget the scores of the dynamic threshold."""
         self.statistics = dict.fromkeys(COUNTERS if self.screen is None else (*COUNTERS, SCREENED), 0)
         self.scores = []
+
+    def record_key(self, key: Hashable) -> str:
+        """Where the record of the edit of image ``key`` is looked for."""
+        return record_key(str(key), self.record_postfix)
 
     def randomize(self, data: Any = None) -> None:
         """Draw the coin and ``max_tries`` seeds, whatever the data and however many are used."""
@@ -217,7 +234,8 @@ class LatentValidated(RandomizableTransform, MapTransform):
         """Inpaint and judge until a candidate is accepted or the tries are used up."""
         originals = {key: data[key] for key in (*keys, self.mask_key, self.label_key) if key is not None and key in data}
         if not self._do_transform:
-            return {**data, **{record_key(str(key)): DiffAugRecord(reason="not triggered").as_dict() for key in keys}}
+            self._take_originals(data, keys)  # of an edit that stands before
+            return {**data, **{self.record_key(key): DiffAugRecord(reason="not triggered").as_dict() for key in keys}}
         tries = self.max_tries if self.on_reject == "retry" else 1
         best: tuple[tuple[bool, float], dict[Hashable, Any], dict[Hashable, DiffAugRecord], dict[Hashable, Verdict]] | None = None
         refused: Refused | None = None
@@ -298,7 +316,7 @@ class LatentValidated(RandomizableTransform, MapTransform):
             )
 
     def _record(self, sample: Mapping[Hashable, Any], key: Hashable) -> DiffAugRecord:
-        name = record_key(str(key))
+        name = self.record_key(key)
         if name not in sample:
             raise KeyError(f"no record {name!r} in the sample: put DiffusionLocalInpaintd({key!r}, ...) before, or pass it as inpaint=")
         return DiffAugRecord.from_dict(sample[name])
@@ -312,10 +330,11 @@ class LatentValidated(RandomizableTransform, MapTransform):
         if self.mask_key not in sample:
             raise KeyError(f"mask_key {self.mask_key!r} is not in the sample, which has {sorted(map(str, sample))}")
         least, mask = self.threshold, sample[self.mask_key]
+        known = None if self.label_key is None else labelled_elsewhere(sample.get(self.label_key), mask, self.label_value)
         verdicts = {}
         for key, record in records.items():
             if record.applied:
-                verdict = self.validator(sample[key], mask, originals.get(key), seed=record.seed, min_dice=least)
+                verdict = self.validator(sample[key], mask, originals.get(key), known=known, seed=record.seed, min_dice=least)
                 verdicts[key] = verdict if self.novelty is None else verdict.unless_copied(self.novelty(sample[key], mask))
         if self.dynamic:
             self.scores = [*self.scores, *(verdict.score for verdict in verdicts.values())][-self.dynamic_length :]
@@ -344,7 +363,7 @@ class LatentValidated(RandomizableTransform, MapTransform):
             sample.update(originals)
         elif accepted and self.refine_label and self.label_key in originals:
             sample[self.label_key] = self._refined(originals[self.label_key], verdicts)
-        sample.update({record_key(str(key)): record.as_dict() for key, record in records.items()})
+        sample.update({self.record_key(key): record.as_dict() for key, record in records.items()})
         logger.debug("accepted %s: %s", accepted, reasons)
         return sample
 

@@ -10,9 +10,9 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform
 
 from monai_diffaug.grids import required
-from monai_diffaug.provenance import original_key, record_key
+from monai_diffaug.provenance import RECORD_POSTFIX, original_key, record_key
 from monai_diffaug.repaint import Look
-from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaint, Sampled
+from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaint, Edit, Sampled
 from monai_diffaug.transforms.seeded import SeededTransform
 
 __all__ = ["DiffusionLocalInpaintD", "DiffusionLocalInpaintDict", "DiffusionLocalInpaintd"]
@@ -32,6 +32,7 @@ class DiffusionLocalInpaintd(SeededTransform, MapTransform):
         control_key: what the ControlNet is shown, as ``EdgeMapd`` writes it; None draws it from image and mask.
         keep_original: hand image, label and mask on untouched, by reference, as ``{key}_original`` for a
             ``LatentValidated`` that follows and takes them out again.
+        record_postfix: the record is ``{key}_{record_postfix}``: another one for a second edit of an image, which would overwrite it.
         prob: probability of being applied.
         allow_missing_keys: skip images that a sample lacks, and repaint samples without a label all the same.
 
@@ -74,6 +75,7 @@ class DiffusionLocalInpaintd(SeededTransform, MapTransform):
         on_error: str = "raise",
         device: str | torch.device | None = None,
         dtype: str = "float32",
+        record_postfix: str = RECORD_POSTFIX,
         prob: float = 1.0,
         allow_missing_keys: bool = False,
     ) -> None:
@@ -112,6 +114,11 @@ class DiffusionLocalInpaintd(SeededTransform, MapTransform):
         self.label_key = label_key
         self.control_key = control_key
         self.keep_original = keep_original
+        self.record_postfix = record_postfix
+
+    def record_key(self, key: Hashable) -> str:
+        """Where the record of the edit of image ``key`` is written."""
+        return record_key(str(key), self.record_postfix)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         self.randomize()
@@ -124,7 +131,7 @@ class DiffusionLocalInpaintd(SeededTransform, MapTransform):
         d = self._with_originals(data)
         for key in self.key_iterator(d):
             self.inpaint.seed = seed
-            d[record_key(str(key))] = self.inpaint.untouched(d.get(self.prompt_key, ""), "not triggered")
+            d[self.record_key(key)] = self.inpaint.untouched(d.get(self.prompt_key, ""), "not triggered")
         return d
 
     def sample(self, data: Mapping[Hashable, Any], *, seed: int, look: Look | None = None) -> dict[Hashable, Sampled]:
@@ -141,16 +148,17 @@ class DiffusionLocalInpaintd(SeededTransform, MapTransform):
     def finish(self, data: Mapping[Hashable, Any], sampled: Mapping[Hashable, Sampled]) -> dict[Hashable, Any]:
         """The second part of ``edit``: decode what ``sample`` made of ``data``."""
         d = self._with_originals(data)
-        for key, one in sampled.items():
-            (edit,) = self.inpaint.finish_batch([one])
-            d[key], d[record_key(str(key))] = edit.image, edit.record
-            if edit.label is not None and edit.record["applied"]:
-                d[self.label_key] = edit.label
+        for key, edit in agreed({key: self.inpaint.finish_batch([one])[0] for key, one in sampled.items()}).items():
+            d[self.record_key(key)] = edit.record
+            if edit.record["applied"]:
+                d[key] = edit.image
+                if edit.label is not None:
+                    d[self.label_key] = edit.label
         return d
 
     def leave(self, data: Mapping[Hashable, Any], sampled: Mapping[Hashable, Sampled]) -> dict[Hashable, Any]:
         """In place of ``finish``: ``data`` as it is, with the records of candidates that nobody decodes."""
-        return {**self._with_originals(data), **{record_key(str(key)): self.inpaint.leave(one).record for key, one in sampled.items()}}
+        return {**self._with_originals(data), **{self.record_key(key): self.inpaint.leave(one).record for key, one in sampled.items()}}
 
     def _label(self, d: Mapping[Hashable, Any]) -> Any:
         """The label, which has to be there: a lesion that is painted into the image alone would be taught as background."""
@@ -169,6 +177,16 @@ class DiffusionLocalInpaintd(SeededTransform, MapTransform):
 
 
 DiffusionLocalInpaintD = DiffusionLocalInpaintDict = DiffusionLocalInpaintd
+
+
+def agreed(edits: Mapping[Hashable, Edit]) -> dict[Hashable, Edit]:
+    """The edits of the images of one sample, which share a label: where one came to nothing, the records of all say so."""
+    failed = {key: edit.record["reason"] for key, edit in edits.items() if not edit.record["applied"]}
+    if not failed:
+        return dict(edits)
+    key, reason = next(iter(failed.items()))
+    given_up: dict[str, str | int | float | bool] = {"applied": False, "n_slices": 0, "reason": f"{key} was not edited: {reason}"}
+    return {key: edit if key in failed else edit._replace(record={**edit.record, **given_up}) for key, edit in edits.items()}
 
 
 def _written_by(d: Mapping[Hashable, Any], key: str, writer: str) -> Any:

@@ -193,6 +193,16 @@ def test_a_network_with_logits_stands_in_and_stays_the_callers(classes):
     assert network.training and network.weight.requires_grad
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_network_of_another_precision_gets_images_of_its_own(dtype):
+    torch.manual_seed(0)
+    network = nn.Conv2d(3, 1, 3, padding=1).to(dtype)
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
+    probabilities = load_validator(spec_of("validator", network)).predict(images, [])
+    assert probabilities.dtype == torch.float32
+    assert torch.equal(probabilities, network(images.to(dtype)).float().sigmoid()) and network.weight.dtype == dtype
+
+
 def test_a_callable_must_return_probabilities():
     ok = SegmenterValidator(lambda images: images[:, :1].sigmoid())
     assert ok.predict(torch.randn(1, 3, 8, 8), []).shape == (1, 1, 8, 8)

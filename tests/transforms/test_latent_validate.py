@@ -128,6 +128,28 @@ def test_options_out_of_range_are_refused(options):
         LatentValidate(bright, **options)
 
 
+@pytest.mark.parametrize("across", [False, True])
+def test_lesions_far_apart_are_judged_at_the_resolution_that_each_would_be_judged_at_alone(across):
+    """A judge that wants a lesion in the middle of its square, as one that was trained on such squares."""
+    spots = disc(256, (40, 40), 6), disc(256, (210, 200), 5)
+    image = torch.where(spots[0] + spots[1] > 0, NEW, flat((1, 256, 256)))
+    if across:  # the same two in neighbouring slices of a volume, one of them empty
+        image, spots = torch.stack([flat((1, 256, 256)), image], -1), tuple(torch.stack([spot * 0, spot], -1) for spot in spots)
+
+    def central(images):
+        held = bright(images)
+        middle = held[..., 60:68, 60:68].flatten(1).any(1)
+        return held * middle[:, None, None, None]
+
+    judge = LatentValidate(central, window=(0, 1))
+    alone = [judge(image, spot) for spot in spots]
+    both = judge(image, spots[0] + spots[1])
+    assert both.accepted and both.score > 0.95 and torch.equal(both.predicted, alone[0].predicted | alone[1].predicted)
+    half = judge(torch.where(spots[1] > 0, OLD, image), spots[0] + spots[1])
+    area = [float(spot.sum()) for spot in spots]
+    assert not half.accepted and half.coverage == pytest.approx(area[0] / sum(area), abs=0.03)
+
+
 def test_what_is_found_beyond_the_dilated_box_is_no_false_positive():
     mask = disc(radius=6)
     near, far = flat(mask.shape), flat(mask.shape)

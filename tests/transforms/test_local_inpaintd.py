@@ -5,9 +5,10 @@ from copy import deepcopy
 
 import pytest
 import torch
-from monai.data import list_data_collate
+from monai.data import decollate_batch, list_data_collate
 from monai.transforms import Compose
 
+from monai_diffaug.transforms.batch import BatchLocalInpaint
 from monai_diffaug.transforms.local_inpaintd import DiffusionLocalInpaintd
 
 PROMPT = "ultrasound of breast, malignant mass"
@@ -83,3 +84,21 @@ def test_it_works_inside_compose_and_same_seed_gives_same_bytes(fast) -> None:
     sample = {"image": picture(), "mask": square_mask(), "prompt": PROMPT}
     runs = [Compose([DiffusionLocalInpaintd("image", **fast)]).set_random_state(seed=7)(sample)["image"] for _ in range(2)]
     assert torch.equal(*runs)
+
+
+@pytest.mark.parametrize("collated", [False, True])
+def test_where_one_of_a_samples_images_fails_the_others_and_their_label_stay_too(fast, collated) -> None:
+    good, bad = picture(), picture()
+    bad[0, 0, 0] = torch.nan
+    transform = DiffusionLocalInpaintd(["t1", "t2"], label_key="label", on_error="passthrough", **fast)
+    samples = [{"t1": good, "t2": second, "mask": square_mask(), "label": square_mask() * 0, "prompt": PROMPT} for second in (bad, good)]
+    if collated:
+        results = decollate_batch(BatchLocalInpaint(transform, seed=0)(list_data_collate(samples)))
+    else:
+        results = [transform(sample) for sample in samples]
+    left, edited = results
+    assert torch.equal(left["t1"], good) and not bool(left["label"].any())
+    records = [left["t1_diffaug"], left["t2_diffaug"]]
+    assert not any(record["applied"] for record in records) and "t2 was not edited" in records[0]["reason"]
+    assert "non-finite" in records[1]["reason"] and records[0]["n_slices"] == 0
+    assert bool(edited["label"].any()) and edited["t1_diffaug"]["applied"] and not torch.equal(edited["t1"], good)
