@@ -87,8 +87,7 @@ class DiffusionLocalInpaint(SeededTransform):
         label_value: the class id that the edit paints into the label; 0 erases.
         slice_batch_size: slices in one model call; None takes what fits into the GPU's memory or a CPU's cache. Halved when memory
             runs out, with the same result.
-        roi: repaint a square around the mask, resampled to the model's size, and lesions that lie farther apart than the model sees in
-            squares of their own; False repaints whole slices as they are.
+        roi: repaint a square around the mask, or around each lesion of several far apart, at the model's size; False: whole slices.
         roi_context: side of that square as a multiple of the mask's extent.
         controlnet: a ControlNet that keeps edges: "tiny" (embedded), a folder, a hub id or a live diffusers ControlNetModel.
         control_scale: its strength; 0 is the plain model.

@@ -9,30 +9,7 @@ from monai.data.meta_tensor import MetaTensor
 from monai_diffaug.errors import GridMismatchError
 from monai_diffaug.models.registry import tiny_folder
 from monai_diffaug.transforms.latent_validate import LatentValidate
-
-OLD, NEW = 0.2, 0.9
-
-
-def bright(images):
-    """Segments whatever is bright."""
-    return (images.mean(1, keepdim=True) > 0).float()
-
-
-def nothing(images):
-    return torch.zeros_like(images[:, :1])
-
-
-def disc(size=64, centre=(32, 32), radius=10):
-    ys, xs = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
-    return ((ys - centre[0]) ** 2 + (xs - centre[1]) ** 2 <= radius**2)[None].float()
-
-
-def flat(shape):
-    """A dark image with a bright border pixel, so that its window is that of the edited one."""
-    image = torch.full(shape, OLD)
-    image[..., 0, :] = 1.0
-    image[..., -1, :] = 0.0
-    return image
+from tests.transforms.judged import NEW, OLD, bright, disc, flat, nothing
 
 
 def edited():

@@ -13,13 +13,7 @@ from monai_diffaug.provenance import DiffAugRecord
 from monai_diffaug.training.datasets import load_samples
 from monai_diffaug.transforms.latent_validate import LatentValidate, labelled_elsewhere
 from monai_diffaug.transforms.latent_validated import LatentValidated
-
-OLD, NEW = 0.2, 0.9
-
-
-def bright(images):
-    """Segments whatever is bright."""
-    return (images.mean(1, keepdim=True) > 0).float()
+from tests.transforms.judged import NEW, OLD, bright, disc
 
 
 def generous(images):
@@ -27,13 +21,8 @@ def generous(images):
     return torch.nn.functional.max_pool2d(bright(images), 11, 1, 5)
 
 
-def disc(centre, radius, size=64):
-    ys, xs = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
-    return ((ys - centre[0]) ** 2 + (xs - centre[1]) ** 2 <= radius**2)[None].float()
-
-
-MASK, BESIDE = disc((32, 26), 8), disc((32, 41), 5)  # one dark pixel lies between them
-SPECK = disc((24, 34), 2)  # bright, and nobody's
+MASK, BESIDE = disc(centre=(32, 26), radius=8), disc(centre=(32, 41), radius=5)  # one dark pixel lies between them
+SPECK = disc(centre=(24, 34), radius=2)  # bright, and nobody's
 
 
 def picture(*lesions):
@@ -58,7 +47,7 @@ def test_a_known_finding_beside_the_mask_is_neither_found_nor_false():
     assert told.score == alone.score and told.coverage == alone.coverage and torch.equal(told.predicted, alone.predicted)
 
 
-@pytest.mark.parametrize("known", [torch.zeros_like(MASK), MASK, disc((2, 2), 1)])
+@pytest.mark.parametrize("known", [torch.zeros_like(MASK), MASK, disc(centre=(2, 2), radius=1)])
 def test_a_label_with_nothing_beside_the_mask_in_its_crop_changes_no_bit_of_a_verdict(known):
     class Noisy:
         size_px = 64
@@ -72,7 +61,7 @@ def test_a_label_with_nothing_beside_the_mask_in_its_crop_changes_no_bit_of_a_ve
 
 
 def test_an_outline_of_the_known_finding_that_is_met_roughly_is_its_own_all_the_same():
-    mask, beside = disc((32, 20), 8), disc((32, 46), 8)
+    mask, beside = disc(centre=(32, 20), radius=8), disc(centre=(32, 46), radius=8)
     image = picture(beside)
 
     def rough(images):  # the mask to the pixel, the known finding far too large
@@ -93,7 +82,7 @@ def test_a_false_positive_that_is_on_no_known_finding_counts_as_ever():
 
 
 def test_what_the_known_finding_adds_to_a_part_that_touches_the_mask_does_not_count():
-    touching = disc((32, 43), 11)
+    touching = disc(centre=(32, 43), radius=11)
     alone = judge(rim=0.03)(picture(MASK), MASK)
     without = judge(rim=0.03)(picture(MASK, touching), MASK)
     told = judge(rim=0.03)(picture(MASK, touching), MASK, known=touching)
@@ -190,7 +179,7 @@ def test_a_refined_label_holds_the_known_finding_as_it_was_labelled():
     validator = judge(rough, min_dice=0.5, rim=0.05)  # a band of three pixels
     refined = LatentValidated("image", label_key="label", validator=validator, inpaint=Paints(), refine_label=True)(sample())
     assert refined["image_diffaug"]["accepted"]
-    beyond = (refined["label"] > 0) & (BESIDE == 0) & (disc((32, 26), 13) == 0)
+    beyond = (refined["label"] > 0) & (BESIDE == 0) & (disc(centre=(32, 26), radius=13) == 0)
     assert not beyond.any() and bool((refined["label"][BESIDE > 0] == 1).all())
 
 
