@@ -141,7 +141,7 @@ def hit_along(mask: Tensor, axis: int) -> Tensor:
     others = tuple(i for i in range(mask.ndim) if i != axis)
     if mask.device.type != "cpu" or mask.dtype == torch.bfloat16:
         return (mask != 0).any(dim=others)
-    return torch.from_numpy(mask.numpy().any(others))
+    return torch.from_numpy(mask.detach().numpy().any(others))
 
 
 def _flipped_dims(plane: SlicePlane) -> list[int]:

@@ -15,6 +15,7 @@ from monai_diffaug.roi import Extent, Roi, extent_of, roi_around_extent
 __all__ = ["Square", "squares_of", "whole_slices"]
 
 AroundExtent = Callable[[Extent], Roi]
+MOST_PARTS = 64  # a mask of more parts in a slice is speckled, not several lesions
 
 
 class Square(NamedTuple):
@@ -80,20 +81,27 @@ def _connected(masks: Tensor) -> np.ndarray[Any, Any]:
     """(S, h, w) -> the number of the connected part that a pixel belongs to, from 1 on, 0 outside."""
     from scipy.ndimage import label
 
-    numbers: np.ndarray[Any, Any] = label(masks.cpu().numpy() != 0, np.ones((3, 3, 3)))[0]
+    numbers: np.ndarray[Any, Any] = label(masks.detach().cpu().numpy() != 0, np.ones((3, 3, 3)))[0]
     return numbers
 
 
 def _split(mask: Tensor, parts: np.ndarray[Any, Any], row: int, whole: Roi, size: int, around: AroundExtent) -> list[Square]:
     """The squares of one slice."""
-    present = [int(part) for part in np.unique(parts) if part]
-    groups = (
-        _grouped({part: extent_of(torch.from_numpy(parts == part)) for part in present}, size, around) if whole.side > size else [present]
-    )
+    extents = _extents(parts)
+    present = list(extents)
+    groups = _grouped(extents, size, around) if whole.side > size and len(present) <= MOST_PARTS else [present]
     if len(groups) == 1 or len(groups) > (whole.side / size) ** 2:
         return [Square(row, whole, size, mask, present[0] - 1)]
     masks = [mask * torch.from_numpy(np.isin(parts, group)).to(mask.device) for group in groups]
     return [Square(row, around(extent_of(own)), size, own, group[0] - 1) for group, own in zip(groups, masks, strict=True)]
+
+
+def _extents(parts: np.ndarray[Any, Any]) -> dict[int, Extent]:
+    """Part -> its rows and columns, of those in a slice (h, w)."""
+    from scipy.ndimage import find_objects
+
+    found = enumerate(find_objects(parts), start=1)
+    return {part: Extent(at[0].start, at[0].stop - 1, at[1].start, at[1].stop - 1) for part, at in found if at is not None}
 
 
 def _grouped(extents: dict[int, Extent], size: int, around: AroundExtent) -> list[list[int]]:
@@ -116,8 +124,9 @@ def _grouped(extents: dict[int, Extent], size: int, around: AroundExtent) -> lis
 def _first_shown(groups: list[list[int]], extents: dict[int, Extent], around: AroundExtent) -> tuple[int, int] | None:
     """Two groups of which the square of the first reaches into the extent of the second."""
     whole = [_union(extents, group) for group in groups]
+    rois = [around(extent) for extent in whole]
     for one, other in permutations(range(len(groups)), 2):
-        roi, (top, bottom, left, right) = around(whole[one]), whole[other]
+        roi, (top, bottom, left, right) = rois[one], whole[other]
         if roi.top <= bottom and top < roi.top + roi.side and roi.left <= right and left < roi.left + roi.side:
             return one, other
     return None

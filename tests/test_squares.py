@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -70,6 +71,13 @@ def test_a_lesion_keeps_its_number_from_slice_to_slice() -> None:
     assert [row for row, _ in found] == [1, 2, 2, 3, 3, 6]
     numbers = [part for _, part in found]
     assert numbers[0] in numbers[1:3] and sorted(numbers[1:3]) == sorted(numbers[3:5]) and numbers[5] not in numbers[:5]
+
+
+def test_a_speckled_mask_is_one_square_and_takes_no_time() -> None:
+    specks = (torch.rand(1, 512, 512, generator=torch.Generator().manual_seed(0)) < 0.01).float()
+    start = time.process_time()
+    (square,) = squares_around(specks)
+    assert time.process_time() - start < 1 and torch.equal(square.mask, specks[0])
 
 
 def test_an_empty_mask_has_no_squares() -> None:
