@@ -8,11 +8,11 @@ from monai_diffaug.errors import DroppedSampleError, GridMismatchError, MissingE
 from monai_diffaug.version import __version__
 
 if TYPE_CHECKING:
+    from monai_diffaug.data.lesion_bank import LesionBank
     from monai_diffaug.data.stored_keys import PackKeysd, UnpackKeysd, with_placeholders
     from monai_diffaug.data.thread_loader import RaisingThreadDataLoader
     from monai_diffaug.data.transform_hash import transform_hashing
-    from monai_diffaug.lesion_bank import LesionBank
-    from monai_diffaug.losses import PatchMergeLoss
+    from monai_diffaug.data.variants import DrawVariantd, VariantBank
     from monai_diffaug.transforms.batch import BatchLocalInpaint, PrepareBatchInpaint
     from monai_diffaug.transforms.cached_random import CachedRandomd
     from monai_diffaug.transforms.edge_map import EdgeMap, EdgeMapd
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
     from monai_diffaug.transforms.local_inpaintd import DiffusionLocalInpaintd
     from monai_diffaug.transforms.medsam_mask import MedSAMMask, MedSAMMaskd
     from monai_diffaug.transforms.patch_merge import RandPatchMerge, RandPatchMerged, RandSynthetic, RandSyntheticd
+    from monai_diffaug.transforms.patch_merge_loss import PatchMergeLoss
     from monai_diffaug.transforms.place_mask import PlaceMask, PlaceMaskd
     from monai_diffaug.transforms.soft_mask import SoftMask, SoftMaskd
     from monai_diffaug.transforms.text_prompt import TextPrompt, TextPromptd
-    from monai_diffaug.variants import DrawVariantd, VariantBank
 
 # MONAI and torch take seconds to import: what needs them is imported at first use, so that the command line answers at once
 _MODULES = {
     "data.stored_keys": ("PackKeysd", "UnpackKeysd", "with_placeholders"),
     "data.thread_loader": ("RaisingThreadDataLoader",),
     "data.transform_hash": ("transform_hashing",),
-    "lesion_bank": ("LesionBank",),
-    "losses": ("PatchMergeLoss",),
+    "data.lesion_bank": ("LesionBank",),
+    "transforms.patch_merge_loss": ("PatchMergeLoss",),
     "transforms.batch": ("BatchLocalInpaint", "PrepareBatchInpaint"),
     "transforms.cached_random": ("CachedRandomd",),
     "transforms.edge_map": ("EdgeMap", "EdgeMapd"),
@@ -48,7 +48,7 @@ _MODULES = {
     "transforms.place_mask": ("PlaceMask", "PlaceMaskd"),
     "transforms.soft_mask": ("SoftMask", "SoftMaskd"),
     "transforms.text_prompt": ("TextPrompt", "TextPromptd"),
-    "variants": ("DrawVariantd", "VariantBank"),
+    "data.variants": ("DrawVariantd", "VariantBank"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

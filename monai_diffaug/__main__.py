@@ -4,6 +4,6 @@ from __future__ import annotations
 
 import sys
 
-from monai_diffaug.cli import main
+from monai_diffaug.commands.cli import main
 
 sys.exit(main())

@@ -16,7 +16,7 @@ from monai.transforms.transform import MapTransform
 from monai.transforms.utility.dictionary import DeleteItemsd
 from monai.utils.type_conversion import convert_to_dst_type
 
-from monai_diffaug.lesion_bank import LesionBank
+from monai_diffaug.data.lesion_bank import LesionBank
 from monai_diffaug.transforms.edge_map import EdgeMapd
 from monai_diffaug.transforms.latent_validated import LatentValidated
 from monai_diffaug.transforms.lesion_novelty import LesionNovelty

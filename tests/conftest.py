@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from monai_diffaug.training.datasets import data_root
+from monai_diffaug.training.embedded.datasets import data_root
 
 
 def build_inpainter_folder(folder: Path, in_channels: int) -> Path:
     """A diffusers folder of the embedded architecture at a third of its width, with random weights."""
     from diffusers import AutoencoderKL, StableDiffusionInpaintPipeline, UNet2DConditionModel
 
-    from monai_diffaug.training.inpaint import build_scheduler
-    from monai_diffaug.training.text_encoder import build_text_encoder, build_tokenizer
+    from monai_diffaug.training.embedded.text_encoder import build_text_encoder, build_tokenizer
+    from monai_diffaug.training.embedded.train_inpaint import build_scheduler
 
     torch.manual_seed(0)
     tokenizer = build_tokenizer(folder / "tokenizer")

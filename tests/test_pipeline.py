@@ -9,7 +9,7 @@ from monai.data import list_data_collate
 from monai.transforms import Compose
 
 from monai_diffaug import DiffusionLocalInpaintd, LatentValidated, MedSAMMaskd, TextPromptd
-from monai_diffaug.training.datasets import load_samples
+from monai_diffaug.training.embedded.datasets import load_samples
 
 
 @pytest.fixture(scope="module")

@@ -1,1 +1,4 @@
-"""MONAI Bundles that ship as package data, and what their configs need beyond MONAI."""
+"""MONAI Bundles shipped as package data, and the check of a Bundle config.
+
+Nothing here trains or loads a model.
+"""

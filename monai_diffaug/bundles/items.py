@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 
-from monai_diffaug.training.datasets import load_samples
+from monai_diffaug.training.embedded.datasets import load_samples
 
 __all__ = ["segmentation_items"]
 
@@ -17,7 +17,7 @@ def segmentation_items(source: str, split: str, dataset_dir: str, *, limit: int 
     """Images and labels as a MONAI data list, each a MetaTensor that knows its name (for ``SaveImaged`` and ``MetricsSaver``).
 
     Args:
-        source: a name in ``monai_diffaug.training.datasets.SOURCES``, e.g. "breast_ultrasound".
+        source: a name in ``monai_diffaug.training.embedded.datasets.SOURCES``, e.g. "breast_ultrasound".
         split: "train" or "validation"; near-duplicate images are wholly in one of them.
         dataset_dir: folder of the ``.npz`` files.
         limit: take so many images, spread evenly over the split; None takes all.

@@ -1,1 +1,4 @@
-"""The subcommands of ``monai-diffaug``, one a module; nothing heavier than argparse is imported until one runs."""
+"""Subcommands of ``monai-diffaug``, one per file.
+
+Nothing heavier than argparse is imported before a command runs.
+"""

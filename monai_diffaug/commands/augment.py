@@ -8,7 +8,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from monai_diffaug.commands.options import (
+from monai_diffaug.commands.arguments import (
     MAX_SEED,
     PLANES,
     WrongInputError,
@@ -80,9 +80,8 @@ def run(options: argparse.Namespace) -> int:
 
     import numpy as np
 
-    from monai_diffaug.augment import (
+    from monai_diffaug.commands.edit_file import (
         EditSettings,
-        check_model_source,
         edit_picture,
         load_model,
         outline,
@@ -90,7 +89,8 @@ def run(options: argparse.Namespace) -> int:
         slice_size,
         write_edit,
     )
-    from monai_diffaug.imageio import read_picture, require_same_grid
+    from monai_diffaug.files.image_file import read_picture, require_same_grid
+    from monai_diffaug.models.sources import check_model_source
 
     image = read_picture(options.image)
     region = label = None
@@ -172,7 +172,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _names(options: argparse.Namespace) -> list[str]:
     """Stems of the results."""
-    from monai_diffaug.imageio import stem_of
+    from monai_diffaug.files.image_file import stem_of
 
     stem = f"{stem_of(options.image)}_diffaug"
     return [f"{stem}_{k}" for k in range(options.n)] if options.n > 1 else [stem]
@@ -180,7 +180,7 @@ def _names(options: argparse.Namespace) -> list[str]:
 
 def _spare_other_files(options: argparse.Namespace) -> None:
     """Neither an input nor the result of another image of the same name is written over; an earlier result of this image is."""
-    from monai_diffaug.imageio import stem_of
+    from monai_diffaug.files.image_file import stem_of
 
     written = {f"{name}{part}" for name in _names(options) for part in ("", "_mask", "_label")}
     for file in (options.image, options.label, options.mask):

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from monai_diffaug.commands.options import WrongInputError
+from monai_diffaug.commands.arguments import WrongInputError
 
 __all__ = ["add_parser", "run_check", "run_copy"]
 
@@ -34,7 +34,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
 
 def run_check(options: argparse.Namespace) -> int:
     """Print the faults; returns 0 or 2."""
-    from monai_diffaug.bundle_check import check_bundle
+    from monai_diffaug.bundles.check_config import check_bundle
 
     report = check_bundle(options.files)
     for fault in report.faults:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from monai_diffaug.commands.options import check_out, seed, shows_progress
+from monai_diffaug.commands.arguments import check_out, seed, shows_progress
 
 
 def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -20,7 +20,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run it; returns the exit code."""
     check_out(options.out)
-    from monai_diffaug.demo import run_demo, table_of
+    from monai_diffaug.commands.demo_cases import run_demo, table_of
 
     rows = run_demo(options.out, seed=options.seed, progress=shows_progress(options))
     if not options.quiet:

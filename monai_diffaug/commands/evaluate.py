@@ -11,18 +11,19 @@ __all__ = ["STUDIES", "add_parser", "run"]
 
 # name -> (module that is run, what it measures)
 STUDIES = {
-    "embedded": ("monai_diffaug.evaluation.embedded", "the embedded models against their goals"),
-    "local-noise": ("monai_diffaug.evaluation.local_noise", "similarity inside and outside the mask against the noise scale"),
-    "seam": ("monai_diffaug.evaluation.seam", "the jump across the mask's boundary, soft against hard"),
-    "edges": ("monai_diffaug.evaluation.edges", "how well a ControlNet's edges are obeyed"),
-    "prompts": ("monai_diffaug.evaluation.obeyed", "whether benign, malignant and normal are painted as asked"),
-    "validator": ("monai_diffaug.evaluation.acceptance", "what the validator accepts of good and of deliberately bad samples"),
-    "semantic": ("monai_diffaug.evaluation.semantic", "what the semantic controller predicts, and repainting with and without it"),
-    "distribution": ("monai_diffaug.evaluation.distribution", "KID and FID of painted to real lesions"),
-    "memorisation": ("monai_diffaug.evaluation.memorisation", "the training lesion nearest to each painted one; the guard against copies"),
-    "latent-screen": ("monai_diffaug.evaluation.latent_screen", "what refusing candidates by their latents saves, and what it costs"),
-    "continuity": ("monai_diffaug.evaluation.continuity", "slice-to-slice jumps in repainted volumes"),
-    "downstream": ("monai_diffaug.evaluation.downstream", "does it help: the same network trained with and without"),
+    "embedded": ("monai_diffaug.studies.embedded_goals", "the embedded models against their goals"),
+    "local-noise": ("monai_diffaug.studies.local_noise", "similarity inside and outside the mask against the noise scale"),
+    "seam": ("monai_diffaug.studies.seam", "the jump across the mask's boundary, soft against hard"),
+    "edges": ("monai_diffaug.studies.edge_control", "how well a ControlNet's edges are obeyed"),
+    "prompts": ("monai_diffaug.studies.prompt_obedience", "whether benign, malignant and normal are painted as asked"),
+    "validator": ("monai_diffaug.studies.acceptance", "what the validator accepts of good and of deliberately bad samples"),
+    "semantic": ("monai_diffaug.studies.semantic_features", "what the semantic controller predicts, and repainting with and without it"),
+    "distribution": ("monai_diffaug.studies.distribution", "KID and FID of painted to real lesions"),
+    "memorisation": ("monai_diffaug.studies.memorisation", "the training lesion nearest to each painted one; the guard against copies"),
+    "latent-screen": ("monai_diffaug.studies.screen_savings", "what refusing candidates by their latents saves, and what it costs"),
+    "continuity": ("monai_diffaug.studies.continuity", "slice-to-slice jumps in repainted volumes"),
+    "speed": ("monai_diffaug.studies.speed.speed_command", "speed and memory against diffusers' pipelines and the bare forward passes"),
+    "downstream": ("monai_diffaug.studies.downstream", "does it help: the same network trained with and without"),
 }
 
 

@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from monai_diffaug.commands.options import (
+from monai_diffaug.commands.arguments import (
     PLANES,
     WrongInputError,
     check_device,
@@ -22,14 +22,17 @@ from monai_diffaug.commands.options import (
 
 __all__ = ["RECIPES", "add_parser", "run"]
 
-# Name -> (class with the interface of monai_diffaug.finetune.loop.Trainee, what it does). A further recipe is one line.
+# Name -> (class with the interface of monai_diffaug.training.loop.Trainee, what it does). A further recipe is one line.
 RECIPES: dict[str, tuple[str, str]] = {
-    "inpaint": ("monai_diffaug.finetune.inpaint:InpaintRecipe", "the model that repaints lesions"),
-    "controlnet": ("monai_diffaug.finetune.controlnet:ControlNetRecipe", "a network that keeps edges, beside the frozen --model"),
-    "validator": ("monai_diffaug.finetune.validator:ValidatorRecipe", "the network that checks what was painted"),
-    "medsam": ("monai_diffaug.finetune.medsam:MedSAMRecipe", "the outlines of lesions in boxes"),
+    "inpaint": ("monai_diffaug.training.recipes.inpaint_recipe:InpaintRecipe", "the model that repaints lesions"),
+    "controlnet": (
+        "monai_diffaug.training.recipes.controlnet_recipe:ControlNetRecipe",
+        "a network that keeps edges, next to the frozen --model",
+    ),
+    "validator": ("monai_diffaug.training.recipes.validator_recipe:ValidatorRecipe", "the network that checks what was painted"),
+    "medsam": ("monai_diffaug.training.recipes.medsam_recipe:MedSAMRecipe", "the outlines of lesions in boxes"),
     "semantic-controller": (
-        "monai_diffaug.finetune.semantic_controller:SemanticControllerRecipe",
+        "monai_diffaug.training.recipes.semantic_controller_recipe:SemanticControllerRecipe",
         "a network that predicts what the mask hides, beside the frozen --model",
     ),
 }
@@ -108,7 +111,7 @@ def run(options: argparse.Namespace) -> int:
     if options.text_encoder and options.recipe in ("validator", "medsam"):
         raise WrongInputError(f"--text-encoder is for inpaint only; {options.recipe} reads no text, leave it out")
     _keep_apart(options)
-    from monai_diffaug.finetune.datalist import Words, read_datalist
+    from monai_diffaug.training.datalist import Words, read_datalist
 
     words = Words(options.modality, options.anatomy, options.finding)
     training = read_datalist(options.data, words)
@@ -116,7 +119,7 @@ def run(options: argparse.Namespace) -> int:
 
     import torch
 
-    from monai_diffaug.finetune.processes import joined, own_device
+    from monai_diffaug.training.processes import joined, own_device
 
     device = own_device(options.device or ("cuda" if torch.cuda.is_available() and options.recipe != "validator" else "cpu"))
     check_device(device)
@@ -130,10 +133,10 @@ def run(options: argparse.Namespace) -> int:
 def _train(options: argparse.Namespace, training: list[Any], validation: list[Any], device: str) -> None:
     import torch
 
-    from monai_diffaug.finetune.labelled_slices import load_slices
-    from monai_diffaug.finetune.loop import TRAINING_FOLDER, fine_tune
-    from monai_diffaug.finetune.processes import failing_together, is_writer
-    from monai_diffaug.finetune.settings import FineTuneSettings, TrainingInputError, require_same_settings
+    from monai_diffaug.training.labelled_slices import load_slices
+    from monai_diffaug.training.loop import TRAINING_FOLDER, fine_tune
+    from monai_diffaug.training.processes import failing_together, is_writer
+    from monai_diffaug.training.run_settings import FineTuneSettings, TrainingInputError, require_same_settings
 
     settings = FineTuneSettings(
         model=options.model,

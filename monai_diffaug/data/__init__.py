@@ -1,1 +1,4 @@
-"""What a training pipeline needs beside the transforms: a loader that re-raises, stable hashes, keys that survive GDSDataset."""
+"""Data sets and caches: re-raising loader, stable hashes, stored keys, pools of edited variants, the lesion bank.
+
+No network is defined here, and nothing here imports ``transforms``.
+"""

@@ -7,7 +7,7 @@ from typing import Any
 
 from monai.data import DataLoader, ThreadBuffer, ThreadDataLoader
 
-from monai_diffaug.at_exit import close_at_exit
+from monai_diffaug.data.background_threads import close_at_exit
 
 __all__ = ["RaisingThreadDataLoader"]
 

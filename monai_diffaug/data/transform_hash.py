@@ -21,8 +21,8 @@ from monai.data import ImageReader
 from monai.transforms import Randomizable
 from torch import nn
 
+from monai_diffaug.data.item_draws import DrawCounts
 from monai_diffaug.models.registry import ModelSpec, live_object
-from monai_diffaug.transforms.cached_random import DrawCounts
 from monai_diffaug.version import __version__
 
 __all__ = ["transform_hashing"]

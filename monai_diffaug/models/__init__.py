@@ -1,1 +1,4 @@
-"""What owns weights: the registry that loads each model once a process, and the models."""
+"""Networks and their sources: what owns weights, and the registry that loads each model once per process.
+
+No transform and no edit belongs here.
+"""

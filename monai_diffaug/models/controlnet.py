@@ -81,7 +81,7 @@ def load_controlnet(spec: ModelSpec, device: torch.device) -> Any:
         if not (folder / CONFIG).is_file():
             raise ModelSourceError(
                 f"this installation holds no embedded ControlNet ({folder / CONFIG} is missing); name a folder or a hub id, or train one: "
-                "python -m monai_diffaug.training.controlnet --out runs/controlnet"
+                "python -m monai_diffaug.training.embedded.train_controlnet --out runs/controlnet"
             )
         return _from_folder(folder, spec, device)
     folder = Path(spec.source).expanduser()

@@ -23,7 +23,7 @@ from monai_diffaug.models.cuda_graphs import GraphedDenoiser
 from monai_diffaug.models.lean_unet import lean_unet
 from monai_diffaug.models.progress_bars import without_progress_bars
 from monai_diffaug.models.registry import ModelSpec, live_object, shared_model, tiny_folder
-from monai_diffaug.sampling.inpaint import Denoiser
+from monai_diffaug.sampling.inpaint_latents import Denoiser
 
 __all__ = ["Inpainter", "load_inpainter", "shared_inpainter"]
 

@@ -24,7 +24,7 @@ from monai_diffaug.models.registry import ModelSpec, live_object, tiny_folder
 __all__ = ["LatentScreen", "ScreenConfig", "ScreenNetwork", "load_latent_screen", "save_latent_screen", "vae_fingerprint"]
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
-RECIPE = "python -m monai_diffaug.training.latent_screen"
+RECIPE = "python -m monai_diffaug.training.embedded.train_latent_screen"
 
 
 @dataclass(frozen=True)

@@ -241,7 +241,7 @@ def load_semantic_controller(spec: ModelSpec, device: torch.device) -> SemanticM
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
             raise ModelSourceError(
-                f"{folder / name} is missing; train a semantic controller with python -m monai_diffaug.training.semantic_controller "
+                f"{folder / name} is missing; train a semantic controller with monai-diffaug train semantic-controller "
                 "and pass the folder it writes, or use 'tiny' for the embedded one"
             )
     return _load_folder(folder, spec.torch_dtype, device)
@@ -264,7 +264,7 @@ def _load_folder(folder: Path, dtype: torch.dtype, device: torch.device) -> Sema
     if config.encoder_fingerprint not in ("", features.fingerprint()):
         raise ValueError(
             f"the semantic controller in {folder} was trained on the features of another {config.encoder!r} MedSAM; train it again "
-            "with python -m monai_diffaug.training.semantic_controller, or put the MedSAM back that its config.json names"
+            "with python -m monai_diffaug.training.embedded.train_semantic_controller, or put the MedSAM back that its config.json names"
         )
     model.parts.to(device, dtype).eval().requires_grad_(False)
     return model

@@ -129,7 +129,7 @@ class SemanticAdapter(nn.Module):
         if expected != found:
             raise ValueError(
                 f"the semantic controller was made for a UNet with cross-attentions of widths {expected}, this one has {found}; "
-                "train one for this model: python -m monai_diffaug.training.semantic_controller"
+                "train one for this model: python -m monai_diffaug.training.embedded.train_semantic_controller"
             )
         if unet.config.encoder_hid_dim_type is not None:
             raise ValueError(f"the UNet already takes {unet.config.encoder_hid_dim_type!r}; the semantic controller needs a plain one")

@@ -285,7 +285,7 @@ def _load_segmenter(folder: Path) -> LatentSegmenter:
         if not (folder / name).is_file():
             raise ModelSourceError(
                 f"{folder / name} is missing; a validator's folder holds {CONFIG_FILE} and {WEIGHTS_FILE} "
-                f"(python -m monai_diffaug.training.validator writes them); the embedded one is 'tiny'"
+                f"(python -m monai_diffaug.training.embedded.train_validator writes them); the embedded one is 'tiny'"
             )
     try:
         segmenter = LatentSegmenter(json.loads((folder / CONFIG_FILE).read_text()))
@@ -325,7 +325,7 @@ def load_validator(spec: ModelSpec, device: torch.device | str = "cpu") -> Valid
     folder = tiny_folder("validator") if spec.source == "tiny" else Path(spec.source).expanduser()
     if not folder.is_dir():
         raise ModelSourceError(
-            f"no validator at {folder}; use model='tiny', a folder that 'python -m monai_diffaug.training.validator --out {folder}' "
+            f"no validator at {folder}; use model='tiny', a folder that 'monai-diffaug train validator --out {folder}' "
             "wrote, or pass a network or a callable"
         )
     if is_bundle(folder):

@@ -1,1 +1,4 @@
-"""Diffusion algorithms as plain functions on latents."""
+"""Diffusion sampling: noise, schedule, steps, guidance and inversion as plain functions on latents, and the seeds they draw from.
+
+No image, mask file or transform belongs here.
+"""

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from monai_diffaug.sampling.inpaint import Denoiser
+from monai_diffaug.sampling.inpaint_latents import Denoiser
 from monai_diffaug.sampling.schedule import prepare_schedule
 
 __all__ = ["Inversion", "invert_latents"]

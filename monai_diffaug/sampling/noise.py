@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from monai_diffaug.seeding import slice_generators
+from monai_diffaug.sampling.seeding import slice_generators
 
 __all__ = ["LOCAL_NOISE", "local_noise", "slice_noise"]
 

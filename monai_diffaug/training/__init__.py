@@ -1,1 +1,4 @@
-"""Recipes that train the embedded models, one file each; ``python -m monai_diffaug.training.<recipe> --help``."""
+"""Training: one loop, one type of labelled slice, one crop sampler; ``recipes`` holds one file per model.
+
+Transforms and edits never import this folder.
+"""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from monai_diffaug.prompts import NORMAL
 from monai_diffaug.training.captions import caption, measure
-from monai_diffaug.training.datasets import Sample
+from monai_diffaug.training.embedded.datasets import Sample
 
 __all__ = ["CONTEXT_RANGE", "MIN_SIDE_PX", "CaptionedCrop", "captioned_crop", "crop_squares", "cut_square", "grown", "square_around"]
 

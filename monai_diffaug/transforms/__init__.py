@@ -1,4 +1,7 @@
-"""MONAI transforms, one a file, with their array and dictionary forms; importing this makes their short names known to Bundles."""
+"""MONAI transforms, one per file, in array and dictionary form. Importing this makes their short names known to Bundles.
+
+They unpack keys, draw random numbers and pack keys; tensor mathematics belongs to ``edit``, ``masks`` and ``geometry``.
+"""
 
 from monai_diffaug.transforms.batch import BatchLocalInpaint, PrepareBatchInpaint
 from monai_diffaug.transforms.cached_random import CachedRandomd

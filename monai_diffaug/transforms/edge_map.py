@@ -12,11 +12,11 @@ from monai.transforms import MapTransform, Transform
 from monai.utils import convert_to_dst_type, ensure_tuple
 from torch import Tensor, nn
 
-from monai_diffaug.edges import EdgeDetector, canny, control_image, scharr
-from monai_diffaug.grids import affine_of, check_finite, check_grid, plain, required
-from monai_diffaug.intensity import window_of
+from monai_diffaug.geometry.grids import affine_of, check_finite, check_grid, plain, required
+from monai_diffaug.geometry.slices import PLANES, from_slices, slice_plane, to_slices
+from monai_diffaug.geometry.window import window_of
+from monai_diffaug.masks.edges import EdgeDetector, canny, control_image, scharr
 from monai_diffaug.models.registry import ModelSpec, live_object, shared_model, spec_of
-from monai_diffaug.slices import PLANES, from_slices, slice_plane, to_slices
 
 __all__ = ["EdgeMap", "EdgeMapD", "EdgeMapDict", "EdgeMapd"]
 

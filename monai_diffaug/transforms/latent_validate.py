@@ -14,17 +14,17 @@ from monai.utils.enums import TransformBackends
 from monai.utils.type_conversion import convert_to_tensor
 from torch import Tensor
 
-from monai_diffaug.boxes import connected_components
-from monai_diffaug.grids import affine_of, check_finite, check_grid, check_image, plain
-from monai_diffaug.intensity import Window, window_of
+from monai_diffaug.edit.repaint import PURPOSES
+from monai_diffaug.edit.stack import Stack, open_stack
+from monai_diffaug.geometry.grids import affine_of, check_finite, check_grid, check_image, plain
+from monai_diffaug.geometry.roi import Roi, crop, paste
+from monai_diffaug.geometry.slices import from_slices, slab_of, slice_plane, to_slices
+from monai_diffaug.geometry.squares import squares_of
+from monai_diffaug.geometry.window import Window, window_of
+from monai_diffaug.masks.boxes import connected_components
 from monai_diffaug.models.registry import shared_model, spec_of
 from monai_diffaug.models.validator import load_validator
-from monai_diffaug.patches import Stack, open_stack
-from monai_diffaug.repaint import PURPOSES
-from monai_diffaug.roi import Roi, crop, paste
-from monai_diffaug.seeding import slice_generators
-from monai_diffaug.slices import from_slices, slab_of, slice_plane, to_slices
-from monai_diffaug.squares import squares_of
+from monai_diffaug.sampling.seeding import slice_generators
 from monai_diffaug.transforms.lesion_novelty import Novelty
 
 __all__ = ["LatentValidate", "Verdict", "labelled_elsewhere"]
@@ -75,7 +75,7 @@ class LatentValidate(Transform):
     prediction beyond the mask's band that lies on them by half.
 
     Lesions that lie so far apart in a slice that their common square would be made smaller are looked at in squares of their own, as
-    they are painted (``monai_diffaug.squares``).
+    they are painted (``monai_diffaug.geometry.squares``).
 
     Args:
         model: "tiny" (embedded), a folder, a network (logits) or a callable (probabilities), see ``load_validator``.

@@ -15,12 +15,12 @@ from monai.transforms.transform import MapTransform, RandomizableTransform
 from monai.utils.type_conversion import convert_to_dst_type, convert_to_tensor
 from torch import Tensor
 
+from monai_diffaug.data.lesion_bank import LesionBank
+from monai_diffaug.edit.record import RECORD_POSTFIX, DiffAugRecord, original_key, record_key
+from monai_diffaug.edit.screening import AFTER, MIN_DICE, CandidateScreen, Refused
 from monai_diffaug.errors import DroppedSampleError
-from monai_diffaug.labels import paint_label
-from monai_diffaug.lesion_bank import LesionBank
-from monai_diffaug.provenance import RECORD_POSTFIX, DiffAugRecord, original_key, record_key
-from monai_diffaug.screening import AFTER, MIN_DICE, CandidateScreen, Refused
-from monai_diffaug.seeding import draw_seed
+from monai_diffaug.masks.labels import paint_label
+from monai_diffaug.sampling.seeding import draw_seed
 from monai_diffaug.transforms.latent_validate import LatentValidate, Verdict, labelled_elsewhere
 from monai_diffaug.transforms.lesion_novelty import LesionNovelty
 
@@ -66,7 +66,7 @@ class LatentValidated(RandomizableTransform, MapTransform):
             refused is spared the other steps too. 1 looks at the finished latents.
         novelty: the training lesions, a ``LesionBank`` or its file, or a ready ``LesionNovelty``: an edit that is nearer to one of them
             than real lesions are to each other is refused like any other, and its reason names the lesion. It looks at grey values
-            inside the mask; what it cannot see is said in ``monai_diffaug.lesion_bank``.
+            inside the mask; what it cannot see is said in ``monai_diffaug.data.lesion_bank``.
         on_reject: "original": image, label and mask as they were before the edit; "retry": another seed, up to ``max_tries``, then
             as ``on_exhausted`` says (needs ``inpaint``); "flag": keep the edit, the record says accepted=False; "drop": raise
             DroppedSampleError.

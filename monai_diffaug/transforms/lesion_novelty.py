@@ -11,7 +11,7 @@ from monai.config.type_definitions import NdarrayOrTensor
 from monai.transforms.transform import Transform
 from monai.utils.enums import TransformBackends
 
-from monai_diffaug.lesion_bank import LesionBank, load_lesion_bank
+from monai_diffaug.data.lesion_bank import LesionBank, load_lesion_bank
 from monai_diffaug.models.registry import ModelSpec, shared_model
 
 __all__ = ["LesionNovelty", "Novelty"]
@@ -40,7 +40,7 @@ class Novelty(NamedTuple):
 class LesionNovelty(Transform):
     """Is a generated lesion nearer to a training lesion than real lesions are to each other? No random numbers.
 
-    What is compared is said in ``monai_diffaug.lesion_bank``: grey values inside the mask at 32 x 32 pixels, up to mirroring, quarter
+    What is compared is said in ``monai_diffaug.data.lesion_bank``: grey values inside the mask at 32 x 32 pixels, up to mirroring, quarter
     turns, small shifts, small changes of size, brightness and contrast. Meant for lesions that are painted where none was: an edit *of*
     a training lesion (``presets.mila_tmgdiff``) is near to it by design.
 

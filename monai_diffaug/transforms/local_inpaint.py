@@ -12,16 +12,25 @@ from monai.config import NdarrayOrTensor
 from monai.data.meta_tensor import MetaTensor
 from torch import Tensor
 
-from monai_diffaug.grids import affine_of, check_finite, check_grid, check_image, like, plain
-from monai_diffaug.intensity import Window, window_of
-from monai_diffaug.labels import check_label_value, paint_label
+from monai_diffaug.edit.record import EMPTY_BECAUSE, DiffAugRecord
+from monai_diffaug.edit.repaint import (
+    Candidate,
+    Look,
+    Models,
+    Repainted,
+    RepaintSettings,
+    decode_candidates,
+    sample_candidates,
+    soft_region,
+)
+from monai_diffaug.edit.stack import Stack, open_stack
+from monai_diffaug.geometry.grids import affine_of, check_finite, check_grid, check_image, like, plain
+from monai_diffaug.geometry.slices import pixel_mm, slab_of, slice_plane
+from monai_diffaug.geometry.window import Window, window_of
+from monai_diffaug.masks.labels import check_label_value, paint_label
 from monai_diffaug.models.inpainter import Inpainter, shared_inpainter
 from monai_diffaug.models.registry import shared_model, spec_of
-from monai_diffaug.patches import Stack, open_stack
-from monai_diffaug.provenance import EMPTY_BECAUSE, DiffAugRecord
-from monai_diffaug.repaint import Candidate, Look, Models, Repainted, RepaintSettings, decode_candidates, sample_candidates, soft_region
 from monai_diffaug.sampling.prompt_mix import prompt_mix_text, prompt_pairs
-from monai_diffaug.slices import pixel_mm, slab_of, slice_plane
 from monai_diffaug.transforms.seeded import SeededTransform
 
 __all__ = ["DiffusionLocalInpaint", "Edit", "Sampled"]
@@ -83,7 +92,7 @@ class DiffusionLocalInpaint(SeededTransform):
         plane: anatomical plane of the slices of a 3-D image: "axial", "coronal" or "sagittal".
         soft_width: width of the soft edge, standard deviation in pixels when the region is 512 pixels wide; 0 is hard.
         soft_width_mm: the same width in millimetres (2-D images without an affine: pixels); takes the place of ``soft_width``.
-        soft_mode: "grow", "inner" or "centre", see ``monai_diffaug.blending.soft_mask``.
+        soft_mode: "grow", "inner" or "centre", see ``monai_diffaug.masks.soft_edge.soft_mask``.
         label_value: the class id that the edit paints into the label; 0 erases.
         slice_batch_size: slices in one model call; None takes what fits into the GPU's memory or a CPU's cache. Halved when memory
             runs out, with the same result.

@@ -9,9 +9,9 @@ import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
 
-from monai_diffaug.grids import required
-from monai_diffaug.provenance import RECORD_POSTFIX, original_key, record_key
-from monai_diffaug.repaint import Look
+from monai_diffaug.edit.record import RECORD_POSTFIX, original_key, record_key
+from monai_diffaug.edit.repaint import Look
+from monai_diffaug.geometry.grids import required
 from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaint, Edit, Sampled
 from monai_diffaug.transforms.seeded import SeededTransform
 
@@ -21,7 +21,7 @@ __all__ = ["DiffusionLocalInpaintD", "DiffusionLocalInpaintDict", "DiffusionLoca
 class DiffusionLocalInpaintd(SeededTransform, MapTransform):
     """Repaint each image inside its mask, slice by slice; voxels outside the soft mask stay bit-identical.
 
-    Writes the image, the label and a record ``{key}_diffaug`` (see ``monai_diffaug.provenance``), with the same keys
+    Writes the image, the label and a record ``{key}_diffaug`` (see ``monai_diffaug.edit.record``), with the same keys
     whether it was triggered or not. All options of ``DiffusionLocalInpaint`` apply.
 
     Args:

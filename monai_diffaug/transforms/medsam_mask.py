@@ -15,11 +15,11 @@ from monai.utils.enums import TransformBackends
 from monai.utils.type_conversion import convert_to_dst_type, convert_to_tensor
 from torch import Tensor
 
-from monai_diffaug.boxes import Box, box_around, connected_components, enlarged
-from monai_diffaug.grids import affine_of, check_finite, check_grid, check_image, plain
+from monai_diffaug.geometry.grids import affine_of, check_finite, check_grid, check_image, plain
+from monai_diffaug.geometry.slices import from_slices, slice_plane, to_slices
+from monai_diffaug.masks.boxes import Box, box_around, connected_components, enlarged
 from monai_diffaug.models.medsam import MedSAM, load_medsam
 from monai_diffaug.models.registry import shared_model, spec_of
-from monai_diffaug.slices import from_slices, slice_plane, to_slices
 from monai_diffaug.transforms.seeded import SeededTransform
 
 __all__ = ["BoxSource", "MedSAMMask", "MedSAMMaskd"]

@@ -12,8 +12,8 @@ from monai.utils import convert_to_dst_type, convert_to_tensor, ensure_tuple
 from torch import Tensor
 
 from monai_diffaug.errors import GridMismatchError
-from monai_diffaug.patch_grid import ALPHA, PATCH_FRACTION, bernoulli, check_merge, grid_shape, upsampled
-from monai_diffaug.seeding import draw_seed, slice_generators
+from monai_diffaug.masks.patch_grid import ALPHA, PATCH_FRACTION, bernoulli, check_merge, grid_shape, upsampled
+from monai_diffaug.sampling.seeding import draw_seed, slice_generators
 from monai_diffaug.transforms.seeded import SeededTransform
 
 __all__ = [

@@ -16,11 +16,11 @@ from monai.utils.type_conversion import convert_to_dst_type
 from numpy.typing import NDArray
 from torch import Tensor
 
-from monai_diffaug.grids import affine_of, check_finite, check_grid, check_image, plain, required
-from monai_diffaug.intensity import window_of
-from monai_diffaug.provenance import EMPTY_BECAUSE
-from monai_diffaug.shapes import borrow_shape, elastic_ellipse, largest_component, place, random_blob
-from monai_diffaug.slices import PLANES, SlicePlane, from_slices, slice_plane, to_slices
+from monai_diffaug.edit.record import EMPTY_BECAUSE
+from monai_diffaug.geometry.grids import affine_of, check_finite, check_grid, check_image, plain, required
+from monai_diffaug.geometry.slices import PLANES, SlicePlane, from_slices, slice_plane, to_slices
+from monai_diffaug.geometry.window import window_of
+from monai_diffaug.masks.shapes import borrow_shape, elastic_ellipse, largest_component, place, random_blob
 from monai_diffaug.transforms.seeded import SeededTransform
 
 __all__ = ["PlaceMask", "PlaceMaskD", "PlaceMaskDict", "PlaceMaskd", "ShapeSource"]

@@ -6,7 +6,7 @@ from typing import Any
 
 from monai.transforms.transform import RandomizableTransform
 
-from monai_diffaug.seeding import draw_seed
+from monai_diffaug.sampling.seeding import draw_seed
 
 __all__ = ["SeededTransform"]
 

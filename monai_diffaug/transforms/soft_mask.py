@@ -10,9 +10,9 @@ from monai.config import KeysCollection, NdarrayOrTensor
 from monai.transforms import MapTransform, Transform
 from monai.utils import convert_to_dst_type, convert_to_tensor
 
-from monai_diffaug.blending import SOFT_MODES, soft_mask
-from monai_diffaug.grids import affine_of
-from monai_diffaug.slices import PLANES, from_slices, pixel_mm, slice_plane, to_slices
+from monai_diffaug.geometry.grids import affine_of
+from monai_diffaug.geometry.slices import PLANES, from_slices, pixel_mm, slice_plane, to_slices
+from monai_diffaug.masks.soft_edge import SOFT_MODES, soft_mask
 
 __all__ = ["SoftMask", "SoftMaskD", "SoftMaskDict", "SoftMaskd"]
 
@@ -23,7 +23,7 @@ class SoftMask(Transform):
     Args:
         width_px: standard deviation of the Gaussian edge in pixels; 0 keeps the mask hard.
         width_mm: the same width in millimetres (without an affine: pixels); takes the place of ``width_px``.
-        mode: "grow", "inner" or "centre", see ``monai_diffaug.blending.soft_mask``.
+        mode: "grow", "inner" or "centre", see ``monai_diffaug.masks.soft_edge.soft_mask``.
         plane: anatomical plane of the slices of a 3-D mask.
 
     Raises:

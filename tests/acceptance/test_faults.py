@@ -20,14 +20,14 @@ from hypothesis import strategies as st
 from monai.data import DataLoader, Dataset, SmartCacheDataset
 from monai.transforms import Compose
 
-from monai_diffaug.cli import main
+from monai_diffaug.commands.cli import main
 from monai_diffaug.errors import DroppedSampleError, GridMismatchError
-from monai_diffaug.imageio import read_picture, write_picture
+from monai_diffaug.files.image_file import read_picture, write_picture
+from monai_diffaug.geometry.slices import PLANES, from_slices, slice_plane, to_slices
 from monai_diffaug.models import registry
 from monai_diffaug.models.inpainter import Inpainter
 from monai_diffaug.models.medsam import load_medsam
 from monai_diffaug.models.registry import ModelSpec
-from monai_diffaug.slices import PLANES, from_slices, slice_plane, to_slices
 from monai_diffaug.transforms.cached_random import CachedRandomd
 from monai_diffaug.transforms.latent_validated import LatentValidated
 from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaint

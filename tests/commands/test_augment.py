@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from monai_diffaug.cli import main
+from monai_diffaug.commands.cli import main
 from monai_diffaug.models import registry
 from monai_diffaug.models.registry import tiny_folder
 from tests.pretend_cuda import pretended_gpus
@@ -238,7 +238,7 @@ def test_a_box_on_a_picture_is_outlined_by_medsam_and_the_outline_alone_changes(
 
 
 def test_a_dicom_series_is_edited_in_hu_and_written_as_nifti(tmp_path, random_inpainter):
-    from monai_diffaug.imageio import read_picture
+    from monai_diffaug.files.image_file import read_picture
 
     series = DATA / "ct_dicom_series"
     if not series.exists():

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from monai_diffaug.commands.arguments import WrongInputError
 from monai_diffaug.commands.bundle import add_parser
-from monai_diffaug.commands.options import WrongInputError
 
 
 def run(*arguments: str) -> int:

@@ -5,7 +5,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from monai_diffaug.cli import main
+from monai_diffaug.commands.cli import main
 from monai_diffaug.commands.evaluate import STUDIES
 
 

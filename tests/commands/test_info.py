@@ -5,8 +5,8 @@ import json
 import pytest
 from packaging.requirements import Requirement
 
-from monai_diffaug.cli import main
 from monai_diffaug.commands import info
+from monai_diffaug.commands.cli import main
 from monai_diffaug.models import registry
 
 

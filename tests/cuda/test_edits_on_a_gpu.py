@@ -9,8 +9,8 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from monai_diffaug.benchmark import models as benchmark_models
 from monai_diffaug.models.controlnet import ControlledDenoiser, build_controlnet
+from monai_diffaug.studies.speed import timed_models as benchmark_models
 from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaint
 from tests.cuda.edits import CLOSE, CPU, GPU, edited, edited_on_cpu, loaded, on_cpu, picture
 from tests.pretend_cuda import Gpu

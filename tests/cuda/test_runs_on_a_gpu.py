@@ -7,17 +7,17 @@ from typing import Any
 import pytest
 import torch
 
-from monai_diffaug.benchmark import models as benchmark_models
-from monai_diffaug.benchmark.inpainting import gates_of
-from monai_diffaug.benchmark.official_medsam import official_masks
-from monai_diffaug.benchmark.settings import EditSettings
-from monai_diffaug.benchmark.timing import stopwatch
-from monai_diffaug.benchmark.volumes import make_volume
+from monai_diffaug.edit.slice_batches import batch_sizes
 from monai_diffaug.models import registry
 from monai_diffaug.models.cuda_graphs import GraphedDenoiser
 from monai_diffaug.models.medsam import load_medsam
 from monai_diffaug.models.registry import ModelSpec
-from monai_diffaug.slice_batches import batch_sizes
+from monai_diffaug.studies.speed import timed_models as benchmark_models
+from monai_diffaug.studies.speed.inpainting_speed import gates_of
+from monai_diffaug.studies.speed.official_medsam import official_masks
+from monai_diffaug.studies.speed.speed_settings import EditSettings
+from monai_diffaug.studies.speed.timed_volumes import make_volume
+from monai_diffaug.studies.speed.timing import stopwatch
 from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaint
 from tests.cuda.edits import GPU, OTHER, loaded, picture
 from tests.pretend_cuda import Gpu
@@ -66,7 +66,7 @@ def test_medsams_script_is_the_rival_on_a_gpu(gpu: Gpu) -> None:
 
 
 def lesions() -> list[Any]:
-    from monai_diffaug.finetune.labelled_slices import LabelledSlice
+    from monai_diffaug.training.labelled_slices import LabelledSlice
 
     made = []
     for seed in range(1):
@@ -78,8 +78,12 @@ def lesions() -> list[Any]:
 
 @pytest.mark.parametrize("recipe", ["inpaint", "controlnet", "semantic-controller", "medsam"])
 def test_a_recipe_trains_draws_and_writes_on_a_gpu(gpu: Gpu, random_inpainter: str, tmp_path: Any, monkeypatch: Any, recipe: str) -> None:
-    from monai_diffaug.finetune import controlnet, inpaint, loop, medsam, semantic_controller
-    from monai_diffaug.finetune.settings import FineTuneSettings
+    from monai_diffaug.training import loop
+    from monai_diffaug.training.recipes import controlnet_recipe as controlnet
+    from monai_diffaug.training.recipes import inpaint_recipe as inpaint
+    from monai_diffaug.training.recipes import medsam_recipe as medsam
+    from monai_diffaug.training.recipes import semantic_controller_recipe as semantic_controller
+    from monai_diffaug.training.run_settings import FineTuneSettings
 
     for module in (inpaint, semantic_controller):
         ring = module.EncodedRing

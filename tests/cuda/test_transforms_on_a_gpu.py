@@ -9,7 +9,7 @@ import torch
 from monai.data import MetaTensor, list_data_collate
 from torch import Tensor
 
-from monai_diffaug.lesion_bank import LesionBank
+from monai_diffaug.data.lesion_bank import LesionBank
 from monai_diffaug.models.latent_screen import ScreenConfig, ScreenNetwork
 from monai_diffaug.transforms.batch import BatchLocalInpaint, PrepareBatchInpaint
 from monai_diffaug.transforms.edge_map import EdgeMap

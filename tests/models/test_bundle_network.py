@@ -11,7 +11,7 @@ from monai_diffaug.errors import ModelSourceError
 from monai_diffaug.models.bundle_network import is_bundle, load_bundle_network
 from monai_diffaug.models.registry import ModelSpec
 from monai_diffaug.models.validator import SegmenterValidator, load_validator
-from monai_diffaug.seeding import slice_generators
+from monai_diffaug.sampling.seeding import slice_generators
 
 NETWORK = {"spatial_dims": 2, "in_channels": 1, "out_channels": 2, "features": [4, 4, 4, 4, 4, 4]}
 

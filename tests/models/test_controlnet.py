@@ -11,7 +11,7 @@ from monai_diffaug.errors import ModelSourceError
 from monai_diffaug.models.controlnet import ControlledDenoiser, build_controlnet, control_factor, load_controlnet
 from monai_diffaug.models.inpainter import Inpainter, load_inpainter
 from monai_diffaug.models.registry import ModelSpec, spec_of, tiny_folder
-from monai_diffaug.sampling.inpaint import inpaint_latents
+from monai_diffaug.sampling.inpaint_latents import inpaint_latents
 
 CPU = torch.device("cpu")
 
@@ -181,8 +181,8 @@ def test_missing_sources_say_what_to_do(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_the_embedded_controlnet_is_small_and_fits_the_embedded_inpainter() -> None:
-    from monai_diffaug.training.controlnet import EMBEDDING_WIDTHS
-    from monai_diffaug.training.inpaint import build_unet
+    from monai_diffaug.training.embedded.train_controlnet import EMBEDDING_WIDTHS
+    from monai_diffaug.training.embedded.train_inpaint import build_unet
 
     network = build_controlnet(build_unet(), 4, widths=EMBEDDING_WIDTHS)
     assert sum(p.numel() for p in network.parameters()) <= 3_000_000 and control_factor(network) == 4

@@ -23,7 +23,7 @@ from monai_diffaug.models.semantic_controller import (
     patch_mask,
     save_semantic_controller,
 )
-from monai_diffaug.sampling.inpaint import inpaint_latents
+from monai_diffaug.sampling.inpaint_latents import inpaint_latents
 
 CPU = torch.device("cpu")
 

@@ -19,7 +19,7 @@ from monai_diffaug.models.validator import (
     load_validator,
     save_validator,
 )
-from monai_diffaug.seeding import slice_generators
+from monai_diffaug.sampling.seeding import slice_generators
 
 SMALL = {**TINY_CONFIG, "size_px": 64, "condition_channels": [8, 16], "unet_channels": [16, 32], "condition_out_channels": 8}
 

@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 
-from monai_diffaug.sampling.inpaint import inpaint_latents
+from monai_diffaug.sampling.inpaint_latents import inpaint_latents
 from monai_diffaug.sampling.inversion import invert_latents
-from monai_diffaug.training.inpaint import build_scheduler
+from monai_diffaug.training.embedded.train_inpaint import build_scheduler
 
 SPREAD = 0.5
 

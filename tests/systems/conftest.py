@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from monai_diffaug import repaint
+from monai_diffaug.edit import repaint
 
 
 class Spied:

@@ -12,8 +12,8 @@ from monai_diffaug import presets
 from monai_diffaug.models.inpainter import Inpainter
 from monai_diffaug.models.medsam import MedSAM
 from monai_diffaug.models.validator import TINY_CONFIG, LatentSegmenter
-from monai_diffaug.training import validator as training
-from monai_diffaug.training.inpaint import build_scheduler
+from monai_diffaug.training.embedded import train_validator as training
+from monai_diffaug.training.embedded.train_inpaint import build_scheduler
 from monai_diffaug.transforms.latent_validate import LatentValidate
 from monai_diffaug.transforms.latent_validated import LatentValidated
 from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaint

@@ -12,16 +12,16 @@ from monai.transforms import Compose, RandFlipd, RandRotate90d, RandSpatialCropd
 from torch import Tensor
 
 from monai_diffaug import presets
-from monai_diffaug.edges import outline
-from monai_diffaug.losses import PatchMergeLoss
+from monai_diffaug.masks.edges import outline
+from monai_diffaug.masks.patch_grid import grid_shape, upsampled
 from monai_diffaug.models.controlnet import build_controlnet
 from monai_diffaug.models.inpainter import Inpainter, load_inpainter
 from monai_diffaug.models.registry import ModelSpec, shared_model
-from monai_diffaug.patch_grid import grid_shape, upsampled
 from monai_diffaug.transforms.edge_map import EdgeMap
 from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaint
 from monai_diffaug.transforms.local_inpaintd import DiffusionLocalInpaintd
 from monai_diffaug.transforms.patch_merge import RandPatchMerge, RandPatchMerged, RandSynthetic
+from monai_diffaug.transforms.patch_merge_loss import PatchMergeLoss
 from monai_diffaug.transforms.text_prompt import TextPromptd
 
 ONE, TWO = "ultrasound of breast, malignant mass", "ultrasound of breast, benign mass"

@@ -11,9 +11,9 @@ from monai_diffaug import presets
 from monai_diffaug.models.inpainter import Inpainter, load_inpainter
 from monai_diffaug.models.registry import ModelSpec, shared_model
 from monai_diffaug.models.semantic_controller import SemanticDenoiser, SemanticModel, build_semantic_model
-from monai_diffaug.sampling.inpaint import inpaint_latents
-from monai_diffaug.training import semantic_controller as training
-from monai_diffaug.training.inpaint import build_scheduler
+from monai_diffaug.sampling.inpaint_latents import inpaint_latents
+from monai_diffaug.training.embedded import train_semantic_controller as training
+from monai_diffaug.training.embedded.train_inpaint import build_scheduler
 from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaint
 
 PROMPT = "MRI of brain, glioma"

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from monai_diffaug.training.crops import captioned_crop, crop_squares, cut_square, grown, square_around
-from monai_diffaug.training.datasets import Sample, Source
+from monai_diffaug.training.embedded.datasets import Sample, Source
 
 IMAGE = torch.rand(1, 1, 64, 64)
 CENTRE = torch.tensor([[31.5, 31.5]])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from monai_diffaug.provenance import DiffAugRecord
+from monai_diffaug.edit.record import DiffAugRecord
 from monai_diffaug.transforms.latent_validated import LatentValidated
 
 OLD, NEW = 0.2, 0.9

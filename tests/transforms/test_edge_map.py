@@ -8,8 +8,8 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose, ScaleIntensityd
 
-from monai_diffaug.edges import control_image, outline
 from monai_diffaug.errors import GridMismatchError
+from monai_diffaug.masks.edges import control_image, outline
 from monai_diffaug.transforms.edge_map import EdgeMap, EdgeMapd
 
 

@@ -8,9 +8,9 @@ import torch
 from monai.data.meta_tensor import MetaTensor
 from monai.transforms.transform import MapTransform, RandomizableTransform
 
+from monai_diffaug.edit.record import DiffAugRecord
 from monai_diffaug.errors import GridMismatchError
-from monai_diffaug.provenance import DiffAugRecord
-from monai_diffaug.training.datasets import load_samples
+from monai_diffaug.training.embedded.datasets import load_samples
 from monai_diffaug.transforms.latent_validate import LatentValidate, labelled_elsewhere
 from monai_diffaug.transforms.latent_validated import LatentValidated
 from tests.transforms.judged import NEW, OLD, bright, disc

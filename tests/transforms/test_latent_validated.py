@@ -10,8 +10,8 @@ import pytest
 import torch
 from monai.transforms.transform import MapTransform, RandomizableTransform
 
+from monai_diffaug.edit.record import DiffAugRecord
 from monai_diffaug.errors import DroppedSampleError
-from monai_diffaug.provenance import DiffAugRecord
 from monai_diffaug.transforms.latent_validated import LatentValidateD, LatentValidated
 from tests.transforms.judged import bright, disc, edited_sample, nothing, validated
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from monai.transforms.transform import MapTransform, RandomizableTransform
 
+from monai_diffaug.data.lesion_bank import LesionBank
+from monai_diffaug.edit.record import DiffAugRecord
 from monai_diffaug.errors import DroppedSampleError
-from monai_diffaug.lesion_bank import LesionBank
-from monai_diffaug.provenance import DiffAugRecord
 from monai_diffaug.transforms.latent_validate import LatentValidate
 from monai_diffaug.transforms.latent_validated import LatentValidated
 from monai_diffaug.transforms.lesion_novelty import LesionNovelty

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from monai_diffaug.benchmark.models import with_scheduler
 from monai_diffaug.models.inpainter import load_inpainter
 from monai_diffaug.models.registry import ModelSpec
+from monai_diffaug.studies.speed.timed_models import with_scheduler
 from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaint
 
 SOLVERS = ["DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "LCMScheduler"]

@@ -14,8 +14,8 @@ from monai.data.utils import list_data_collate
 from monai.transforms import Compose
 from torch import Tensor
 
-from monai_diffaug.boxes import box_around
 from monai_diffaug.errors import GridMismatchError
+from monai_diffaug.masks.boxes import box_around
 from monai_diffaug.models.medsam import MedSAM, load_medsam
 from monai_diffaug.models.registry import ModelSpec, tiny_folder
 from monai_diffaug.transforms.medsam_mask import MedSAMMask, MedSAMMaskd

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 import monai_diffaug
-from monai_diffaug.seeding import MAX_SEED
+from monai_diffaug.sampling.seeding import MAX_SEED
 from monai_diffaug.transforms.seeded import SeededTransform
 
 

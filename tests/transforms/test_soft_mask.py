@@ -4,7 +4,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from monai_diffaug.blending import soft_mask
+from monai_diffaug.masks.soft_edge import soft_mask
 from monai_diffaug.transforms.soft_mask import SoftMaskd
 
 

@@ -1,0 +1,58 @@
+"""``monai-diffaug lesion-bank DATALIST --out FILE``: the training lesions, for a guard against copies."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from monai_diffaug.commands.arguments import PLANES, WrongInputError, check_place, window
+
+__all__ = ["add_parser", "run"]
+
+
+def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
+    """Declare the subcommand."""
+    parser = commands.add_parser(
+        "lesion-bank",
+        parents=[common],
+        help="collect training lesions, so that painted copies of them are refused",
+        description="Write the lesions of a MONAI datalist to FILE, which LatentValidated(novelty=FILE) takes: painted lesions that repeat "
+        "one of them are refused. Images are read as LoadImaged does.",
+    )
+    parser.add_argument("data", type=Path, metavar="DATALIST", help='JSON: {"training": [{"image": ..., "label": ...}]}')
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the bank, .npz")
+    parser.add_argument("--section", default="training", metavar="NAME", help="list of the datalist; default training")
+    parser.add_argument("--label-value", type=int, metavar="N", help="class id of a lesion; default all above 0")
+    parser.add_argument("--group-key", metavar="KEY", help='key of the entries that near-duplicates share, e.g. "patient"')
+    parser.add_argument("--plane", choices=PLANES, default="axial", help="in which volumes are sliced")
+    parser.add_argument("--window", type=window, metavar="LO,HI", help="clip intensities, as window= of the painting transform does")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Write the bank; returns 0.
+
+    Raises:
+        WrongInputError: no such datalist or section, no lesions in it, an entry that cannot be read, or --out cannot be written.
+    """
+    if options.out.is_dir():
+        raise WrongInputError(f"--out {options.out} is a folder; name a file in it, e.g. {options.out / 'bank.npz'}")
+    check_place(options.out)
+    from monai_diffaug.data.lesion_bank import LesionBank
+
+    try:
+        bank = LesionBank.from_datalist(
+            options.data,
+            section=options.section,
+            label_value=options.label_value,
+            group_key=options.group_key,
+            plane=options.plane,
+            window=options.window,
+        )
+    except (FileNotFoundError, KeyError, ValueError) as error:
+        raise WrongInputError(str(error.args[0] if error.args else error)) from error
+    bank.save(options.out)
+    if not options.quiet:
+        print(f"{options.out}: {len(bank.patterns)} views of the lesions of {len(bank)} images")
+    return 0

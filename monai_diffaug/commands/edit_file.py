@@ -1,0 +1,225 @@
+"""One image file edited once: outline, repaint, validate, and write on the input's own grid. What the shell commands run."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data.meta_tensor import MetaTensor
+from numpy.typing import NDArray
+
+from monai_diffaug.edit.record import record_key
+from monai_diffaug.errors import ModelSourceError
+from monai_diffaug.files.fidelity import change_outside, local_ssim
+from monai_diffaug.files.image_file import Picture, output_suffix, whole_file, write_picture
+from monai_diffaug.geometry.slices import slice_plane, to_slices
+from monai_diffaug.models.inpainter import load_inpainter
+from monai_diffaug.models.medsam import load_medsam
+from monai_diffaug.models.registry import shared_model, spec_of
+from monai_diffaug.models.validator import load_validator
+
+__all__ = ["EditResult", "EditSettings", "edit_picture", "load_model", "outline", "slice_size", "write_edit"]
+
+EXACT_DTYPES = ("uint8", "int16", "int32", "float32")
+LOADERS: Mapping[str, Any] = {"inpainter": load_inpainter, "medsam": load_medsam, "validator": load_validator}
+
+
+@dataclass(frozen=True)
+class EditSettings:
+    """What is painted, by which models and where these run; see ``DiffusionLocalInpaint`` for the meaning of each."""
+
+    prompt: str
+    model: str = "tiny"
+    medsam: str = "tiny"
+    window: tuple[float, float] | None = None
+    plane: str = "axial"
+    steps: int = 12
+    guidance: float = 3.0
+    strength: float = 1.0
+    noise_rho: float = 0.0
+    label_value: int = 1
+    validate: bool = False
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class EditResult:
+    """One edit and its figures.
+
+    Attributes:
+        values: (C, H, W[, D]) in the image's unit.
+        label: (1, ...) with the edit painted in; None without a label.
+        mask: (1, ...) uint8, what was asked for.
+        record: the transform's record.
+        local_ssim: inside the mask, 1 means unchanged; NaN where it is undefined.
+        changed_outside: voxels that changed although the soft mask is 0 there.
+        seconds: wall time of inpainting and validation.
+    """
+
+    values: NDArray[Any]
+    label: NDArray[Any] | None
+    mask: NDArray[np.uint8]
+    record: dict[str, str | int | float | bool]
+    local_ssim: float
+    changed_outside: int
+    seconds: float
+
+
+def load_model(kind: str, source: str, device: str = "cpu") -> None:
+    """Load a model to where the transforms find it, so that files that are no such model are named before the work begins.
+
+    Raises:
+        ModelSourceError: nothing loadable under the source.
+    """
+    try:
+        shared_model(spec_of(kind, source), device, LOADERS[kind])
+    except ValueError as error:  # of files that are there and cannot be read, or do not fit each other
+        raise ModelSourceError(f"{kind} {source!r} cannot be loaded: {error}") from error
+
+
+def slice_size(image: Picture, plane: str) -> tuple[int, int]:
+    """(rows, columns) of one slice of the image in a plane."""
+    empty = torch.empty((1, *image.shape), device="meta")
+    height, width = to_slices(empty, slice_plane(image.affine, plane, len(image.shape))).shape[-2:]
+    return int(height), int(width)
+
+
+def outline(
+    image: Picture, settings: EditSettings, *, label: NDArray[Any] | None = None, label_value: int | None = None, box: Any = None
+) -> NDArray[np.uint8]:
+    """MedSAM's mask (1, H, W[, D]) of what a box or the label's own boxes hold, without jitter."""
+    from monai_diffaug.transforms.medsam_mask import MedSAMMask
+
+    masker = MedSAMMask(
+        settings.medsam,
+        box,
+        label_value=label_value,
+        jitter_px=0,
+        plane=settings.plane,
+        window=settings.window,
+        device=settings.device,
+    )
+    region = None if label is None else _on_grid(label, image)
+    mask = masker.apply(_on_grid(_model_values(image), image), region, seed=0)
+    found: NDArray[np.uint8] = (_numpy(mask) != 0).astype(np.uint8)
+    return found
+
+
+def edit_picture(
+    image: Picture, mask: NDArray[np.uint8], settings: EditSettings, *, seed: int, label: NDArray[Any] | None = None
+) -> EditResult:
+    """Repaint the inside of a mask; the same seed gives the same result.
+
+    Args:
+        image: what is edited; not written to.
+        mask: (1, H, W[, D]), non-zero means repaint.
+        settings: what is painted.
+        seed: uint32.
+        label: (1, H, W[, D]) class ids, or None.
+    """
+    from monai_diffaug.transforms.latent_validated import LatentValidated
+    from monai_diffaug.transforms.local_inpaintd import DiffusionLocalInpaintd
+
+    inpaint = DiffusionLocalInpaintd(
+        "image",
+        label_key=None if label is None else "label",
+        label_value=settings.label_value,
+        keep_original=settings.validate,
+        model=settings.model,
+        window=settings.window,
+        plane=settings.plane,
+        num_inference_steps=settings.steps,
+        guidance_scale=settings.guidance,
+        strength=settings.strength,
+        noise_rho=settings.noise_rho,
+        device=settings.device,
+    )
+    before = _model_values(image)
+    sample: dict[Any, Any] = {"image": _on_grid(before, image), "mask": _on_grid(mask, image), "prompt": settings.prompt}
+    if label is not None:
+        sample["label"] = _on_grid(label, image)
+    start = time.perf_counter()
+    sample = inpaint.edit(sample, seed=seed)
+    if settings.validate:
+        judge = LatentValidated(
+            "image",
+            label_key=None if label is None else "label",
+            label_value=settings.label_value,
+            on_reject="flag",
+            window=settings.window,
+            plane=settings.plane,
+            device=settings.device,
+        )
+        judge.set_random_state(seed)
+        sample = judge(sample)
+    seconds = time.perf_counter() - start
+    values = _numpy(sample["image"])
+    soft = inpaint.inpaint.soft_region(_on_grid(before, image), _on_grid(mask, image)).numpy()
+    return EditResult(
+        values=values,
+        label=None if label is None else _numpy(sample["label"]),
+        mask=mask,
+        record=dict(sample[record_key("image")]),
+        local_ssim=local_ssim(before, values, mask) if before.max() > before.min() else float("nan"),
+        changed_outside=change_outside(before, values, soft),
+        seconds=seconds,
+    )
+
+
+def write_edit(
+    folder: Path, name: str, image: Picture, result: EditResult, details: dict[str, Any], label_like: Picture | None = None
+) -> list[Path]:
+    """Write image, mask, label (if any) and the JSON record; each file appears whole or not at all.
+
+    Args:
+        folder: made when missing.
+        name: stem of the files.
+        image: the original, whose grid and stored type are kept.
+        result: what ``edit_picture`` returned.
+        details: settings and provenance for the JSON.
+        label_like: the label file whose grid and type the new label takes.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    suffix = output_suffix(image)
+    written = [folder / f"{name}{suffix}", folder / f"{name}_mask{suffix}"]
+    write_picture(result.values, image, written[0])
+    write_picture(result.mask * np.uint8(255 if image.affine is None else 1), image, written[1], dtype=np.uint8)
+    if result.label is not None:
+        like = image if label_like is None else label_like
+        written.append(folder / f"{name}_label{output_suffix(like)}")
+        write_picture(result.label, like, written[-1], dtype=None if label_like is not None else np.uint8)
+    written.append(folder / f"{name}.json")
+    figures = {"changed_outside": result.changed_outside, "seconds": round(result.seconds, 3)}
+    if np.isfinite(result.local_ssim):
+        figures["local_ssim"] = round(result.local_ssim, 4)
+    text = json.dumps({"record": result.record, "figures": figures, **details, "files": [p.name for p in written[:-1]]}, indent=2)
+    with whole_file(written[-1]) as part:
+        part.write_text(text + "\n", encoding="utf-8")
+    return written
+
+
+def settings_as_json(settings: EditSettings) -> dict[str, Any]:
+    """The settings as JSON writes them."""
+    return asdict(settings)
+
+
+def _model_values(image: Picture) -> NDArray[Any]:
+    """Stored numbers where torch computes with their type exactly, float32 in the image's unit otherwise."""
+    unscaled = image.slope == 1.0 and image.inter == 0.0
+    return image.stored if unscaled and image.stored.dtype.name in EXACT_DTYPES else image.values
+
+
+def _on_grid(array: NDArray[Any], image: Picture) -> MetaTensor:
+    tensor = torch.from_numpy(np.array(array))  # a copy: mapped files are read-only
+    return MetaTensor(tensor, affine=torch.eye(4).double() if image.affine is None else torch.from_numpy(image.affine))
+
+
+def _numpy(data: Any) -> NDArray[Any]:
+    array: NDArray[Any] = data.as_tensor().cpu().numpy() if isinstance(data, MetaTensor) else np.asarray(data)
+    return array

@@ -1,0 +1,378 @@
+"""Grey patterns of the lesions that a generator was trained on, and which of them a new lesion repeats.
+
+A lesion is what its mask covers, in a square of 1.5 times the mask's longer side at 32 x 32 pixels, grey. Two lesions are compared by
+the correlation of their grey values inside the mask of the one that is asked about: brightness and contrast do not count, nor does
+what lies around. The best of eight orientations (mirrored, turned by 90 degrees), of shifts up to a tenth of the lesion, and of sizes
+from 0.9 to 1.1 counts.
+
+It sees copies: pasted elsewhere with a soft edge, mirrored, brighter, noisier, a little moved or resized (``monai-diffaug evaluate
+memorisation`` says how surely; pasted with a hard edge somewhat less). It does not see a lesion that was turned by 10 degrees, bent,
+smoothed away or copied in part, nor the same patient's lesion from another angle. Smooth lesions and those of few pixels look alike, so
+a generator that paints smoother than the real images are is refused more often; those without any texture, such as a black cyst, are
+never found. A correlation is no proof of privacy in either direction.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass
+from json import JSONDecodeError
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from monai.config.type_definitions import NdarrayOrTensor
+from numpy.typing import NDArray
+from torch import Tensor
+
+from monai_diffaug.files.image_file import whole_file
+from monai_diffaug.geometry.grids import affine_of, check_finite, check_grid, check_image, plain
+from monai_diffaug.geometry.roi import Roi, crop
+from monai_diffaug.geometry.slices import slice_plane, to_slices, touched
+from monai_diffaug.models.registry import ModelSpec
+
+__all__ = ["LesionBank", "Nearest", "load_lesion_bank"]
+
+logger = logging.getLogger(__name__)
+
+SIDE_PX = 32
+CONTEXT = 1.5  # of the square, in longer sides of the mask: room for the shifts
+SCALES = (1.0, 0.9, 1.1)
+SHIFT_PX = 2  # of 32, where a lesion is 21 long
+COARSE_STEP_PX = 2
+CANDIDATES = 64  # patterns that the coarse search leaves to the fine one
+MIN_AREA_PX = 25  # smaller parts of a mask are smooth blobs that all look alike
+MAX_SLICES = 8  # of a volume, evenly spread over its lesion
+MAX_YARDSTICK = 256  # images whose nearest neighbour is sought when a bank is made
+ROWS_AT_ONCE = 1024
+LEAST_VARIANCE = 1e-3  # of a pattern inside a mask, as a share of its square's: flat ones resemble nothing
+FLAT_SHARE = 1e-4  # a square whose deviation is less, as a share of its values, holds rounding errors
+
+
+class Nearest(NamedTuple):
+    """The lesion of a bank that is most alike.
+
+    Attributes:
+        similarity: correlation inside the mask, in [-1, 1]; -1 when the mask holds no part that is large enough.
+        image: which image it is from, in the order the bank was made; -1 when there is none.
+    """
+
+    similarity: float
+    image: int
+
+
+class _Part(NamedTuple):
+    """A connected part of a mask in a slice: ``greys`` and ``insides`` (3, 32, 32), its square at each of ``SCALES``."""
+
+    greys: Tensor
+    insides: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class LesionBank:
+    """Lesions as patterns of 2 kB each, and how alike real ones are. Never written to: copies are the same bank.
+
+    Make one by ``LesionBank.of(...)`` or ``LesionBank.from_datalist(...)``, keep it by ``save``; transforms take the file's name, so that
+    they stay small when they are pickled. A process reads a file once.
+
+    Attributes:
+        patterns: (m, 1024) float16, normalised squares.
+        owners: (m,) int64, the image each is from.
+        yardstick: (k,) float32, for k images the highest similarity of a lesion to one of another group.
+        channels: 1 or 3, of the images.
+        plane: in which volumes are sliced.
+        window: intensities are clipped to it, in the image's unit; None leaves them.
+    """
+
+    patterns: NDArray[np.float16]
+    owners: NDArray[np.int64]
+    yardstick: NDArray[np.float32]
+    channels: int
+    plane: str = "axial"
+    window: tuple[float, float] | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LesionBank:
+        return self
+
+    def __len__(self) -> int:
+        """Number of images with a lesion."""
+        return len(np.unique(self.owners))
+
+    @classmethod
+    def of(
+        cls,
+        samples: Iterable[Mapping[Hashable, Any]],
+        *,
+        image_key: str = "image",
+        label_key: str = "label",
+        label_value: int | None = None,
+        group_key: str | None = None,
+        plane: str = "axial",
+        window: tuple[float, float] | None = None,
+    ) -> LesionBank:
+        """The lesions of samples: a list of dictionaries, or a MONAI ``Dataset`` with the loading part of the pipeline.
+
+        Args:
+            samples: each with an image (C, H, W[, D]) and a label (1, H, W[, D]); those without a label or a lesion are passed over.
+            image_key, label_key: where they are.
+            label_value: what is a lesion; None means all above 0.
+            group_key: samples with the same value, a patient's, are not held against each other when likeness is measured. None: each
+                sample is its own group, and near-duplicates among them make the guard lenient.
+            plane: in which volumes are sliced; up to 8 slices of each lesion are kept.
+            window: clip intensities to it, as the generator does, in the image's unit.
+
+        Raises:
+            ValueError: no lesions, all of one group, images with different channels, or an image that is none.
+            GridMismatchError: a label is not on its image's grid.
+            KeyError: a sample lacks the image or the group.
+        """
+        parts: list[_Part] = []
+        owners: list[int] = []
+        groups: list[Hashable] = []
+        channels: set[int] = set()
+        count = 0
+        for index, sample in enumerate(samples):
+            count += 1
+            if sample.get(label_key) is None:
+                continue
+            for key in (image_key,) if group_key is None else (image_key, group_key):
+                if key not in sample:
+                    raise KeyError(f"sample {index} has no {key!r} (it has {', '.join(map(str, sample))})")
+            label = plain(sample[label_key])
+            try:
+                found = _parts(sample[image_key], label > 0 if label_value is None else label == label_value, plane, window)
+            except ValueError as error:
+                raise type(error)(f"sample {index}: {error}") from error
+            parts += found
+            owners += [index] * len(found)
+            groups += [index if group_key is None else sample[group_key]] * len(found)
+            channels.update({int(sample[image_key].shape[0])} if found else ())
+        if not parts:
+            wanted = "voxels above 0" if label_value is None else f"voxels of value {label_value}"
+            raise ValueError(
+                f"no lesion for the bank: none of {count} samples has {wanted} in {label_key!r}, {MIN_AREA_PX} connected pixels or more "
+                "in a slice; check label_key and label_value"
+            )
+        if len(channels) > 1:
+            raise ValueError("some images have 1 channel and some 3; load them alike, e.g. with EnsureChannelFirstd and a Lambdad")
+        patterns = torch.stack([part.greys[0] for part in parts]).flatten(1).half()
+        yardstick = _yardstick(parts, patterns, np.asarray(owners), groups)
+        return cls(patterns.numpy(), np.asarray(owners, np.int64), yardstick, channels.pop(), plane, window)
+
+    @classmethod
+    def from_datalist(
+        cls,
+        datalist: str | Path,
+        *,
+        section: str = "training",
+        label_value: int | None = None,
+        group_key: str | None = None,
+        plane: str = "axial",
+        window: tuple[float, float] | None = None,
+    ) -> LesionBank:
+        """The lesions of a MONAI datalist, ``{"training": [{"image": ..., "label": ...}, ...]}``, as ``LoadImaged`` reads them.
+
+        Args:
+            datalist: the JSON file; paths are relative to it. Entries without "label" are passed over.
+            section: which list of it.
+            label_value, group_key, plane, window: as in ``of``; a group is a key of the entries.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: no JSON, no such section, or an entry that cannot be read; otherwise as ``of``.
+            KeyError: as ``of``.
+        """
+        from monai.data.decathlon_datalist import load_decathlon_datalist
+        from monai.transforms.io.dictionary import LoadImaged
+        from monai.transforms.utility.dictionary import EnsureChannelFirstd
+
+        path = Path(datalist)
+        if not path.is_file():
+            raise FileNotFoundError(f"datalist {path}: no such file")
+        try:
+            entries = load_decathlon_datalist(path, True, section, base_dir=path.parent)
+        except (UnicodeDecodeError, JSONDecodeError) as error:
+            raise ValueError(f"datalist {path} is no JSON: {error}") from error
+        except TypeError as error:
+            raise ValueError(f'datalist {path}: "{section}" must be a list of entries with "image" and "label"') from error
+        keys = ["image", "label"]
+        load, channel_first = LoadImaged(keys, allow_missing_keys=True), EnsureChannelFirstd(keys, allow_missing_keys=True)
+
+        def loaded(index: int) -> Mapping[Hashable, Any]:
+            try:
+                return channel_first(load(entries[index]))
+            except Exception as error:  # each reader has errors of its own
+                reason = str(error).strip().splitlines()
+                raise ValueError(f"{path}, {section}[{index}] cannot be read: {reason[0] if reason else type(error).__name__}") from error
+
+        samples = map(loaded, range(len(entries)))
+        return cls.of(samples, label_value=label_value, group_key=group_key, plane=plane, window=window)
+
+    def save(self, path: str | Path) -> Path:
+        """Write it as ``.npz``, whole or not at all; returns the path."""
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        window = np.asarray(() if self.window is None else self.window, np.float64)
+        with whole_file(target) as part, part.open("wb") as file:
+            np.savez_compressed(
+                file,
+                patterns=self.patterns,
+                owners=self.owners,
+                yardstick=self.yardstick,
+                channels=np.asarray(self.channels),
+                plane=np.asarray(self.plane),
+                window=window,
+            )
+        return target
+
+    @classmethod
+    def load(cls, path: str | Path) -> LesionBank:
+        """Read what ``save`` wrote.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: it is no bank.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"lesion bank {path}: no such file; make one by LesionBank.of(...).save(path)")
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                window = tuple(float(value) for value in stored["window"])
+                return cls(
+                    stored["patterns"],
+                    stored["owners"],
+                    stored["yardstick"],
+                    int(stored["channels"]),
+                    str(stored["plane"]),
+                    (window[0], window[1]) if window else None,
+                )
+        except (KeyError, ValueError, OSError, EOFError) as error:
+            raise ValueError(f"{path} is no lesion bank ({error}); make one by LesionBank.of(...).save(path)") from error
+
+    def nearest(self, image: NdarrayOrTensor, mask: NdarrayOrTensor) -> Nearest:
+        """The lesion of the bank that is most like the one in the mask; of several parts or slices the most alike counts.
+
+        Args:
+            image: (C, H, W[, D]), any unit, as many channels as those of the bank.
+            mask: (1, H, W[, D]), non-zero where the lesion is.
+
+        Raises:
+            GridMismatchError: the mask is on another grid.
+            ValueError: other channels, or non-finite voxels.
+        """
+        check_image(image)
+        if image.shape[0] != self.channels:
+            raise ValueError(
+                f"the lesion bank was made of images with {self.channels} channel(s), this one has {image.shape[0]}; "
+                "make the bank with the loading part of this pipeline"
+            )
+        patterns = torch.from_numpy(self.patterns)
+        found = Nearest(-1.0, -1)
+        for part in _parts(image, mask, self.plane, self.window):
+            similarity, row = _search(part, patterns)
+            found = max(found, Nearest(similarity, int(self.owners[row])))
+        return found
+
+
+def load_lesion_bank(spec: ModelSpec, device: torch.device) -> LesionBank:
+    """The loader for ``shared_model``: a file is read once a process."""
+    return LesionBank.load(spec.source)
+
+
+def _parts(image: NdarrayOrTensor, mask: NdarrayOrTensor, plane: str, window: tuple[float, float] | None) -> list[_Part]:
+    """The connected parts of a mask, slice by slice."""
+    from scipy.ndimage import label
+
+    check_image(image)
+    check_grid("mask", mask, image)
+    volume = plain(image)
+    cut = slice_plane(affine_of(image), plane, volume.ndim - 1)
+    slices, masks = to_slices(volume, cut), to_slices(plain(mask), cut)
+    indices = touched(masks)
+    spread = np.unique(np.linspace(0, len(indices) - 1, min(len(indices), MAX_SLICES)).round().astype(int))
+    found = []
+    for index in (indices[i] for i in spread):
+        check_finite(slices[index])
+        grey = slices[index].float().mean(0, keepdim=True).cpu()
+        names, _ = label(masks[index, 0].cpu().numpy() != 0)
+        areas = np.bincount(names.ravel())
+        for name in range(1, len(areas)):
+            if areas[name] >= MIN_AREA_PX:
+                found.append(_part(grey if window is None else grey.clamp(*window), torch.from_numpy(names == name)))
+    return found
+
+
+def _part(grey: Tensor, mask: Tensor) -> _Part:
+    """Squares around a mask (h, w), centred on it, at each of ``SCALES``."""
+    rows, columns = torch.nonzero(mask.any(1)).flatten(), torch.nonzero(mask.any(0)).flatten()
+    top, bottom, left, right = int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
+    extent = max(bottom - top, right - left)
+    greys, insides = [], []
+    for scale in SCALES:
+        side = extent + 2 * round((CONTEXT * scale - 1) * extent / 2)  # as even or odd as the extent, so that mirroring moves nothing
+        roi = Roi((top + bottom - side) // 2, (left + right - side) // 2, side)
+        square, inside = crop(grey, roi, SIDE_PX)[0], crop(mask[None].float(), roi, SIDE_PX)[0]
+        flat = FLAT_SHARE * float(square.abs().max())
+        greys.append((square - square.mean()) / square.std().clamp(min=max(flat, 1e-12)))
+        insides.append(inside > min(0.5, 0.5 * float(inside.max())))  # with its rim: without it, smooth lesions of other shapes are alike
+    return _Part(torch.stack(greys), torch.stack(insides))
+
+
+def _views(part: _Part, scales: int, step_px: int) -> tuple[Tensor, Tensor]:
+    """A part in each orientation, shift and size, both (n, 1024): grey values of zero mean and unit norm inside, and the inside."""
+    inside = part.insides[:scales].float()
+    count = inside.sum((1, 2), keepdim=True)
+    grey = part.greys[:scales] * inside
+    grey = (grey - grey.sum((1, 2), keepdim=True) / count) * inside
+    grey = grey / grey.square().sum((1, 2), keepdim=True).clamp(min=LEAST_VARIANCE * count).sqrt()
+    pair = torch.stack([grey, inside])
+    turned = torch.cat([view for k in range(4) for view in (pair.rot90(k, (-2, -1)), pair.rot90(k, (-2, -1)).flip(-1))], 1)
+    padded = F.pad(turned, (SHIFT_PX,) * 4)
+    shifts = range(0, 2 * SHIFT_PX + 1, step_px)
+    views = torch.cat([padded[..., y : y + SIDE_PX, x : x + SIDE_PX] for y in shifts for x in shifts], 1).flatten(2)
+    return views[0], views[1]
+
+
+def _search(part: _Part, patterns: Tensor, allowed: Tensor | None = None) -> tuple[float, int]:
+    """Similarity and row of the pattern most alike: a coarse search over all, a fine one over the best of them.
+
+    Args:
+        part: what is sought.
+        patterns: (m, 1024) float16.
+        allowed: (m,) bool, which rows may be found; None means all.
+    """
+    grey, inside = _views(part, 1, COARSE_STEP_PX)
+    coarse = torch.cat([_correlations(grey, inside, rows.float()).amax(0) for rows in patterns.split(ROWS_AT_ONCE)])
+    if allowed is not None:
+        coarse[~allowed] = -2
+    candidates = coarse.topk(min(CANDIDATES, len(coarse) if allowed is None else int(allowed.sum()))).indices
+    fine = _correlations(*_views(part, len(SCALES), 1), patterns[candidates].float()).amax(0)
+    best = int(fine.argmax())
+    return float(fine[best].clamp(-1, 1)), int(candidates[best])
+
+
+def _correlations(grey: Tensor, inside: Tensor, patterns: Tensor) -> Tensor:
+    """(n, m) correlation of n views with m patterns, each inside its own mask."""
+    count = inside.sum(1, keepdim=True)
+    mean = inside @ patterns.T / count
+    variance = inside @ patterns.square().T / count - mean.square()
+    result: Tensor = grey @ patterns.T / (variance.clamp(min=LEAST_VARIANCE) * count).sqrt()
+    return result
+
+
+def _yardstick(parts: list[_Part], patterns: Tensor, owners: NDArray[np.int64], groups: list[Hashable]) -> NDArray[np.float32]:
+    """How alike a lesion and the nearest one of another group are, for up to 256 images."""
+    number = {group: i for i, group in enumerate(dict.fromkeys(groups))}
+    if len(number) < 2:
+        raise ValueError("the lesions are all of one group: likeness among real lesions needs two images of different groups or more")
+    group = torch.tensor([number[name] for name in groups])
+    images = np.random.RandomState(0).permutation(np.unique(owners))[:MAX_YARDSTICK]
+    highest = []
+    for image in images:
+        rows = np.flatnonzero(owners == image)
+        highest.append(max(_search(parts[row], patterns, group != group[row])[0] for row in rows))
+    return np.asarray(highest, np.float32)

@@ -1,0 +1,148 @@
+"""Stacks of slices cut out of a sample for the model, and put back: everything of an edit that needs no model."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from monai_diffaug.geometry.roi import Roi, crop, paste, resize, square_from
+from monai_diffaug.geometry.slices import Slab, SlicePlane, from_slices, to_slices, touched
+from monai_diffaug.geometry.squares import Square
+from monai_diffaug.geometry.window import Window
+from monai_diffaug.masks.soft_edge import composite, soft_mask
+
+__all__ = ["Patch", "PromptMix", "Stack", "cut_patch", "open_stack", "put_back"]
+
+PromptMix = tuple[tuple[float, str], ...]
+"""(weight, text) pairs, see ``monai_diffaug.sampling.prompt_mix``."""
+
+VISIBLE = 1e-3  # a soft weight below this is outside the region
+RIM_PX = 2  # how far the resampled edge of a lesion reaches in a slice that is made smaller
+
+
+class Stack(NamedTuple):
+    """One sample as a stack of slices, from the first to the last that the mask touches.
+
+    Attributes:
+        volume: (C, H, W[, D]) the sample whole, in its unit and dtype.
+        slab: where the S slices lie in it.
+        slices: (S, C, h, w).
+        masks: (S, 1, h, w), non-zero means repaint.
+        plane: how the stack was cut, None for a 2-D image.
+        indices: the slices of the S that the mask touches.
+        window: the intensities that the model sees.
+        pixel_mm: size of a pixel of the slices, the mean of its sides; 1 without an affine.
+        prompt: what shall be seen: (weight, text) pairs, mostly one.
+        seed: of all noise of this sample.
+        control: (S, C', h, w) in [0, 1], what a ControlNet is shown; None without one.
+    """
+
+    volume: Tensor
+    slab: Slab
+    slices: Tensor
+    masks: Tensor
+    plane: SlicePlane | None
+    indices: list[int]
+    window: Window
+    pixel_mm: float
+    prompt: PromptMix
+    seed: int
+    control: Tensor | None = None
+
+
+class Patch(NamedTuple):
+    """A square of a touched slice, cropped to the model's size.
+
+    Attributes:
+        row: of the slice in its stack.
+        position: of the slice in the volume.
+        roi: the square of the slice.
+        soft: (h, w) composite weights on the slice.
+        image: (3, size, size) in [-1, 1].
+        core: (1, size, size) in {0, 1}, the mask without a soft edge.
+        hard: (1, size, size) in {0, 1}, all that the edit may change: the UNet's mask.
+        weights: (1, size, size), the sampler's soft mask.
+        control: (3, size, size) in [0, 1] or None.
+        part: number of the lesion where those of a slice have squares of their own, else 0.
+    """
+
+    row: int
+    position: int
+    roi: Roi
+    soft: Tensor
+    image: Tensor
+    core: Tensor
+    hard: Tensor
+    weights: Tensor
+    control: Tensor | None
+    part: int = 0
+
+
+def open_stack(
+    volume: Tensor,
+    region: Tensor,
+    plane: SlicePlane | None,
+    slab: Slab,
+    window: Window,
+    *,
+    prompt: PromptMix,
+    seed: int,
+    pixel_mm: float = 1.0,
+    control: Tensor | None = None,
+) -> Stack:
+    """Slice image (C, H, W[, D]), region (1, H, W[, D]) and control (C', H, W[, D]) alike."""
+    slices, masks = to_slices(slab.of(volume), plane), to_slices(slab.of(region), plane).to(volume.device)
+    shown = None if control is None else to_slices(slab.of(control), plane).to(volume.device)
+    return Stack(volume, slab, slices, masks, plane, touched(masks), window, pixel_mm, prompt, seed, shown)
+
+
+def cut_patch(stack: Stack, square: Square, soft_width_px: float, soft_mode: str) -> Patch:
+    """Crop one square of a slice, its mask and its control to the model's size.
+
+    Args:
+        stack: the sample.
+        square: the slice, where, and what is repainted.
+        soft_width_px: standard deviation of the soft edge in pixels of the slice.
+        soft_mode: see ``monai_diffaug.masks.soft_edge.soft_mask``.
+    """
+    row, roi, size, mask, part = square
+    soft = soft_mask(mask, soft_width_px, soft_mode)
+    image = resize(stack.window.to_model(square_from(stack.slices[row], roi)), size).expand(3, -1, -1)
+    weights = crop(soft[None], roi, size)
+    shrunk = roi.side > size
+    core = _support(crop((mask != 0).float()[None], roi, size), 0.5, shrunk)
+    hard = core if soft_width_px == 0 else _support(weights, VISIBLE, shrunk)
+    control = None if stack.control is None else crop(stack.control[row].float(), roi, size).clamp(0, 1).expand(3, -1, -1)
+    return Patch(row, stack.slab.first + row, roi, soft, image, core, hard, weights, control, part)
+
+
+def _support(weights: Tensor, threshold: float, shrunk: bool) -> Tensor:
+    """Where weights exceed a threshold; a lesion thinner than a pixel of the model keeps all that it touches.
+
+    Of several lesions in a slice that was ``shrunk``, each for itself: a small one far from a large one stays.
+    """
+    above = weights > threshold
+    near = F.max_pool2d(above.float(), 2 * RIM_PX + 1, 1, RIM_PX) > 0 if shrunk else above.any()
+    return (above | (weights > 0) & ~near).float()
+
+
+def put_back(stack: Stack, patches: list[Patch], pictures: Tensor) -> Tensor:
+    """The sample with generated pictures (P, 3, size, size) composited in: (C, H, W[, D]), bit-identical outside the soft masks.
+
+    Under the soft edge beside a mask, what the window hides of the image is added to the picture: bone stays bone in a soft tissue window.
+    """
+    result = stack.slices.clone()
+    for patch, picture in zip(patches, pictures, strict=True):
+        picture = picture.to(result.device).clamp(-1, 1)
+        image = result[patch.row]
+        if image.shape[0] == 1:
+            picture = picture.mean(0, keepdim=True)
+        hidden = stack.window.beyond(image.float()) * (stack.masks[patch.row] == 0)
+        canvas = paste(image.float() - hidden, stack.window.to_image(picture), patch.roi) + hidden
+        result[patch.row] = composite(image, canvas, patch.soft[None])
+    volume = stack.volume.clone(memory_format=torch.contiguous_format)
+    stack.slab.of(volume).copy_(from_slices(result, stack.plane))
+    return volume

@@ -1,1 +1,0 @@
-"""Measures of what the models and the edits are worth."""

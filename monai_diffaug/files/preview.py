@@ -1,0 +1,153 @@
+"""One PNG a case: original, mask, result and signed difference, one row a slice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from monai_diffaug.files.image_file import whole_file
+from monai_diffaug.geometry.slices import slice_plane, to_slices
+from monai_diffaug.geometry.window import window_of
+
+__all__ = ["draw_preview", "save_preview", "slices_of"]
+
+PANEL_PX = 256
+GAP_PX = 6
+CAPTION_PX = 22
+MASK_RGB = (255, 196, 0)
+TITLES = ("original", "mask", "result", "difference")
+
+
+def slices_of(image: NDArray[Any], affine: NDArray[np.float64] | None, plane: str) -> NDArray[Any]:
+    """Slices (S, C, h, w) of an image (C, H, W[, D]), as ``monai_diffaug.geometry.slices`` shows them to the model.
+
+    Raises:
+        ValueError: unknown plane.
+    """
+    spatial = slice_plane(affine, plane, image.ndim - 1)
+    return to_slices(torch.from_numpy(np.ascontiguousarray(image)), spatial).numpy()
+
+
+def draw_preview(
+    original: NDArray[Any],
+    result: NDArray[Any],
+    *,
+    mask: NDArray[Any],
+    affine: NDArray[np.float64] | None = None,
+    plane: str = "axial",
+    window: tuple[float, float] | None = None,
+    caption: str = "",
+    rows: int = 3,
+    zoom: float | None = 3.0,
+) -> Image.Image:
+    """Panels of the slices that the mask touches: original, outline of the mask, result, difference (red up, blue down).
+
+    Args:
+        original: (C, H, W[, D]), C = 1 or 3.
+        result: same shape and unit.
+        mask: (1, H, W[, D]), non-zero where the image was repainted.
+        affine: (4, 4) voxel to RAS; None for a photograph.
+        plane: slicing plane of a volume.
+        window: (low, high) in the image's unit; None takes what the models see by default.
+        caption: one line under the panels.
+        rows: largest number of slices shown, evenly spread over the mask.
+        zoom: side of the square shown, in sides of the mask's bounding box; None shows whole slices.
+    """
+    before, after, drawn = (slices_of(np.asarray(a), affine, plane) for a in (original, result, mask))
+    drawn = (drawn != 0).any(axis=1)
+    touched = np.flatnonzero(drawn.any(axis=(1, 2)))
+    if touched.size == 0:
+        touched = np.array([len(drawn) // 2])
+    # cell centres: the thin first and last slices of a lesion say little
+    shown = touched[((np.arange(min(rows, touched.size)) + 0.5) * touched.size / min(rows, touched.size)).astype(int)]
+    seen = window_of(torch.from_numpy(np.array(original)), window)
+    low, high = seen.low, seen.high
+    view = _view(drawn[shown].any(axis=0), zoom)
+    change = (after[shown].astype(np.float64) - before[shown].astype(np.float64)).mean(axis=1)
+    reach = max(float(np.abs(change).max()), 1e-12)
+
+    height = len(shown) * (PANEL_PX + GAP_PX) + GAP_PX + CAPTION_PX * (2 if caption else 1)
+    canvas = Image.new("RGB", (len(TITLES) * (PANEL_PX + GAP_PX) + GAP_PX, height), "black")
+    pen, font = ImageDraw.Draw(canvas), _font(13)
+    for column, title in enumerate(TITLES):
+        if title == "difference":
+            title = f"difference  red +{reach:.3g}  blue -{reach:.3g}"
+        pen.text((GAP_PX + column * (PANEL_PX + GAP_PX), 3), title, fill="white", font=font)
+    for row, index in enumerate(shown):
+        grey = _grey(before[index], low, high)
+        panels = (grey, grey, _grey(after[index], low, high), _diverging(change[row] / reach))
+        top = CAPTION_PX + row * (PANEL_PX + GAP_PX)
+        for column, panel in enumerate(panels):
+            tile = _tile(panel[view], nearest=False)
+            if column == 1:
+                tile = _outlined(tile, _tile((drawn[index] * np.uint8(255))[view], nearest=True))
+            canvas.paste(tile, (GAP_PX + column * (PANEL_PX + GAP_PX), top))
+        if before.shape[0] > 1:
+            pen.text((GAP_PX + 4, top + PANEL_PX - 18), f"slice {index}", fill="white", font=font)
+    if caption:
+        pen.text((GAP_PX, height - CAPTION_PX), caption, fill="white", font=font)
+    return canvas
+
+
+def save_preview(path: Path, preview: Image.Image) -> None:
+    """Write the PNG whole or not at all."""
+    with whole_file(path) as part:
+        preview.save(part)
+
+
+def _font(size: int) -> Any:
+    return ImageFont.load_default(size)
+
+
+def _view(touched_hw: NDArray[np.bool_], zoom: float | None) -> tuple[slice, slice]:
+    height, width = touched_hw.shape
+    if zoom is None or not touched_hw.any():
+        return slice(0, height), slice(0, width)
+    ys, xs = np.nonzero(touched_hw)
+    side = int(np.ceil(zoom * (max(np.ptp(ys), np.ptp(xs)) + 1)))
+    side_h, side_w = min(side, height), min(side, width)
+    top = int(np.clip((ys.min() + ys.max() + 1 - side_h) // 2, 0, height - side_h))
+    left = int(np.clip((xs.min() + xs.max() + 1 - side_w) // 2, 0, width - side_w))
+    return slice(top, top + side_h), slice(left, left + side_w)
+
+
+def _grey(slice_chw: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
+    """(h, w, 3) display values."""
+    unit = np.clip((slice_chw.astype(np.float64) - low) / max(high - low, 1e-12), 0, 1)
+    if unit.shape[0] == 1:
+        unit = np.repeat(unit, 3, axis=0)
+    pixels: NDArray[np.uint8] = np.rint(unit * 255).astype(np.uint8).transpose(1, 2, 0)
+    return pixels
+
+
+def _diverging(change_hw: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """White for no change, red for brighter, blue for darker; input in [-1, 1]."""
+    up, down = np.clip(change_hw, 0, 1), np.clip(-change_hw, 0, 1)
+    rgb = np.stack([1 - down, 1 - np.maximum(up, down), 1 - up], axis=-1)
+    pixels: NDArray[np.uint8] = np.rint(rgb * 255).astype(np.uint8)
+    return pixels
+
+
+def _tile(panel: NDArray[np.uint8], *, nearest: bool) -> Image.Image:
+    """A panel of PANEL_PX a side, aspect kept."""
+    image = Image.fromarray(np.ascontiguousarray(panel))
+    scale = PANEL_PX / max(image.size)
+    size = (max(round(image.width * scale), 1), max(round(image.height * scale), 1))
+    image = image.resize(size, Image.Resampling.NEAREST if nearest else Image.Resampling.BICUBIC)
+    tile = Image.new(image.mode, (PANEL_PX, PANEL_PX))
+    tile.paste(image, ((PANEL_PX - size[0]) // 2, (PANEL_PX - size[1]) // 2))
+    return tile
+
+
+def _outlined(tile: Image.Image, mask_tile: Image.Image) -> Image.Image:
+    pixels, inside = np.array(tile), np.array(mask_tile) > 0
+    padded = np.pad(inside, 1)
+    core = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:] & inside
+    pixels[inside] = np.rint(0.8 * pixels[inside] + 0.2 * np.array(MASK_RGB)).astype(np.uint8)
+    pixels[inside & ~core] = MASK_RGB
+    return Image.fromarray(pixels)

@@ -1,0 +1,277 @@
+"""The arms of a downstream study: what makes synthetic training images out of the labelled ones.
+
+Arms with a generator run eight steps of the sampler (``mila`` six), so that 64 images of 256 pixels take one to two minutes on one core;
+the presets in ``monai_diffaug.presets`` run 12 (EMIT-Diff 20).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import torch
+from monai.transforms import Compose, CopyItemsd
+
+from monai_diffaug.errors import DroppedSampleError
+from monai_diffaug.presets import WholeImaged
+from monai_diffaug.sampling.seeding import MAX_SEED
+from monai_diffaug.studies.cases import Case
+from monai_diffaug.studies.lesion_sources import BorrowedLesiond, OwnLesiond, OwnOrBorrowedLesiond
+from monai_diffaug.transforms.edge_map import EdgeMapd
+from monai_diffaug.transforms.latent_validated import LatentValidated
+from monai_diffaug.transforms.local_inpaintd import DiffusionLocalInpaintd
+from monai_diffaug.transforms.medsam_mask import MedSAMMaskd
+from monai_diffaug.transforms.patch_merge import RandPatchMerged
+
+__all__ = ["ARMS", "NEEDS", "NETWORKS", "ArmFactory", "Case", "Generator", "arm_factory", "description_of", "synthesise"]
+
+STEPS = 8
+INVERTED_STEPS = 6  # an inversion costs two calls a step and ten more
+CONTEXT = 2.0
+REPAINT_STRENGTH = 0.75
+WHOLE_SLICE_GUIDANCE = 3.0
+MERGED_STRENGTH, MERGED_GUIDANCE = 0.6, 2.0
+
+NETWORKS = ("validator", "medsam", "controlnet", "semantic_controller")
+
+
+@dataclass(frozen=True)
+class Generator:
+    """The models behind an arm.
+
+    Attributes:
+        source: of the inpainter, as ``model=`` takes it.
+        seen: in words, what it has seen; every figure says so.
+        validator, medsam, controlnet, semantic_controller: sources of the other networks; None where there is none.
+
+    ``{n}`` in any of them stands for the number of labelled images, see ``of_images``.
+    """
+
+    source: str
+    seen: str
+    validator: str | None = "tiny"
+    medsam: str | None = "tiny"
+    controlnet: str | None = "tiny"
+    semantic_controller: str | None = "tiny"
+
+    def named(self, network: str) -> str:
+        """Source of one of ``NETWORKS``.
+
+        Raises:
+            ValueError: the generator has none.
+        """
+        source: str | None = getattr(self, network)
+        if source is None:
+            words, option = network.replace("_", " "), network.replace("_", "-")
+            raise ValueError(
+                f"this arm needs a {words}, and the generator {self.source!r} names none; add --{option} NAME=SOURCE with the name "
+                "that --generator gives it (SOURCE may be 'tiny'; say with --seen what that network has seen too)"
+            )
+        return source
+
+    def of_images(self, n: int) -> Generator:
+        """The generator that knows ``n`` labelled images: ``{n}`` is replaced in its sources and in what it has seen."""
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: text.replace("{n}", str(n)) for name, text in given.items() if text is not None})
+
+
+ArmFactory = Callable[[Sequence[Case], Generator], Callable[[dict[str, Any]], Mapping[Any, Any]]]
+
+
+def _inpaint(generator: Generator, *, keys: str = "image", label_key: str | None = "label", **options: Any) -> DiffusionLocalInpaintd:
+    settings = {"num_inference_steps": STEPS, "roi_context": CONTEXT, "device": "cpu", **options}
+    return DiffusionLocalInpaintd(keys, label_key=label_key, model=generator.source, **settings)
+
+
+def _copy_paste(cases: Sequence[Case], generator: Generator) -> Any:
+    """The rival without a model: another training lesion's own pixels, scaled and mirrored, pasted on free tissue with a soft edge."""
+    return BorrowedLesiond(cases, paste=True)
+
+
+def _repaint(cases: Sequence[Case], generator: Generator) -> Any:
+    """The image's own lesion again under its own label, from partial noise (strength 0.75), 8 steps."""
+    return Compose([OwnLesiond(), _inpaint(generator, strength=REPAINT_STRENGTH)])
+
+
+def _mila(cases: Sequence[Case], generator: Generator) -> Any:
+    """MILA-TMGDiff: MedSAM outlines the own lesion from its box; repainted there by inverted noise with a local share g = 0.8, 6 steps.
+
+    Inverted noise keeps what g leaves of the original: with random noise g changes nothing that another seed would not. Without guidance,
+    as in the preset: 22 UNet calls of the inversion and 6 of the sampler, about as much as 14 guided steps. The label stays. Images without
+    a lesion give none.
+    """
+    return _outlined_and_repainted(generator, noise_scale=0.8)
+
+
+def _mila_mild(cases: Sequence[Case], generator: Generator) -> Any:
+    """MILA-TMGDiff as `mila`, with a local share g = 0.4: nearer to the original."""
+    return _outlined_and_repainted(generator, noise_scale=0.4)
+
+
+def _outlined_and_repainted(generator: Generator, noise_scale: float) -> Compose:
+    outline = MedSAMMaskd("image", mask_key="mask", label_key="mask", model=generator.named("medsam"), device="cpu")
+    repaint = _inpaint(
+        generator,
+        label_key=None,
+        num_inference_steps=INVERTED_STEPS,
+        guidance_scale=1.0,
+        noise_source="inverted",
+        noise_scale=noise_scale,
+    )
+    return Compose([OwnLesiond(), outline, repaint])
+
+
+def _unvalidated(cases: Sequence[Case], generator: Generator) -> Any:
+    """Lesions painted from noise and a prompt into free tissue under borrowed outlines, 8 steps; every one is kept."""
+    return Compose([BorrowedLesiond(cases), _inpaint(generator)])
+
+
+def _diffaug(cases: Sequence[Case], generator: Generator) -> Any:
+    """DiffAug: lesions painted from noise and a prompt into free tissue, 8 steps; kept only when the latent validator finds them."""
+    source = generator.named("validator")
+    # the judge is not told of the lesions that are there already: so the committed figures were made
+    validate = LatentValidated("image", model=source, inpaint=_inpaint(generator), on_reject="drop", device="cpu")
+    return Compose([BorrowedLesiond(cases), validate])
+
+
+def _emit_diff(cases: Sequence[Case], generator: Generator) -> Any:
+    """EMIT-Diff: the whole slice anew from its edges and the label's outline, 8 steps (theirs: 20), guidance 3; the label stays."""
+    return Compose(_from_edges(generator, "image"))
+
+
+def _emit_diff_merged(cases: Sequence[Case], generator: Generator) -> Any:
+    """EMIT-Diff's use of it: real and synthetic slice merged patch by patch, 60 % real; own resolution, strength 0.6, 5 steps."""
+    own_resolution = _from_edges(generator, "synthetic", roi=False, strength=MERGED_STRENGTH, guidance_scale=MERGED_GUIDANCE)
+    twin = [CopyItemsd("image", names="synthetic"), *own_resolution]
+    return Compose([*twin, RandPatchMerged("image", synthetic_keys="synthetic")])
+
+
+def _emit_diff_two_scales(cases: Sequence[Case], generator: Generator) -> Any:
+    """EMIT-Diff, then the lesion once more at its own scale under its label, controlled by its outline; twice 8 steps.
+
+    No published procedure: a small model hardly paints a lesion of a few pixels while it makes a whole slice, and then the label is wrong.
+    """
+    words, *whole_slice = _from_edges(generator, "image")
+    lesion = _inpaint(generator, label_key=None, mask_key="own", controlnet=generator.named("controlnet"), control_inside=False)
+    return Compose([words, CopyItemsd("mask", names="own"), *whole_slice, lesion])
+
+
+def _from_edges(generator: Generator, key: str, **options: Any) -> list[Any]:
+    """Transforms that replace a slice by one made from its edges and the label's outline."""
+    settings = {"guidance_scale": WHOLE_SLICE_GUIDANCE, **options}
+    return [
+        OwnLesiond(),
+        EdgeMapd("image", mask_key="label", output_key="edges"),
+        WholeImaged("label"),
+        _inpaint(
+            generator,
+            keys=key,
+            label_key=None,
+            control_key="edges",
+            controlnet=generator.named("controlnet"),
+            soft_width=0.0,
+            **settings,
+        ),
+    ]
+
+
+def _medsoft(cases: Sequence[Case], generator: Generator) -> Any:
+    """MedSoft-Diffusion: the own lesion or (half the time) a borrowed one from noise, semantic controller and soft mask, 8 steps.
+
+    Normal images always borrow.
+    """
+    return Compose([OwnOrBorrowedLesiond(cases), _inpaint(generator, semantic_controller=generator.named("semantic_controller"))])
+
+
+# None: no synthetic images. A further arm is one line, or "package.module:function" on the command line.
+ARMS: dict[str, ArmFactory | None] = {
+    "none": None,
+    "copy_paste": _copy_paste,
+    "repaint": _repaint,
+    "mila": _mila,
+    "mila_mild": _mila_mild,
+    "inpaint": _unvalidated,
+    "diffaug": _diffaug,
+    "emit_diff": _emit_diff,
+    "emit_diff_merged": _emit_diff_merged,
+    "emit_diff_two_scales": _emit_diff_two_scales,
+    "medsoft": _medsoft,
+}
+# What an arm uses of a generator; arms that are not here may use everything.
+NEEDS: dict[str, tuple[str, ...] | None] = {
+    "none": None,
+    "copy_paste": None,
+    "repaint": (),
+    "inpaint": (),
+    "mila": ("medsam",),
+    "mila_mild": ("medsam",),
+    "diffaug": ("validator",),
+    "emit_diff": ("controlnet",),
+    "emit_diff_merged": ("controlnet",),
+    "emit_diff_two_scales": ("controlnet",),
+    "medsoft": ("semantic_controller",),
+    "monai_diffaug.studies.oracle:real_lesions": None,
+}
+
+
+def arm_factory(name: str) -> ArmFactory | None:
+    """The arm of a name in ``ARMS``, or of an import path ``package.module:function``.
+
+    Raises:
+        ValueError: no such arm.
+    """
+    if name in ARMS:
+        return ARMS[name]
+    module, _, function = name.partition(":")
+    try:
+        factory: ArmFactory = getattr(import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"no arm {name!r}: use {', '.join(ARMS)} or package.module:function ({error})") from error
+    return factory
+
+
+def description_of(factory: ArmFactory | None) -> str:
+    """What an arm does, in one line: the first of its docstring."""
+    if factory is None:
+        return "The labelled images alone."
+    return (factory.__doc__ or "").strip().partition("\n")[0]
+
+
+def synthesise(transform: Callable[[dict[str, Any]], Mapping[Any, Any]], cases: Sequence[Case], seed: int, position: int) -> Case | None:
+    """One synthetic image: the transform on a random labelled one; None when it was dropped or nothing was painted.
+
+    Args:
+        transform: dictionary transform of {"image": (C, H, W) uint8, "label": (1, H, W) uint8, "finding", "modality", "anatomy"}.
+        cases: the labelled images.
+        seed, position: same pair, same image, whatever was made before.
+    """
+    rng = np.random.RandomState(np.random.SeedSequence((seed, position)).generate_state(4))
+    base = cases[rng.randint(len(cases))]
+    set_state = getattr(transform, "set_random_state", None)
+    if set_state is not None:
+        set_state(seed=int(rng.randint(MAX_SEED, dtype="uint32")))
+    sample = {
+        "image": torch.from_numpy(base.image.copy()),
+        "label": torch.from_numpy(base.label[None].astype(np.uint8)),
+        "finding": base.finding,
+        "modality": base.modality,
+        "anatomy": base.anatomy,
+    }
+    try:
+        result = transform(sample)
+    except (DroppedSampleError, RuntimeError) as error:
+        if not _dropped(error):
+            raise
+        return None
+    image, label = np.asarray(result["image"]).astype(np.uint8), np.asarray(result["label"])[0] > 0
+    if np.array_equal(image, base.image):
+        return None
+    return Case(image, label, str(result["finding"]), base.modality, base.anatomy)
+
+
+def _dropped(error: BaseException) -> bool:
+    """A validator refused the sample; MONAI's Compose wraps its error in another."""
+    return isinstance(error, DroppedSampleError) or (error.__cause__ is not None and _dropped(error.__cause__))

@@ -1,0 +1,127 @@
+"""Which lesion an arm of a study paints: the image's own, or one borrowed from another labelled image and put on free tissue."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.transforms import MapTransform, Randomizable
+from numpy.typing import NDArray
+
+from monai_diffaug.masks.shapes import borrow_shape, largest_component, place
+from monai_diffaug.masks.soft_edge import composite, soft_mask
+from monai_diffaug.masks.tissue import normal_tissue
+from monai_diffaug.prompts import NORMAL
+from monai_diffaug.studies.cases import Case
+from monai_diffaug.training.captions import caption, measure
+
+__all__ = ["BorrowedLesiond", "OwnLesiond", "OwnOrBorrowedLesiond"]
+
+MIN_LESION_PX = 60
+SCALE_RANGE = (0.6, 1.2)
+PASTE_EDGE_PX = 1.5
+
+
+class BorrowedLesiond(Randomizable, MapTransform):
+    """Choose where a lesion goes: the outline of another training lesion, scaled and mirrored, on free tissue.
+
+    Writes "mask" (1, H, W) uint8, "prompt" and "finding"; with ``paste`` the lesion's own pixels into "image" and "label" too, which is
+    the copy-paste rival. A lesion goes beside one of the same finding or into a normal image. Without a free place the mask is empty.
+    """
+
+    def __init__(self, cases: Sequence[Case], *, paste: bool = False) -> None:
+        MapTransform.__init__(self, ("image", "label"))
+        self.donors = [c for c in cases if c.label.sum() >= MIN_LESION_PX]
+        if not self.donors:
+            raise ValueError(f"no training image has a lesion of {MIN_LESION_PX} pixels to borrow")
+        self.paste = paste
+
+    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        d = dict(data)
+        image, label = np.asarray(d["image"]), np.asarray(d["label"])[0] > 0
+        donors = [c for c in self.donors if d["finding"] in (NORMAL, c.finding)] or self.donors
+        donor = donors[self.R.randint(len(donors))]
+        outline, scale = largest_component(donor.label), self.R.uniform(*SCALE_RANGE)
+        tissue = normal_tissue(image.max(0) / 255, label)
+        pixels, shape = _cut_out(self.R, donor, outline, scale) if self.paste else (None, borrow_shape(self.R, outline, scale))
+        mask = place(self.R, shape, tissue)
+        d["mask"] = torch.from_numpy((np.zeros_like(label) if mask is None else mask)[None].astype(np.uint8))
+        d["prompt"], d["finding"] = _prompt(self.R, donor, shape), donor.finding
+        if mask is not None and pixels is not None:
+            d["image"] = torch.from_numpy(_pasted(image, pixels, shape, mask))
+            d["label"] = torch.from_numpy((label | mask)[None].astype(np.uint8))
+        return d
+
+
+class OwnLesiond(Randomizable, MapTransform):
+    """Write "mask" and "prompt" of the image's own lesion; its mask is empty on normal images."""
+
+    def __init__(self) -> None:
+        MapTransform.__init__(self, ("image", "label"))
+
+    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        d = dict(data)
+        image, label = np.asarray(d["image"]), np.asarray(d["label"])[0] > 0
+        own = largest_component(label) if label.any() else label
+        d["mask"] = torch.from_numpy(own[None].astype(np.uint8))
+        words = (d["modality"], d["anatomy"], d["finding"])
+        d["prompt"] = caption(self.R, *words, measure(image.mean(0), own, float(own.mean())) if own.any() else None)
+        return d
+
+
+class OwnOrBorrowedLesiond(Randomizable, MapTransform):
+    """``OwnLesiond`` or ``BorrowedLesiond``, by a coin; normal images always borrow.
+
+    Args:
+        cases: the labelled images, donors of the borrowed lesions.
+        own_share: probability of the own lesion where there is one.
+    """
+
+    def __init__(self, cases: Sequence[Case], *, own_share: float = 0.5) -> None:
+        MapTransform.__init__(self, ("image", "label"))
+        self.own, self.borrowed = OwnLesiond(), BorrowedLesiond(cases)
+        self.own_share = own_share
+
+    def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> OwnOrBorrowedLesiond:
+        """The two transforms draw from the same stream as the coin."""
+        super().set_random_state(seed, state)
+        for transform in (self.own, self.borrowed):
+            transform.set_random_state(state=self.R)
+        return self
+
+    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        own = self.R.rand() < self.own_share and data["finding"] != NORMAL
+        return (self.own if own else self.borrowed)(data)
+
+
+def _cut_out(
+    rng: np.random.RandomState, donor: Case, outline: NDArray[np.bool_], scale: float
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """The lesion's pixels (C, h, w) and outline (h, w), scaled and mirrored alike."""
+    from scipy.ndimage import zoom
+
+    ys, xs = np.nonzero(outline)
+    rows, columns = slice(ys.min(), ys.max() + 1), slice(xs.min(), xs.max() + 1)
+    turn_y, turn_x = rng.choice([-1, 1]), rng.choice([-1, 1])
+    cut = donor.image[:, rows, columns][:, ::turn_y, ::turn_x].astype(np.float32)
+    shape = zoom(outline[rows, columns][::turn_y, ::turn_x].astype(np.float32), scale, order=1) > 0.5
+    return np.stack([zoom(channel, scale, order=1) for channel in cut]), shape
+
+
+def _pasted(image: NDArray[np.uint8], pixels: NDArray[np.float32], shape: NDArray[np.bool_], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """The lesion composited with a soft edge within its outline."""
+    ys, xs = np.nonzero(mask)
+    inner_ys, inner_xs = np.nonzero(shape)
+    top, left = ys.min() - inner_ys.min(), xs.min() - inner_xs.min()
+    canvas = image.astype(np.float32)
+    canvas[:, top : top + shape.shape[0], left : left + shape.shape[1]] = pixels
+    weights = soft_mask(torch.from_numpy(mask), PASTE_EDGE_PX, "inner")
+    result: NDArray[np.uint8] = composite(torch.from_numpy(image), torch.from_numpy(canvas), weights[None]).numpy()
+    return result
+
+
+def _prompt(rng: np.random.RandomState, donor: Case, shape: NDArray[np.bool_]) -> str:
+    attributes = measure(donor.image.mean(0), largest_component(donor.label), float(shape.sum()) / donor.label.size)
+    return caption(rng, donor.modality, donor.anatomy, donor.finding, attributes)

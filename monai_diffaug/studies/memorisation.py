@@ -1,0 +1,236 @@
+"""Memorisation: is a generated lesion nearer to a training lesion than real lesions are to each other?
+
+``python -m monai_diffaug.studies.memorisation`` paints lesions into normal validation images and compares them, as pixels and as
+latents, with all training lesions of the data set; the yardstick are the validation lesions, which the model has not seen. Squares hold
+the lesion's surroundings too, so they show a training *image* that is repeated; a lesion copied into other surroundings is far from it.
+That is what the guard of ``LatentValidated(novelty=...)`` looks for, which is measured beside: see ``monai_diffaug.data.lesion_bank``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from monai_diffaug.geometry.roi import crop, roi_around
+from monai_diffaug.studies.copy_guard import guard_table, measure_guard
+from monai_diffaug.studies.distribution import latent_features
+from monai_diffaug.studies.painted import painted_lesions
+from monai_diffaug.studies.regions import Region, crop_of, real_lesions
+from monai_diffaug.studies.report import study_parser, write_json
+
+__all__ = ["Lesions", "Memorisation", "gather", "lesion_views", "measure", "memorisation"]
+
+SIDE_PX = 32
+CONTEXT = 1.5
+
+
+@dataclass(frozen=True)
+class Memorisation:
+    """Nearest-neighbour distances of generated and of real lesions, both to the training lesions.
+
+    Attributes:
+        generated: (n,) distance of each generated lesion to its nearest training lesion.
+        nearest: (n,) index of that lesion.
+        real: (k,) distance of real lesions to their nearest training lesion of another group.
+        threshold: the given quantile of ``real``.
+        share_below: share of the generated lesions below it; a generator that copies nothing stays near ``quantile``.
+        median_ratio: median of ``generated`` over median of ``real``; well below 1 means copies.
+        quantile: where the threshold lies.
+    """
+
+    generated: NDArray[np.float64]
+    nearest: NDArray[np.int64]
+    real: NDArray[np.float64]
+    threshold: float
+    share_below: float
+    median_ratio: float
+    quantile: float
+
+    @property
+    def suspects(self) -> NDArray[np.int64]:
+        """Indices of the generated lesions below the threshold, the nearest first."""
+        order = np.argsort(self.generated)
+        below: NDArray[np.int64] = order[self.generated[order] < self.threshold]
+        return below
+
+    def __str__(self) -> str:
+        return (
+            f"{100 * self.share_below:.0f} % of {len(self.generated)} generated lesions are nearer to a training lesion than "
+            f"{100 * self.quantile:.0f} % of {len(self.real)} real ones are; median distance ratio {self.median_ratio:.2f}"
+        )
+
+
+def memorisation(
+    generated: ArrayLike,
+    training: ArrayLike,
+    *,
+    held_out: ArrayLike | None = None,
+    groups: ArrayLike | None = None,
+    quantile: float = 0.05,
+) -> Memorisation:
+    """Compare nearest-neighbour distances (Euclidean) in a feature space.
+
+    Args:
+        generated: (n, d), or (n, v, d) with v views of each (mirrored, ...), the nearest of which counts.
+        training: (m, d) what the generator was trained on.
+        held_out: (k, d) or (k, v, d) real lesions that it was not trained on: the yardstick. None compares each training lesion
+            with the others, leaving out its group.
+        groups: (m,) near-duplicates share a group; only used without ``held_out``. None: each is its own group.
+        quantile: of the real distances, in (0, 1).
+
+    Raises:
+        ValueError: shapes do not fit, or nothing is left to compare with.
+    """
+    table = np.asarray(training, np.float64)
+    if table.ndim != 2 or len(table) < 2 or not 0 < quantile < 1:
+        raise ValueError(f"training must be (m, d) with m >= 2 and quantile in (0, 1), got {table.shape} and {quantile}")
+    ours = _distances(np.asarray(generated, np.float64), table, "generated")
+    if held_out is not None:
+        real = _distances(np.asarray(held_out, np.float64), table, "held_out").min(1)
+    else:
+        names = np.arange(len(table)) if groups is None else np.asarray(groups)
+        if names.shape != (len(table),):
+            raise ValueError(f"groups must be ({len(table)},), one for each training lesion, got {names.shape}")
+        if len(np.unique(names)) < 2:
+            raise ValueError("all training lesions are of one group: give held_out to compare with")
+        among = _distances(table, table, "training")
+        among[names[:, None] == names[None]] = np.inf
+        real = among.min(1)
+    nearest = ours.argmin(1)
+    mine = ours.min(1)
+    threshold = float(np.quantile(real, quantile))
+    ratio = float(np.median(mine) / max(float(np.median(real)), 1e-12))
+    return Memorisation(mine, nearest, real, threshold, float((mine < threshold).mean()), ratio, quantile)
+
+
+def _distances(items: NDArray[np.float64], table: NDArray[np.float64], name: str) -> NDArray[np.float64]:
+    """(n, m) Euclidean; with views the smallest over them."""
+    views = items[:, None] if items.ndim == 2 else items
+    if views.ndim != 3 or views.shape[2] != table.shape[1] or len(views) == 0:
+        raise ValueError(f"{name} must be (n, {table.shape[1]}) or (n, views, {table.shape[1]}) with n >= 1, got {items.shape}")
+    flat_views = torch.from_numpy(views.reshape(-1, views.shape[2]))
+    flat = torch.cdist(flat_views, torch.from_numpy(table), compute_mode="donot_use_mm_for_euclid_dist")  # exact for copies
+    result: NDArray[np.float64] = flat.numpy().reshape(len(views), views.shape[1], len(table)).min(1)
+    return result
+
+
+def lesion_views(image: ArrayLike, mask: ArrayLike) -> NDArray[np.float64]:
+    """A lesion as pixels: its square at 32 x 32, grey, zero mean and unit variance, as it is and mirrored left to right.
+
+    Args:
+        image: (C, h, w), any unit: brightness and contrast do not count.
+        mask: (1, h, w) or (h, w), the lesion, not empty.
+
+    Returns:
+        (2, 1024); row 0 is the one for ``training``.
+
+    Raises:
+        ValueError: the mask is empty.
+    """
+    picture = torch.as_tensor(np.asarray(image, np.float64)).float().mean(0, keepdim=True)
+    region = torch.as_tensor(np.asarray(mask)).reshape(picture.shape[-2:])
+    cut = crop(picture, roi_around(region, SIDE_PX, CONTEXT, min_side=8), SIDE_PX)[0].double().numpy()
+    centred = (cut - cut.mean()) / max(float(cut.std()), 1e-6)
+    return np.stack([centred.ravel(), centred[:, ::-1].ravel()])
+
+
+def _pixels(regions: Sequence[Region]) -> NDArray[np.float64]:
+    return np.stack([lesion_views(region.image, region.mask) for region in regions])
+
+
+def _latents(regions: Sequence[Region], model: str, size_px: int = 128) -> NDArray[np.float64]:
+    """(n, 2, d): of each square and of its mirror image."""
+    crops = torch.stack([crop_of(region, size_px).expand(3, -1, -1) for region in regions])
+    return np.stack([latent_features(view, model=model)[0] for view in (crops, crops.flip(-1))], 1).astype(np.float64)
+
+
+class Lesions(NamedTuple):
+    """Lesions of breast ultrasound: painted by the model, seen by it in training, and real ones that it has not seen."""
+
+    painted: list[Region]
+    known: list[Region]
+    held_out: list[Region]
+
+
+def gather(
+    n: int = 32,
+    *,
+    model: str = "tiny",
+    training: int | None = None,
+    seed: int = 0,
+    num_inference_steps: int = 12,
+    guidance_scale: float = 3.0,
+) -> Lesions:
+    """Paint lesions into normal validation images, and fetch the real ones.
+
+    Args:
+        n: lesions painted.
+        model: source of the inpainter, a folder or "tiny".
+        training: training and validation lesions at most; None takes all.
+        seed: of places and noise.
+        num_inference_steps, guidance_scale: of the sampler.
+    """
+    painted, _ = painted_lesions(n, model=model, seed=seed, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
+    return Lesions(painted, real_lesions(training, split="train", seed=seed), real_lesions(training, seed=seed))
+
+
+def measure(lesions: Lesions, *, model: str = "tiny", quantile: float = 0.05) -> dict[str, Memorisation]:
+    """Painted lesions against the training lesions, by feature.
+
+    Args:
+        lesions: see ``gather``.
+        model: whose autoencoder makes the latents.
+        quantile: of the real distances.
+    """
+    found = {}
+    for name, features in (("pixels", _pixels), ("latents", lambda regions: _latents(regions, model))):
+        painted, known, held_out = (features(regions) for regions in lesions)
+        found[name] = memorisation(painted, known[:, 0], held_out=held_out, quantile=quantile)
+    return found
+
+
+def table(figures: dict[str, Memorisation], indices: Sequence[int], suspects: int = 3) -> str:
+    """A line a feature, and the generated lesions nearest to a training image."""
+    names = {"pixels": f"squares, {SIDE_PX} x {SIDE_PX} grey pixels", "latents": "squares, VAE latents, 4 x 4"}
+    lines = [f"{'features':<34}{'generated':>10}{'held out':>10}{'training':>10}{'below 5 % of real':>19}{'median ratio':>14}"]
+    for name, found in figures.items():
+        counts = f"{len(found.generated):>10}{len(found.real):>10}{len(indices):>10}"
+        lines.append(f"{names[name]:<34}{counts}{100 * found.share_below:>17.0f} %{found.median_ratio:>14.2f}")
+    for name, found in figures.items():
+        near = [f"{found.generated[i]:.2f} to training image {indices[int(found.nearest[i])]}" for i in found.suspects[:suspects]]
+        lines.append(f"{name}: nearest of those below {found.threshold:.2f}: {'; '.join(near) or 'none'}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = study_parser(__doc__)
+    parser.add_argument("--n", type=int, default=32, help="lesions painted")
+    parser.add_argument("--training", type=int, help="training lesions at most; default all")
+    parser.add_argument("--copies", type=int, default=40, help="copies of training lesions a disguise that the guard is shown; 0 none")
+    args = parser.parse_args()
+    lesions = gather(
+        args.n,
+        model=args.model,
+        training=args.training,
+        seed=args.seed,
+        num_inference_steps=args.steps,
+        guidance_scale=args.guidance_scale,
+    )
+    figures, indices = measure(lesions, model=args.model), [region.index for region in lesions.known]
+    guard = measure_guard(*lesions, n_copies=args.copies, seed=args.seed)
+    heading = f"lesions painted into normal breast ultrasound of the validation groups, seed {args.seed}"
+    sys.stdout.write(f"{heading}\n{table(figures, indices)}\n{guard_table(guard)}\n")
+    plain: dict[str, Any] = {"settings": {**vars(args), "out": str(args.out)}, "training_indices": indices, "guard": asdict(guard)}
+    for name, found in figures.items():
+        plain[name] = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in asdict(found).items()}
+    write_json(plain, args.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""Is the mask's outline visible as a seam? ``python -m monai_diffaug.studies.seam`` prints hard against soft masks.
+
+A seam is a step of the grey value where the mask ends: the derivative across the boundary stands out from the
+derivatives on its two sides. Image content has such steps too, so the figure is given relative to the original's at the
+same place and relative to the image's own slopes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+__all__ = ["Seam", "SeamTable", "measure_seams", "seam", "seam_profile"]
+
+SOURCES = ("breast_ultrasound", "colonoscopy_polyp", "brain_mri_tumour")
+OFFSETS_PX = tuple(range(-2, 13, 2))  # contours over which a soft edge of the default width spreads
+SOFT_WIDTH = 12.0  # px at 512: 3 px of a lesion's crop of 128, wide enough for a ramp to exist
+
+
+class Seam(NamedTuple):
+    """How visible one contour is.
+
+    Attributes:
+        jump: mean |d_0 - (d_-1 + d_1) / 2|, d_0 the difference across the contour, d_-1 and d_1 the ones beside it, in
+            the image's unit.
+        to_original: jump over the original's jump at the same contour; 1 means no seam was added. Infinite where the
+            original is flat.
+        to_slopes: jump over the mean slope (|d_-1| + |d_1|) / 2 on the two sides.
+    """
+
+    jump: float
+    to_original: float
+    to_slopes: float
+
+
+def _jumps(image: NDArray[np.floating], inside: NDArray[np.bool_]) -> tuple[float, float, int]:
+    """Sums over all boundary pairs, rows and columns, of the jump and of the slopes beside it, and their number."""
+    jump, slope, count = 0.0, 0.0, 0
+    for axis in (1, 2):
+        values = np.moveaxis(image, axis, -1)
+        mask = np.moveaxis(inside[None], axis, -1)[0]
+        crossing = mask[:, 1:-2] != mask[:, 2:-1]
+        difference = np.diff(values, axis=-1)
+        before, across, after = difference[..., :-2], difference[..., 1:-1], difference[..., 2:]
+        jump += float(np.abs(across - (before + after) / 2)[:, crossing].mean(0).sum())
+        slope += float(((np.abs(before) + np.abs(after)) / 2)[:, crossing].mean(0).sum())
+        count += int(crossing.sum())
+    return jump, slope, count
+
+
+def seam(original: NDArray[np.generic], result: NDArray[np.generic], mask: NDArray[np.generic]) -> Seam:
+    """The jump of the normal derivative on the mask's boundary (4-neighbours, along rows and columns).
+
+    Args:
+        original: (C, H, W), any unit.
+        result: the edited image, same shape and unit.
+        mask: (1, H, W) or (H, W), non-zero inside.
+
+    Raises:
+        ValueError: shapes differ, or the mask has no boundary at least two pixels from the image's border.
+    """
+    if original.shape != result.shape or original.ndim != 3:
+        raise ValueError(f"original {original.shape} and result {result.shape} must have one shape (C, H, W)")
+    inside = np.asarray(mask != 0).reshape(mask.shape[-2:])
+    if inside.shape != original.shape[1:]:
+        raise ValueError(f"mask {mask.shape} is not on the grid {original.shape[1:]} of the image")
+    jump, slope, count = _jumps(result.astype(np.float64), inside)
+    reference, _, _ = _jumps(original.astype(np.float64), inside)
+    if count == 0:
+        raise ValueError("the mask has no boundary inside the image: nothing to measure")
+    return Seam(jump / count, _ratio(jump, reference), _ratio(jump, slope))
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole > 0 else (float("inf") if part > 0 else 0.0)
+
+
+def seam_profile(
+    original: NDArray[np.generic], result: NDArray[np.generic], mask: NDArray[np.generic], offsets_px: Sequence[float] = OFFSETS_PX
+) -> list[Seam]:
+    """``seam`` on contours at signed distances from the mask's boundary: a soft edge may move a seam instead of removing it.
+
+    Args:
+        original: (C, H, W).
+        result: (C, H, W).
+        mask: (1, H, W) or (H, W).
+        offsets_px: distances, positive outside; 0 is the mask's own boundary. Contours that leave the image are left out.
+    """
+    from scipy.ndimage import distance_transform_edt
+
+    inside = np.asarray(mask != 0).reshape(mask.shape[-2:])
+    distance = distance_transform_edt(~inside) - distance_transform_edt(inside)
+    profile = []
+    for offset in offsets_px:
+        contour = distance <= offset
+        if contour[2:-2, 2:-2].any() and not contour[2:-2, 2:-2].all():
+            profile.append(seam(original, result, contour))
+    return profile
+
+
+@dataclass(frozen=True)
+class SeamTable:
+    """Mean figures of one way of blending over all images.
+
+    Attributes:
+        name: "hard" or the soft mode.
+        boundary: mean ``Seam`` on the mask's boundary.
+        worst: mean over the images of the largest ``to_original`` on any contour of ``seam_profile``.
+        n: number of images.
+    """
+
+    name: str
+    boundary: Seam
+    worst: float
+    n: int
+
+
+def measure_seams(
+    images_per_source: int = 4, *, sources: Sequence[str] = SOURCES, num_inference_steps: int = 12, soft_width: float = SOFT_WIDTH
+) -> list[SeamTable]:
+    """Hard, grow, inner and centre masks on the findings of validation images, each repainted with the same seed.
+
+    Args:
+        images_per_source: findings a source.
+        sources: names in ``monai_diffaug.training.embedded.datasets.SOURCES``.
+        num_inference_steps: of the sampler.
+        soft_width: width of the soft edges, pixels at 512 (see ``DiffusionLocalInpaint``).
+    """
+    from monai_diffaug.masks.soft_edge import SOFT_MODES
+    from monai_diffaug.studies.local_noise import finding_cases
+    from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaint
+
+    cases = [case for source in sources for case in finding_cases(source, images_per_source)]
+    tables = []
+    for name in ("hard", *SOFT_MODES):
+        transform = DiffusionLocalInpaint(
+            num_inference_steps=num_inference_steps,
+            soft_width=0.0 if name == "hard" else soft_width,
+            soft_mode="grow" if name == "hard" else name,
+        )
+        scores, worst = [], []
+        for seed, case in enumerate(cases):
+            edited = torch.as_tensor(transform.apply(case.image, case.mask, case.prompt, seed=seed).image).numpy()
+            original, mask = case.image.numpy(), case.mask.numpy()
+            scores.append(seam(original, edited, mask))
+            worst.append(max(s.to_original for s in seam_profile(original, edited, mask)))
+        mean = Seam(*(float(np.mean(column)) for column in zip(*scores, strict=True)))
+        tables.append(SeamTable(name, mean, float(np.mean(worst)), len(cases)))
+    return tables
+
+
+def table(rows: Sequence[SeamTable]) -> str:
+    """One line a way of blending."""
+    lines = [f"{'mask':<8}{'jump':>8}{'/ original':>12}{'/ slopes':>10}{'worst contour / original':>26}{'n':>5}"]
+    for row in rows:
+        b = row.boundary
+        lines.append(f"{row.name:<8}{b.jump:>8.2f}{b.to_original:>12.2f}{b.to_slopes:>10.2f}{row.worst:>26.2f}{row.n:>5}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=4, help="findings a data set")
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--soft-width", type=float, default=SOFT_WIDTH, help="pixels at 512")
+    args = parser.parse_args()
+    sys.stdout.write(table(measure_seams(args.images, num_inference_steps=args.steps, soft_width=args.soft_width)) + "\n")
+
+
+if __name__ == "__main__":
+    main()

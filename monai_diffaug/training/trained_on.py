@@ -1,0 +1,69 @@
+"""What a run is trained on, in a few words and numbers: a run that goes on is compared by them with the one before."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+
+from monai_diffaug.training.labelled_slices import LabelledSlice
+
+__all__ = ["trained_on"]
+
+CAPTIONS_SHOWN = 3
+DIGEST_LENGTH = 12
+
+
+def trained_on(slices: Sequence[LabelledSlice]) -> dict[str, object]:
+    """Alike for the same slices, whatever their files are called, wherever they lie and in whatever order they are listed.
+
+    Args:
+        slices: of the training, not those that are only shown.
+
+    Returns:
+        ``plane`` (empty of 2-D images), ``window``, ``words`` of the captions, and ``data``: how many lesions and normal slices there
+        are, and a digest of the numbers in the files, of the outlines and of which words belong to which. Nothing without slices.
+    """
+    if not slices:
+        return {}
+    texts = [_words(chosen) for chosen in slices]
+    ranks = {text: rank for rank, text in enumerate(sorted(set(texts)))}
+    known: dict[int, str] = {}  # the lesions of a slice share its picture and label
+    rows = []
+    for chosen, text in zip(slices, texts, strict=True):
+        arrays = (chosen.stored, chosen.labelled, chosen.lesion)
+        for array in arrays:
+            if id(array) not in known:
+                known[id(array)] = _digest(array)
+        rows.append(" ".join([*(known[id(array)] for array in arrays), str(ranks[text])]))
+    normal = sum(chosen.is_normal for chosen in slices)
+    windows = {(_rounded(s.window.low), _rounded(s.window.high)) for s in slices if s.window is not None}
+    return {
+        "plane": ", ".join(sorted({chosen.plane for chosen in slices} - {""})),
+        "window": list(next(iter(windows))) if len(windows) == 1 else "of each image",
+        "words": "; ".join(ranks) if len(ranks) <= CAPTIONS_SHOWN else f"{len(ranks)} captions {_short(sorted(ranks))}",
+        "data": f"{len(slices) - normal} lesions, {normal} normal slices, {_short(sorted(rows))}",
+    }
+
+
+def _words(chosen: LabelledSlice) -> str:
+    given = (chosen.modality, chosen.anatomy, chosen.finding, chosen.prompt)
+    return ", ".join(dict.fromkeys(word for word in given if word))
+
+
+def _digest(array: Any) -> str:
+    numbers = np.ascontiguousarray(array)
+    digest = sha256(f"{numbers.dtype} {numbers.shape}".encode())
+    digest.update(numbers.data)
+    return digest.hexdigest()
+
+
+def _short(rows: Sequence[str]) -> str:
+    return sha256("\n".join(rows).encode()).hexdigest()[:DIGEST_LENGTH]
+
+
+def _rounded(value: float) -> float:
+    """Six digits: another machine may round a percentile another way."""
+    return float(f"{value:.6g}")

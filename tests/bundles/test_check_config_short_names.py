@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+NAMES = ("MedSAMMaskd", "TextPromptd", "DiffusionLocalInpaintd", "LatentValidated", "SoftMaskd", "MedSAMMask", "DiffusionLocalInpaint")
+
+
+def run_python(code: str) -> str:
+    """A fresh process, since the order of imports is what is tested."""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    result = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False, env=env)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_short_names_and_full_paths_work_once_the_config_imports_the_package() -> None:
+    code = f"""
+from monai.bundle import ConfigParser
+names = {NAMES!r}
+parser = ConfigParser({{
+    "imports": ["$import monai_diffaug"],
+    "short": {{"_target_": "DiffusionLocalInpaintd", "keys": "image", "guidance_scale": 2.5}},
+    "full": {{"_target_": "monai_diffaug.transforms.local_inpaintd.DiffusionLocalInpaintd", "keys": "image"}},
+    "package": {{"_target_": "monai_diffaug.DiffusionLocalInpaintd", "keys": "image"}},
+}})
+made = [parser.get_parsed_content(id) for id in ("short", "full", "package")]
+assert len({{type(each) for each in made}}) == 1, made
+assert made[0].inpaint.settings.guidance_scale == 2.5
+for name in names:
+    print(name, parser.locator.get_component_module_name(name))
+"""
+    found = dict(line.split(" ", 1) for line in run_python(code).splitlines())
+    assert set(found) == set(NAMES)
+    # a list of modules would make MONAI warn and take the first
+    assert all(module.startswith("monai_diffaug.transforms.") for module in found.values()), found
+
+
+@pytest.mark.parametrize("module", ["monai_diffaug", "monai_diffaug.commands.cli", "monai_diffaug.commands.bundle"])
+def test_without_monai_the_package_and_its_command_line_stay_light(module: str) -> None:
+    assert run_python(f"import sys, {module}; print(sorted({{'torch', 'monai', 'numpy', 'yaml'}} & set(sys.modules)))").strip() == "[]"
+
+
+def test_importing_the_transforms_makes_short_names_known_in_any_order_of_imports() -> None:
+    code = """
+import monai_diffaug
+from monai.bundle import ConfigParser
+parser = ConfigParser({
+    "imports": ["$import monai_diffaug.transforms"],
+    "short": {"_target_": "SoftMaskd", "keys": "mask"},
+    "package": {"_target_": "monai_diffaug.transforms.SoftMaskd", "keys": "mask"},
+})
+print(type(parser.get_parsed_content("short")) is type(parser.get_parsed_content("package")))
+"""
+    assert run_python(code).split() == ["True"]

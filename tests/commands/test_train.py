@@ -1,0 +1,285 @@
+from __future__ import annotations
+
+import argparse
+import json
+import os
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from monai_diffaug.commands import train
+from monai_diffaug.commands.arguments import WrongInputError
+from monai_diffaug.commands.cli import _explain
+from monai_diffaug.training.run_settings import TrainingInputError
+
+
+def options(*arguments: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("-q", "--quiet", action="store_true")
+    train.add_parser(parser.add_subparsers(), common)
+    return parser.parse_args(["train", *arguments])
+
+
+@pytest.fixture
+def datalist(tmp_path):
+    disc = np.hypot(*(np.indices((64, 64)) - 32)) < 10
+    Image.fromarray((60 + 120 * disc + np.random.RandomState(0).randint(0, 30, (64, 64))).astype(np.uint8)).save(tmp_path / "i.png")
+    Image.fromarray(disc.astype(np.uint8)).save(tmp_path / "l.png")
+    file = tmp_path / "d.json"
+    file.write_text(json.dumps({"training": [{"image": "i.png", "label": "l.png"}]}))
+    return str(file)
+
+
+WORDS = ("--modality", "ultrasound", "--anatomy", "breast", "--finding", "benign mass")
+
+
+def test_the_written_folder_is_what_model_takes_and_a_second_call_goes_on(tmp_path, datalist, random_inpainter, capsys):
+    from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaint
+
+    out = tmp_path / "out"
+    small = ("--batch-size", "2", "--pictures", "0")
+    arguments = ("inpaint", "--data", datalist, "--model", random_inpainter, "--out", str(out), *WORDS, *small)
+    chosen = options(*arguments, "--steps", "2")
+    assert chosen.run(chosen) == 0
+    assert f"model='{out}'" in capsys.readouterr().out
+    inpaint = DiffusionLocalInpaint(str(out), num_inference_steps=1)
+    assert inpaint.apply(np.random.rand(1, 64, 64), np.ones((1, 64, 64)), "mass", seed=0).record["applied"]
+    again = options(*arguments, "--steps", "3", "-q")
+    assert again.run(again) == 0
+    assert json.loads((out / "training/settings.json").read_text())["data"].startswith("1 lesions, 0 normal slices, ")
+    with pytest.raises(TrainingInputError, match="--restart"):
+        train.run(options(*arguments, "--steps", "3", "--lora"))
+
+
+def test_wrong_data_is_exit_code_2_and_one_line(tmp_path, datalist, capsys):
+    with pytest.raises(TrainingInputError) as caught:
+        train.run(options("inpaint", "--data", datalist, "--out", str(tmp_path / "o")))
+    assert _explain(caught.value) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and "modality, anatomy, finding missing" in message
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_model_whose_file_cannot_be_read_is_exit_code_2_and_one_line(tmp_path, datalist):
+    (tmp_path / "noise.pth").write_bytes(b"no weights")
+    chosen = ("medsam", "--data", datalist, "--out", str(tmp_path / "o"), "--model", str(tmp_path / "noise.pth"), *WORDS)
+    with pytest.raises(WrongInputError, match=r"--model .*noise\.pth cannot be used: .* is no readable checkpoint"):
+        train.run(options(*chosen))
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_device_that_is_not_there_is_named(tmp_path, datalist):
+    with pytest.raises(WrongInputError, match="--device xpu:7 cannot be used"):
+        train.run(options("inpaint", "--data", datalist, "--out", str(tmp_path / "o"), "--device", "xpu:7", *WORDS))
+
+
+@pytest.mark.parametrize("extra", [("--minutes", "0"), ("--minutes", "1", "--steps", "1"), ("--rank", "0"), ("--plane", "oblique")])
+def test_options_out_of_range_are_refused(tmp_path, extra):
+    with pytest.raises(SystemExit):
+        options("inpaint", "--data", "d.json", "--out", "o", *extra)
+
+
+def test_the_help_names_all_recipes_and_what_they_train(capsys):
+    with pytest.raises(SystemExit):
+        options("--help")
+    printed = " ".join(capsys.readouterr().out.split())
+    assert set(train.RECIPES) == {"inpaint", "controlnet", "validator", "medsam", "semantic-controller"}
+    for name, (_, text) in train.RECIPES.items():
+        assert f"{name}: {text}" in printed
+
+
+@pytest.mark.parametrize("recipe", train.RECIPES)
+def test_each_recipe_takes_the_common_options(recipe):
+    chosen = options(recipe, "--data", "d.json", "--out", "o", "--steps", "3", "--seed", "7", *WORDS)
+    assert (chosen.recipe, chosen.steps, chosen.seed, chosen.model) == (recipe, 3, 7, "tiny")
+
+
+def test_a_semantic_controller_is_trained_for_the_given_encoder_and_loads(tmp_path, datalist, random_inpainter, capsys):
+    from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaint
+
+    out = tmp_path / "out"
+    arguments = ("semantic-controller", "--data", datalist, "--model", random_inpainter, "--out", str(out), *WORDS)
+    small = ("--steps", "2", "--batch-size", "2", "--pictures", "0")
+    chosen = options(*arguments, *small, "--encoder", "tiny")
+    assert chosen.run(chosen) == 0
+    assert f"semantic_controller='{out}'" in capsys.readouterr().out
+    inpaint = DiffusionLocalInpaint(random_inpainter, semantic_controller=str(out), num_inference_steps=1)
+    assert inpaint.apply(np.random.rand(1, 64, 64), np.ones((1, 64, 64)), "mass", seed=0).record["applied"]
+    assert json.loads((out / "training/settings.json").read_text())["data"].startswith("1 lesions, ")
+    with pytest.raises(TrainingInputError, match="leave out --lora"):
+        train.run(options(*arguments, *small, "--lora", "--out", str(tmp_path / "other")))
+
+
+def test_an_encoder_is_refused_where_there_is_none(tmp_path, datalist):
+    with pytest.raises(WrongInputError, match="--encoder is for semantic-controller only; medsam has none"):
+        train.run(options("medsam", "--data", datalist, "--out", str(tmp_path / "o"), "--encoder", "tiny", *WORDS))
+
+
+def test_the_decoder_is_refused_where_there_is_none(tmp_path, datalist):
+    with pytest.raises(WrongInputError, match="--decoder is for inpaint only"):
+        train.run(options("validator", "--data", datalist, "--out", str(tmp_path / "o"), "--no-decoder", *WORDS))
+
+
+def test_every_recipe_can_be_imported():
+    from importlib import import_module
+
+    for target, text in train.RECIPES.values():
+        module, _, name = target.partition(":")
+        assert callable(getattr(import_module(module), name)) and text
+
+
+def test_a_text_encoder_is_refused_where_there_is_none(tmp_path, datalist):
+    with pytest.raises(WrongInputError, match="medsam reads no text"):
+        train.run(options("medsam", "--data", datalist, "--out", str(tmp_path / "o"), *WORDS, "--text-encoder"))
+
+
+def test_the_model_that_a_run_starts_from_is_not_written_over(tmp_path, datalist):
+    out = tmp_path / "o"
+    out.mkdir()
+    with pytest.raises(WrongInputError, match="the folder of --model, which the run would replace"):
+        train.run(options("inpaint", "--data", datalist, "--model", f"{out}/", "--out", str(out), *WORDS))
+
+
+def test_a_restart_leaves_nothing_of_the_run_before(tmp_path, datalist, random_inpainter):
+    out = tmp_path / "out"
+    small = ("--batch-size", "1", "--pictures", "0", "--no-decoder", "-q")
+    arguments = ("inpaint", "--data", datalist, "--model", random_inpainter, "--out", str(out), *WORDS, *small)
+    train.run(options(*arguments, "--steps", "2", "--lora"))
+    assert (out / "adapter").is_dir()
+    train.run(options(*arguments, "--steps", "1", "--restart"))
+    assert sorted(p.name for p in (out / "training/samples").iterdir()) == ["step_000000.png", "step_000001.png"]
+    assert not (out / "adapter").exists()
+
+
+def test_a_validator_of_another_kind_is_refused(tmp_path, datalist):
+    from monai_diffaug.models.registry import spec_of
+
+    other = nn.Identity()
+    source = spec_of("validator", other).source
+    with pytest.raises(WrongInputError, match="--model .* cannot be used: .* is no latent validator; give 'tiny'"):
+        train.run(options("validator", "--data", datalist, "--model", source, "--out", str(tmp_path / "o"), *WORDS))
+
+
+class Toy:
+    """A recipe that fits a line in no time."""
+
+    name, rate = "inpaint", 0.1
+
+    def __init__(self, settings, slices, held_out=()):
+        self.slices, self.line = list(slices), nn.Linear(1, 1)
+        self.modules = {"line": self.line}
+
+    def reseed(self, seed):
+        pass
+
+    def loss(self, progress):
+        return self.line.weight.square().sum()
+
+    def draw(self, file):
+        Image.new("RGB", (4, 4)).save(file)
+
+    def write(self, folder):
+        pass
+
+
+def write_volume(folder, name, top=4):
+    label = np.zeros((24, 22, 8), np.uint8)
+    label[top : top + 9, 5:15, 2:6] = 1
+    image = np.random.RandomState(top).normal(0, 50, label.shape).astype(np.int16)
+    nib.save(nib.Nifti1Image(image, np.eye(4)), folder / f"{name}.nii.gz")
+    nib.save(nib.Nifti1Image(label, np.eye(4)), folder / f"{name}_label.nii.gz")
+
+
+def write_list(folder, names, **more):
+    rows = [{"image": f"{name}.nii.gz", "label": f"{name}_label.nii.gz"} for name in names]
+    (folder / "list.json").write_text(json.dumps({"training": rows, **more}))
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Two volumes, and a call that trains a toy on them in ``out``; it returns the steps done since the run began."""
+    monkeypatch.setitem(train.RECIPES, "inpaint", (f"{__name__}:Toy", "a line"))
+    (tmp_path / "data").mkdir()
+    for top, name in enumerate(("a", "b"), start=3):
+        write_volume(tmp_path / "data", name, top)
+    write_list(tmp_path / "data", ("a", "b"))
+
+    def call(*extra, data=tmp_path / "data/list.json"):
+        words = ("--modality", "ct", "--anatomy", "abdomen", "--finding", "cyst")
+        train.run(options("inpaint", "--data", str(data), "--out", str(tmp_path / "out"), "--pictures", "0", "-q", *words, *extra))
+        return torch.load(tmp_path / "out/training/state.ckpt", weights_only=True)["spent"]["steps"]
+
+    return call
+
+
+def refused(call, capsys, *extra) -> str:
+    """The one line on stderr."""
+    with pytest.raises(TrainingInputError) as caught:
+        call(*extra)
+    assert _explain(caught.value) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and "use --restart to begin anew, or another --out" in message
+    return message
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (("--window=-100,100",), "window 'of each image' (now [-100.0, 100.0]);"),
+        (("--plane", "sagittal"), "plane 'axial' (now 'sagittal')"),
+        (("--finding", "metastasis"), "words 'ct, abdomen, cyst' (now 'ct, abdomen, metastasis');"),
+    ],
+)
+def test_a_run_does_not_go_on_with_what_makes_other_slices(run, capsys, extra, message):
+    assert run("--steps", "2") == 2
+    assert message in refused(run, capsys, "--steps", "3", *extra)
+    assert run("--steps", "3") == 3, "the refusal has changed the run"
+    assert run("--steps", "1", "--restart", *extra) == 1
+
+
+@pytest.mark.parametrize("change", ["an image more", "an outline mended"])
+def test_a_run_does_not_go_on_with_other_data(run, tmp_path, capsys, change):
+    assert run("--steps", "2") == 2
+    if change == "an image more":
+        write_volume(tmp_path / "data", "c")
+        write_list(tmp_path / "data", ("a", "b", "c"))
+    else:
+        file = tmp_path / "data/b_label.nii.gz"
+        label = np.asarray(nib.load(file).dataobj)
+        nib.save(nib.Nifti1Image(np.roll(label, 1, 0), np.eye(4)), file)
+    count = 12 if change == "an image more" else 8
+    message = refused(run, capsys, "--steps", "3")
+    assert "settings: data '8 lesions, 0 normal slices, " in message and f"(now '{count} lesions, 0 normal slices, " in message
+
+
+def test_a_run_goes_on_at_another_length_and_place_and_shows_other_things(run, tmp_path):
+    pytest.importorskip("tensorboard")
+    assert run("--steps", "2") == 2
+    write_list(tmp_path / "data", ("b", "a"), validation=[{"image": "a.nii.gz", "label": "a_label.nii.gz"}])
+    os.utime(tmp_path / "data/a.nii.gz", (1, 1))
+    assert run("--steps", "3", "--batch-size", "3", "--precision", "bfloat16", "--tensorboard", "--device", "cpu:0") == 3
+    (tmp_path / "data").rename(tmp_path / "moved")
+    assert run("--steps", "4", data=tmp_path / "moved/list.json") == 4
+    assert run("--minutes", "0.001", data=tmp_path / "moved/list.json") >= 4
+
+
+def test_a_run_of_an_older_version_goes_on_and_is_held_to_its_data_from_then_on(run, tmp_path, capsys):
+    assert run("--steps", "2") == 2
+    file = tmp_path / "out/training/settings.json"
+    before = json.loads(file.read_text())
+    file.write_text(json.dumps({name: value for name, value in before.items() if name not in ("data", "words", "window", "plane")}))
+    assert run("--steps", "3", "--window=-100,100") == 3
+    assert "window [-100.0, 100.0] (now 'of each image')" in refused(run, capsys, "--steps", "4")
+
+
+def test_other_settings_are_refused_before_the_images_are_read(run, tmp_path, capsys):
+    assert run("--steps", "2") == 2
+    (tmp_path / "data/a.nii.gz").write_text("no volume")
+    assert "rate None (now 0.5)" in refused(run, capsys, "--steps", "3", "--rate", "0.5")
+    with pytest.raises(TrainingInputError, match="cannot be read"):
+        run("--steps", "3", "--rate", "0.5", "--restart")

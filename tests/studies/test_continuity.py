@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from monai_diffaug.commands.cli import main
+from monai_diffaug.geometry.slices import slice_plane, to_slices, touched
+from monai_diffaug.studies.continuity import VOLUMES, continuity, load_volume, measure, table
+
+
+def volume() -> np.ndarray:
+    """Smooth along each axis, so that neighbouring slices differ by 1."""
+    return np.broadcast_to(np.arange(12.0), (1, 10, 11, 12)).copy()
+
+
+MASK = np.zeros((10, 11, 12))
+MASK[3:7, 3:7, 4:8] = 1
+
+
+def test_an_unchanged_volume_is_as_continuous_as_it_was():
+    found = continuity(volume(), volume(), MASK)
+    assert (found.jump, found.jump_ratio, found.end_jump_ratio) == (1, 1, 1)
+    assert found.n_pairs == 3 and found.n_voxels == 48
+
+
+def test_slices_painted_independently_jump_and_lose_correlation():
+    rng = np.random.RandomState(0)
+    smooth, rough = volume(), volume()
+    texture = 5 * rng.standard_normal((4, 4))
+    for z in range(4, 8):
+        smooth[0, 3:7, 3:7, z] += texture
+        rough[0, 3:7, 3:7, z] += 5 * rng.standard_normal((4, 4))
+    coherent, independent = continuity(volume(), smooth, MASK), continuity(volume(), rough, MASK)
+    assert coherent.jump_ratio == pytest.approx(1) and independent.jump_ratio > 3
+    assert coherent.correlation > 0.9 > 0.5 > independent.correlation
+
+
+def test_a_step_from_painted_to_real_slices_shows_at_the_ends_only():
+    edited = volume()
+    edited[0][MASK > 0] += 10
+    found = continuity(volume(), edited, MASK)
+    assert found.jump_ratio == pytest.approx(1) and found.end_jump == pytest.approx((11 + 9) / 2)
+
+
+def test_what_lies_outside_the_mask_does_not_count():
+    edited = volume()
+    edited[0, 0] = 99
+    assert continuity(volume(), edited, MASK).jump == 1
+
+
+def test_the_direction_follows_plane_and_affine():
+    assert continuity(volume(), volume(), MASK, plane="coronal").jump == 0
+    turned = np.array([[0, 0, 1.0, 0], [0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]])  # the last axis runs to the right
+    assert continuity(volume(), volume(), MASK, affine=turned).jump == 0
+    assert continuity(volume(), volume(), MASK, affine=turned, plane="sagittal").jump == 1
+
+
+def test_a_mask_over_all_slices_has_no_ends():
+    assert np.isnan(continuity(volume(), volume(), np.ones((10, 11, 12))).end_jump_ratio)
+
+
+def test_a_single_slice_or_another_grid_is_refused():
+    single = np.zeros((10, 11, 12))
+    single[3, 3, 3] = 1
+    with pytest.raises(ValueError, match="two slices or more"):
+        continuity(volume(), volume(), single)
+    with pytest.raises(ValueError, match="on its grid"):
+        continuity(volume(), volume(), MASK[:-1])
+
+
+def test_the_middle_slices_of_the_label_are_repainted(real_data):
+    for described in VOLUMES:
+        image, mask = load_volume(described, real_data, 4)
+        _, everything = load_volume(described, real_data)
+        assert mask.shape == image.shape and bool((everything >= mask).all())
+        plane = slice_plane(image.affine, described.plane, 3)
+        some, whole = touched(to_slices(mask, plane)), touched(to_slices(everything, plane))
+        assert len(some) == 4 and np.ptp(some) == 3
+        assert abs(np.mean(some) - np.mean(whole)) <= 1
+
+
+def test_correlated_noise_lowers_the_jump_between_slices(real_data, random_inpainter):
+    rows = measure(3, model=random_inpainter, noise_rho=(0.0, 1.0), volumes=VOLUMES[:1], num_inference_steps=1)
+    assert [row.noise_rho for row in rows] == [0.0, 1.0] and rows[0].figures.n_pairs == 2
+    assert rows[1].figures.jump < rows[0].figures.jump
+    assert table(rows).count("as it was") == 1 and len(table(rows).splitlines()) == 4
+
+
+def test_the_command_writes_a_row_for_each_volume_and_correlation(real_data, random_inpainter, tmp_path, capsys):
+    options = ["--model", random_inpainter, "--steps", "1", "--noise-rho", "0,0.9", "--out", str(tmp_path / "c.json")]
+    assert main(["evaluate", "continuity", "--slices", "2", *options]) == 0
+    rows = json.loads((tmp_path / "c.json").read_text())["rows"]
+    assert [(row["volume"], row["noise_rho"]) for row in rows] == [(v.name, rho) for v in VOLUMES for rho in (0.0, 0.9)]
+    assert "noise rho" in capsys.readouterr().out

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from monai_diffaug.commands.cli import main
+from monai_diffaug.studies import memorisation as memorisation_module
+from monai_diffaug.studies.memorisation import lesion_views, memorisation
+from monai_diffaug.studies.regions import real_lesions
+
+RNG = np.random.RandomState(0)
+TRAINING = RNG.standard_normal((60, 20))
+
+
+def test_fresh_samples_of_the_same_distribution_are_no_suspects():
+    fresh = np.random.RandomState(1).standard_normal((400, 20))
+    held_out = np.random.RandomState(2).standard_normal((400, 20))
+    found = memorisation(fresh, TRAINING, held_out=held_out)
+    assert found.share_below == pytest.approx(0.05, abs=0.04) and found.median_ratio == pytest.approx(1, abs=0.05)
+
+
+def test_copies_are_found_and_point_to_their_original():
+    copies = TRAINING[[7, 3]] + 0.01
+    fresh = np.random.RandomState(1).standard_normal((8, 20))
+    found = memorisation(np.concatenate([fresh, copies]), TRAINING)
+    assert set(found.suspects[:2]) == {8, 9} and found.nearest[8] == 7 and found.nearest[9] == 3
+    assert found.generated[8] == pytest.approx(0.01 * np.sqrt(20))
+
+
+def test_near_duplicates_in_the_training_set_do_not_hide_copies():
+    doubled = np.concatenate([TRAINING, TRAINING + 1e-3])
+    copies = TRAINING[:10] + 0.05
+    groups = np.tile(np.arange(60), 2)
+    assert memorisation(copies, doubled, groups=groups).share_below == 1.0
+    assert memorisation(copies, doubled).share_below == 0.0
+
+
+def test_the_nearest_view_counts():
+    views = np.stack([np.random.RandomState(3).standard_normal((2, 20)), TRAINING[:2]], axis=1)
+    found = memorisation(views, TRAINING)
+    assert np.allclose(found.generated, 0) and list(found.nearest) == [0, 1]
+
+
+def test_lesion_views_ignore_brightness_and_place_but_not_texture():
+    rng = np.random.RandomState(0)
+    lesion = rng.rand(20, 24)
+    image = np.full((1, 100, 100), 5.0)
+    image[0, 10:30, 12:36] = lesion
+    moved = np.zeros((1, 100, 100))
+    moved[0, 50:70, 42:66] = lesion
+    mask, moved_mask = np.zeros((100, 100)), np.zeros((100, 100))
+    mask[10:30, 12:36] = moved_mask[50:70, 42:66] = 1
+    base = lesion_views(image * 3 + 20, mask)
+    assert base.shape == (2, 1024) and np.allclose(base[0].reshape(32, 32)[:, ::-1].ravel(), base[1])
+    assert np.allclose(base, lesion_views(image, mask[None]))
+    assert np.allclose(lesion_views(moved, moved_mask), lesion_views(np.where(mask[None] > 0, image, 0), mask), atol=1e-5)
+
+
+def test_wrong_shapes_are_refused():
+    with pytest.raises(ValueError, match="generated must be"):
+        memorisation(np.zeros((3, 5)), TRAINING)
+    with pytest.raises(ValueError, match="one group"):
+        memorisation(TRAINING, TRAINING, groups=np.zeros(60))
+    with pytest.raises(ValueError, match="groups must be"):
+        memorisation(TRAINING, TRAINING, groups=np.zeros(3))
+
+
+def test_painted_lesions_that_are_training_lesions_are_all_suspects(real_data, random_inpainter, monkeypatch):
+    copies = real_lesions(30, split="train")[:4]
+    monkeypatch.setattr(memorisation_module, "painted_lesions", lambda n, **options: (copies, copies))
+    lesions = memorisation_module.gather(4, model=random_inpainter, training=30)
+    figures, indices = memorisation_module.measure(lesions, model=random_inpainter), [region.index for region in lesions.known]
+    for found in figures.values():
+        assert found.share_below == 1 and [indices[i] for i in found.nearest] == [region.index for region in copies]
+    assert f"0.00 to training image {copies[0].index}" in memorisation_module.table(figures, indices, suspects=4)
+
+
+def test_the_command_paints_compares_and_writes(real_data, random_inpainter, tmp_path, capsys):
+    options = ["--model", random_inpainter, "--steps", "1", "--training", "12", "--copies", "2", "--out", str(tmp_path / "m.json")]
+    assert main(["evaluate", "memorisation", "--n", "2", *options]) == 0
+    stored = json.loads((tmp_path / "m.json").read_text())
+    assert len(stored["pixels"]["generated"]) == 2 and len(stored["latents"]["real"]) == 12
+    assert stored["guard"]["n_copies"] == 2 and stored["guard"]["caught"]["exact"] == 1
+    shown = capsys.readouterr().out
+    assert "median ratio" in shown and "mirrored" in shown

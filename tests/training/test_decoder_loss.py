@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import pytest
+import torch
+
+from monai_diffaug.models.inpainter import load_inpainter
+from monai_diffaug.models.registry import ModelSpec
+from monai_diffaug.training import decoder_loss as decoder
+from monai_diffaug.training.datalist import read_datalist
+from monai_diffaug.training.decoder_loss import decoder_loss, round_trip_db
+from monai_diffaug.training.labelled_slices import load_slices
+from monai_diffaug.training.loop import fine_tune
+from monai_diffaug.training.recipes.inpaint_recipe import InpaintRecipe
+from monai_diffaug.training.run_settings import FineTuneSettings
+
+SETTINGS = FineTuneSettings(minutes=None, steps=2, batch_size=2, pictures=0)
+
+
+@pytest.fixture(scope="module")
+def slices(datalist):
+    return load_slices(read_datalist(datalist))
+
+
+@pytest.fixture(scope="module")
+def teal(slices):
+    """Colours of which no medical image has many."""
+    return [replace(s, stored=torch.cat([-0.9 + 0 * s.image, s.image, 0.6 + 0.2 * s.image]), window=None) for s in slices]
+
+
+def trained_modules(recipe):
+    return {name for name, module in recipe.modules.items() if all(p.requires_grad for p in module.parameters())}
+
+
+def test_the_embedded_decoder_is_left_alone_where_it_knows_the_images_and_trained_where_it_does_not(slices, teal, caplog):
+    assert trained_modules(InpaintRecipe(SETTINGS, slices)) == {"unet"}
+    assert not caplog.records
+    with caplog.at_level(logging.WARNING):
+        recipe = InpaintRecipe(SETTINGS, teal)
+    assert trained_modules(recipe) == {"unet", "vae_decoder", "vae_post_quant_conv"}
+    assert "dB only" in caplog.text and "--no-decoder" in caplog.text
+    assert not any(p.requires_grad for p in recipe.model.vae.encoder.parameters())
+
+
+def test_the_user_decides_and_low_rank_training_only_tells(teal, caplog):
+    assert trained_modules(InpaintRecipe(replace(SETTINGS, decoder=False), teal)) == {"unet"}
+    with caplog.at_level(logging.WARNING):
+        recipe = InpaintRecipe(replace(SETTINGS, lora=True), teal)
+    assert not recipe.trains_decoder and "--decoder trains its decoder too" in caplog.text
+    assert InpaintRecipe(replace(SETTINGS, lora=True, decoder=True), teal).trains_decoder
+
+
+def test_a_trained_decoder_shows_the_images_better_and_the_encoder_is_written_as_it_was(random_inpainter, teal, tmp_path):
+    recipe = InpaintRecipe(replace(SETTINGS, model=random_inpainter, steps=12, rate=5e-3), teal)
+    recipe.reseed(0)
+    images, _, _ = recipe.ring.sampler.draw_batch(4)
+    before, encoder = round_trip_db(recipe.model, images), {k: v.clone() for k, v in recipe.model.vae.encoder.state_dict().items()}
+    fine_tune(recipe, recipe.settings, tmp_path)
+    written = load_inpainter(ModelSpec("inpainter", str(tmp_path)), torch.device("cpu"))
+    assert round_trip_db(written, images) > before + 1
+    assert all(torch.equal(value, encoder[name]) for name, value in written.vae.encoder.state_dict().items())
+
+
+def test_the_window_of_the_latents_is_that_of_the_image(monkeypatch):
+    """An autoencoder that decodes exactly has no loss, wherever the window lies."""
+
+    class Exact:
+        factor = 4
+
+        def decode(self, latents):
+            return torch.nn.functional.interpolate(latents[:, :3], scale_factor=4)
+
+    latents = torch.rand(6, 4, 9, 9)
+    images = Exact().decode(latents)
+    generator = torch.Generator().manual_seed(0)
+    seen = []
+    monkeypatch.setattr(decoder, "reconstruction_loss", lambda out, target: seen.append(target.clone()) or (out - target).abs().sum())
+    assert all(float(decoder_loss(Exact(), latents, images, generator)) == 0 for _ in range(8))
+    assert seen[0].shape == (4, 3, 16, 16) and not all(torch.equal(seen[0], other) for other in seen)

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from monai_diffaug.geometry.window import Window
+from monai_diffaug.training.labelled_slices import LabelledSlice
+from monai_diffaug.training.trained_on import trained_on
+
+
+def make(seed: int, finding: str = "cyst", low: float = 0.0) -> LabelledSlice:
+    rng = np.random.RandomState(seed)
+    lesion = rng.rand(12, 10) > 0.5
+    stored = torch.from_numpy(rng.randint(0, 999, (1, 12, 10)).astype(np.int16))
+    return LabelledSlice(stored, lesion, lesion, finding, "ct", "abdomen", "", f"image {seed}", Window(low, 500.0), "axial")
+
+
+BOTH = [make(0), make(1, "metastasis")]
+
+
+def test_it_says_what_is_trained_on():
+    told = trained_on([*BOTH, make(2, "normal tissue")])
+    assert told.pop("data").startswith("2 lesions, 1 normal slices, ")
+    assert told == {
+        "plane": "axial",
+        "window": [0.0, 500.0],
+        "words": "ct, abdomen, cyst; ct, abdomen, metastasis; ct, abdomen, normal tissue",
+    }
+    assert trained_on([]) == {}
+
+
+def test_order_names_and_the_last_digits_of_a_percentile_do_not_count():
+    first, second = (replace(s, name="elsewhere", window=Window(0.0, 500.0000001)) for s in BOTH)
+    assert trained_on([second, first]) == trained_on(BOTH)
+
+
+@pytest.mark.parametrize("pick", ["stored", "lesion", "labelled"])
+def test_one_other_pixel_counts(pick):
+    array = getattr(BOTH[0], pick)
+    other = array.clone() if pick == "stored" else array.copy()
+    other[..., 3, 4] = 1 - other[..., 3, 4] if pick == "stored" else ~other[3, 4]
+    told, before = trained_on([replace(BOTH[0], **{pick: other}), BOTH[1]]), trained_on(BOTH)
+    assert told.pop("data") != before.pop("data") and told == before
+
+
+def test_a_word_counts_and_so_does_which_lesion_it_belongs_to():
+    renamed = trained_on([replace(s, anatomy="thorax") for s in BOTH])
+    assert renamed["words"] != trained_on(BOTH)["words"] and renamed["data"] == trained_on(BOTH)["data"]
+    exchanged = trained_on([replace(BOTH[0], finding="metastasis"), replace(BOTH[1], finding="cyst")])
+    assert exchanged["words"] == trained_on(BOTH)["words"] and exchanged["data"] != trained_on(BOTH)["data"]
+
+
+def test_an_image_listed_twice_is_drawn_twice_and_counts():
+    assert trained_on([*BOTH, BOTH[0]])["data"] != trained_on(BOTH)["data"]
+
+
+def test_windows_of_their_own_and_many_captions_are_told_in_short():
+    many = [replace(make(k), prompt=f"words {k}", window=Window(k, 500.0)) for k in range(5)]
+    told = trained_on(many)
+    assert told["window"] == "of each image" and told["words"].startswith("5 captions ")
+    assert trained_on([*many[:4], replace(many[4], prompt="other words")])["words"] != told["words"]
