@@ -1,4 +1,4 @@
-"""Read a MONAI datalist: which images and labels there are, and the words for what they show."""
+"""Read a MONAI datalist: images, labels and the words for what they show; the user's own and that of the embedded models alike."""
 
 from __future__ import annotations
 
@@ -8,18 +8,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from monai_diffaug.prompts import NORMAL, vocabulary_of
 from monai_diffaug.training.run_settings import TrainingInputError
 
-__all__ = ["Entry", "Words", "read_datalist"]
+__all__ = ["ANY_VALUE", "Entry", "LabelValues", "Words", "mask_of", "read_datalist"]
 
 WORD_KEYS = ("modality", "anatomy", "finding")
 BACKGROUND = "background"
 
+LabelValues = tuple[int, ...]  # the label values that one finding has; (1, 2) is the union of both
+ANY_VALUE: LabelValues = ()  # every value above 0
+
 
 @dataclass(frozen=True)
 class Words:
-    """Words that hold for entries which do not bring their own; empty means not given."""
+    """Default words for entries that have none; empty means no default."""
 
     modality: str = ""
     anatomy: str = ""
@@ -32,31 +38,52 @@ class Entry:
 
     Attributes:
         image: file, or folder of a DICOM series.
-        label: class ids on the same grid; None for an image of normal tissue.
-        findings: label value -> what it is; the value None stands for all voxels above 0. Empty for normal tissue.
-        modality, anatomy: words of the captions; may be empty, or unknown and then left empty, where there is a ``prompt``.
-        prompt: caption as it is, empty when captions are composed.
+        label: class ids on the same grid; None for normal tissue, and for a finding that has no outline.
+        findings: label values -> finding; ``ANY_VALUE`` stands for all values above 0. Empty for normal tissue.
+        modality, anatomy: words of the captions. Empty where unknown, which only an entry with a ``prompt`` may have.
+        prompt: caption of the image, used as it is; empty when captions are composed.
+        dataset: name of the data set that the image is from; training draws all data sets equally often.
+        group: name of the patient or of near-duplicates, for splits.
     """
 
     image: Path
     label: Path | None
-    findings: Mapping[int | None, str]
+    findings: Mapping[LabelValues, str]
     modality: str
     anatomy: str
     prompt: str = ""
+    dataset: str = ""
+    group: str = ""
 
     @property
     def is_normal(self) -> bool:
         return not self.findings
 
 
-def read_datalist(path: Path | str, words: Words | None = None, section: str = "training") -> list[Entry]:
-    """The entries of one section of ``{"training": [{"image": ..., "label": ...}, ...], "validation": [...]}``.
+def mask_of(ids: Tensor, values: LabelValues) -> Tensor:
+    """Bool mask, in the shape of the class ids, of the given label values.
 
-    Paths are relative to the file. An entry may have "prompt" (its caption), or "modality", "anatomy" and "finding"; "finding" is
-    a word for all voxels above 0, or ``{"1": "benign mass", "2": "malignant mass"}``. What an entry lacks comes from ``words``,
-    then from the same keys at the top of the file, where the Decathlon's "modality" and "labels" tables are read too. "normal tissue"
-    as finding marks an image without lesion, which needs no label.
+    >>> mask_of(torch.tensor([0, 1, 2, 3]), (1, 2))
+    tensor([False,  True,  True, False])
+    >>> mask_of(torch.tensor([0, 1, 2, 3]), ANY_VALUE)
+    tensor([False,  True,  True,  True])
+    """
+    return torch.isin(ids, torch.tensor(values, device=ids.device)) if values else ids > 0
+
+
+def read_datalist(path: Path | str, words: Words | None = None, section: str = "training") -> list[Entry]:
+    """Read one section of ``{"training": [{"image": ..., "label": ...}, ...], "validation": [...]}``.
+
+    Paths are relative to the file. The keys of an entry:
+
+    - "image", "label": paths. A finding without an outline, e.g. a whole lung, has ``"label": null``.
+    - "finding": a word for all voxels above 0, or a table ``{"1": "benign mass", "2": "malignant mass"}``. The key "1,2" is the union
+      of two values: ``{"1,2": "optic disc", "2": "optic cup"}``. "normal tissue" marks an image without a lesion; it needs no label.
+    - "modality", "anatomy": the other words of a caption. Or "prompt": the caption as it is.
+    - "dataset", "group": see ``Entry``. Optional.
+
+    Words that an entry lacks come from ``words``, then from the same keys at the top of the file, where the "modality" and "labels"
+    tables of the Medical Segmentation Decathlon are read too. "dataset" may stand at the top as well.
 
     Args:
         path: the JSON file.
@@ -64,7 +91,7 @@ def read_datalist(path: Path | str, words: Words | None = None, section: str = "
         section: "training" or "validation"; a missing "validation" is an empty list.
 
     Raises:
-        TrainingInputError: no such file, not JSON, a missing or unknown key, a file that is not there; names the entry.
+        TrainingInputError: no such file, not JSON, a missing or unknown key, a missing image or label file; names the entry.
     """
     path = Path(path)
     content = _content(path)
@@ -75,8 +102,9 @@ def read_datalist(path: Path | str, words: Words | None = None, section: str = "
     rows = content[section]
     if not isinstance(rows, list) or (section == "training" and not rows):
         raise TrainingInputError(f'{path}: "{section}" must be a list of entries with "image" and "label"')
-    given = words or Words()
-    defaults = {key: getattr(given, key) or _top_level(content, key) for key in WORD_KEYS}
+    words = words or Words()
+    defaults = {key: getattr(words, key) or _top_level(content, key) for key in WORD_KEYS}
+    defaults["dataset"] = content.get("dataset", "")
     return [_entry(path, f"{section}[{index}]", row, defaults) for index, row in enumerate(rows)]
 
 
@@ -126,19 +154,21 @@ def _entry(path: Path, where: str, row: Any, defaults: Mapping[str, Any]) -> Ent
                 f'--{missing[0]}, or give the entry a "prompt"'
             )
     elif not findings and word["finding"] != NORMAL:
-        findings = {None: prompt}
+        findings = {ANY_VALUE: prompt}
     try:
         vocabulary_of(word["modality"])
     except ValueError as error:
         if not prompt:
             known = str(error).split(", or pass ")[0]
             raise TrainingInputError(f'{name}: {known}; or give the entry a "prompt"') from error
-        word["modality"] = ""  # the tissue beside the lesion is captioned without it
+        word["modality"] = ""  # the tissue around the lesion is captioned without it
     label = row.get("label")
-    if findings and not isinstance(label, str):
+    has_no_outline = "label" in row and label is None and list(findings) == [ANY_VALUE]
+    if findings and not isinstance(label, str) and not has_no_outline:
         raise TrainingInputError(
             f'{name}: an entry needs "label", one path; only entries with "finding": "{NORMAL}" do without (it has {", ".join(row)})'
         )
+    origin = {key: str(row.get(key, defaults.get(key, ""))) for key in ("dataset", "group")}
     return Entry(
         image=_existing(path, name, "image", row["image"]),
         label=_existing(path, name, "label", label) if findings and isinstance(label, str) else None,
@@ -146,23 +176,28 @@ def _entry(path: Path, where: str, row: Any, defaults: Mapping[str, Any]) -> Ent
         modality=word["modality"],
         anatomy=word["anatomy"],
         prompt=prompt,
+        **origin,
     )
 
 
-def _findings(name: str, given: Any) -> dict[int | None, str]:
-    if isinstance(given, str):
-        return {None: given} if given and given != NORMAL else {}
-    if not isinstance(given, Mapping):
-        raise TrainingInputError(f'{name}: "finding" must be a word or {{"1": word, ...}}, got {given!r}')
+def _findings(name: str, words: Any) -> dict[LabelValues, str]:
+    if isinstance(words, str):
+        return {ANY_VALUE: words} if words and words != NORMAL else {}
+    if not isinstance(words, Mapping):
+        raise TrainingInputError(f'{name}: "finding" must be a word or {{"1": word, ...}}, got {words!r}')
     try:
-        table: dict[int | None, str] = {int(value): finding for value, finding in given.items()}
+        table = {tuple(int(value) for value in str(key).split(",")): word for key, word in words.items()}
     except ValueError as error:
-        told = ", ".join(map(str, given))
-        raise TrainingInputError(f'{name}: the keys of "finding" (or "labels") must be label values, got {told}') from error
-    wordless = [value for value, finding in table.items() if value != 0 and not (isinstance(finding, str) and finding)]
+        keys = "; ".join(map(str, words))
+        raise TrainingInputError(f'{name}: the keys of "finding" (or "labels") must be label values, got {keys}') from error
+    table = {values: word for values, word in table.items() if values != (0,)}
+    if any(0 in values for values in table):
+        raise TrainingInputError(f"{name}: 0 is the background and in no union, got {'; '.join(map(str, words))}")
+    wordless = [values for values, word in table.items() if not (isinstance(word, str) and word)]
     if wordless:
-        raise TrainingInputError(f'{name}: "finding" has no word for label value {wordless[0]}; leave the value out, or name it')
-    return {value: finding for value, finding in table.items() if value != 0}
+        value = ",".join(map(str, wordless[0]))
+        raise TrainingInputError(f'{name}: "finding" has no word for label value {value}; leave the value out, or name it')
+    return table
 
 
 def _existing(path: Path, name: str, role: str, text: str) -> Path:

@@ -1,49 +1,45 @@
-"""The slices of the user's images that training draws from: one for each lesion, in the anatomical plane, windowed."""
+"""Slices to train on: one per lesion, in the anatomical plane, with the intensity window of its image."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from monai_diffaug.errors import GridMismatchError
 from monai_diffaug.geometry.slices import slice_plane, to_slices, touched
 from monai_diffaug.geometry.window import Window, window_of
 from monai_diffaug.masks.boxes import connected_components
 from monai_diffaug.prompts import NORMAL
-from monai_diffaug.training.datalist import Entry
+from monai_diffaug.training.datalist import ANY_VALUE, Entry, mask_of
+from monai_diffaug.training.read_entry import LabelledImage, read_entry
 from monai_diffaug.training.run_settings import TrainingInputError
 
-__all__ = ["LabelledSlice", "load_slices"]
+__all__ = ["LabelledSlice", "load_slices", "slices_of"]
 
 MIN_AREA_PX = 12
-MAX_SLICES = 32  # of one finding in one volume, evenly spread: neighbours say nearly the same
+MAX_SLICES = 32  # per finding and volume, evenly spread: neighbouring slices are nearly the same
 MAX_PARTS = 8
-AFFINE_TOLERANCE_MM = 1e-2
-LOSSY_SUFFIXES = (".jpg", ".jpeg")
 MAX_NAMED = 20  # files in one message
 
 
 @dataclass(frozen=True)
 class LabelledSlice:
-    """One lesion on one slice, or a slice of normal tissue.
+    """One lesion on one slice, or a slice without a lesion.
 
     Attributes:
-        stored: (C, h, w) the file's numbers, C = 1 or 3, in the smallest type that holds them; shared by the lesions of a slice.
-        lesion: (h, w) one connected lesion; empty on normal tissue.
+        stored: (C, h, w) numbers of the file, C = 1 or 3, in the smallest type that holds them; shared by the lesions of a slice.
+        lesion: (h, w) one connected lesion; empty where there is none.
         labelled: (h, w) everything labelled on the slice; shared too.
-        finding: what the lesion is; "normal tissue" where there is none.
-        modality, anatomy, prompt: as in ``Entry``.
+        finding: finding of the lesion; "normal tissue", or a finding without an outline, where there is no lesion.
+        modality, anatomy, prompt, dataset, group: as in ``Entry``.
         name: file and slice, for messages.
-        window: what maps ``stored`` to the model's range; None where it is in it already.
-        plane: in which a volume was cut; empty of 2-D images.
+        window: maps ``stored`` to the model's range; None where ``stored`` is in that range already.
+        plane: plane in which a volume was cut; empty for 2-D images.
     """
 
     stored: Tensor
@@ -56,26 +52,32 @@ class LabelledSlice:
     name: str
     window: Window | None = None
     plane: str = ""
+    dataset: str = ""
+    group: str = ""
 
     @property
     def image(self) -> Tensor:
-        """(C, h, w) float32 in [-1, 1], made anew at each call: a data set of volumes is too large to be held like this."""
+        """(C, h, w) float32 in [-1, 1], computed at each call: float32 copies of all volumes would not fit into memory."""
         return self.stored if self.window is None else self.window.to_model(self.stored)
 
     @property
     def is_normal(self) -> bool:
         return self.finding == NORMAL
 
+    @property
+    def has_lesion(self) -> bool:
+        return bool(self.lesion.any())
+
 
 def load_slices(
     entries: Sequence[Entry], *, plane: str = "axial", window: tuple[float, float] | None = None, progress: bool = False
 ) -> list[LabelledSlice]:
-    """Load images and labels with MONAI's ``LoadImage`` and cut the slices that the labels touch.
+    """Read images and labels and cut the slices that the labels touch.
 
     Args:
         entries: of the datalist.
-        plane: "axial", "coronal" or "sagittal", found in the affine; 2-D images are one slice.
-        window: intensities the model sees, in the image's unit; None takes each image's 0.5 and 99.5 percentiles.
+        plane: "axial", "coronal" or "sagittal", from the affine; a 2-D image is one slice.
+        window: intensities the model sees, in the image's unit; None takes the 0.5 and 99.5 percentiles of each image.
         progress: show a progress bar.
 
     Raises:
@@ -84,166 +86,96 @@ def load_slices(
     """
     from tqdm import tqdm
 
-    from monai_diffaug.files.upright_pictures import class_ids, visible_colours
-
-    load = _Loaders(_loader(visible_colours), _loader(class_ids))
-    found: list[LabelledSlice] = []
-    empty: list[tuple[Entry, _NoLesionError]] = []
+    slices: list[LabelledSlice] = []
+    failures: list[tuple[Entry, _NoLesionError]] = []
     for entry in tqdm(entries, desc="reading", disable=not progress):
         try:
-            found += _slices_of(entry, load, plane, window)
-        except _NoLesionError as error:  # reading takes long: all of them are told at once
-            empty.append((entry, error))
-    if len(empty) > 1:
-        names = ", ".join(str(entry.label) for entry, _ in empty[1 : MAX_NAMED + 1])
-        more = f" and {len(empty) - MAX_NAMED - 1} more" if len(empty) > MAX_NAMED + 1 else ""
-        raise TrainingInputError(f"{empty[0][1]}; likewise {names}{more}")
-    if empty:
-        raise empty[0][1]
-    return found
+            slices += slices_of(read_entry(entry), plane=plane, window=window)
+        except _NoLesionError as error:  # reading takes long, so all such files are named at once
+            failures.append((entry, error))
+    if len(failures) > 1:
+        names = ", ".join(str(entry.label) for entry, _ in failures[1 : MAX_NAMED + 1])
+        more = f" and {len(failures) - MAX_NAMED - 1} more" if len(failures) > MAX_NAMED + 1 else ""
+        raise TrainingInputError(f"{failures[0][1]}; likewise {names}{more}")
+    if failures:
+        raise failures[0][1]
+    return slices
 
 
 class _NoLesionError(TrainingInputError):
     """A label has no lesion that is large enough."""
 
 
-class _Loaders(NamedTuple):
-    """What reads images, and what reads labels."""
+def slices_of(content: LabelledImage, *, plane: str = "axial", window: tuple[float, float] | None = None) -> list[LabelledSlice]:
+    """Cut the slices of one image that its label touches; of an image without a label, slices spread evenly over it.
 
-    image: Any
-    label: Any
+    Args:
+        content: image and label, from ``read_entry``.
+        plane, window: as for ``load_slices``.
 
-
-def _loader(converter: Callable[[Any], Any]) -> Any:
-    """``LoadImage`` that keeps the stored type and reads pictures upright."""
-    from monai.transforms.io.array import LoadImage
-
-    from monai_diffaug.files.upright_pictures import UprightPictureReader
-
-    load = LoadImage(image_only=True, ensure_channel_first=True, dtype=None)
-    load.register(UprightPictureReader(converter))
-    return load
-
-
-def _read(load: Any, file: Path, role: str) -> Any:
-    try:
-        with warnings.catch_warnings():
-            # PIL's array is read-only, and so is what is done with it here
-            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-            volume = load(file)
-    except Exception as error:  # each reader has errors of its own
-        reason = str(error).strip().splitlines()
-        raise TrainingInputError(f"{role} {file} cannot be read: {reason[0] if reason else type(error).__name__}") from error
-    while volume.ndim > 3 and volume.shape[-1] == 1 and volume.ndim != 4:
-        volume = volume[..., 0]
-    if volume.ndim not in (3, 4) or 0 in volume.shape:
-        raise TrainingInputError(f"{role} {file} must be one 2-D or 3-D image, got shape {tuple(volume.shape)} with the channel first")
-    return volume
-
-
-def _slices_of(entry: Entry, load: _Loaders, plane: str, window: tuple[float, float] | None) -> list[LabelledSlice]:
-    image = _read(load.image, entry.image, "image")
-    if image.shape[0] not in (1, 3):
-        raise TrainingInputError(f"image {entry.image} has {image.shape[0]} channels; give 1 (grey) or 3 (colour)")
-    values = _numbers(image)
-    _require_finite(values, f"image {entry.image}")
-    affine = np.asarray(image.affine) if values.ndim == 4 else None
-    cut = slice_plane(affine, plane, values.ndim - 1)
-    seen = window_of(values, window)
-    slices = to_slices(values, cut)
-    ids = torch.zeros_like(values[:1], dtype=torch.int64)
-    if entry.label is not None:
-        ids = _ids(entry, load.label, image)
-    id_slices = to_slices(ids, cut)
-    common: dict[str, Any] = {"modality": entry.modality, "anatomy": entry.anatomy, "prompt": entry.prompt, "window": seen}
-    common["plane"] = "" if cut is None else plane
-    if entry.is_normal:
-        picked = _spread(range(len(slices)))
+    Raises:
+        TrainingInputError: the label shows no lesion of at least 12 pixels.
+    """
+    entry, image, ids = content.entry, content.image, content.ids
+    spatial = slice_plane(content.affine, plane, image.ndim - 1)
+    slices, id_slices = to_slices(image, spatial), to_slices(ids, spatial)
+    common: dict[str, Any] = {
+        **{key: getattr(entry, key) for key in ("modality", "anatomy", "prompt", "dataset", "group")},
+        "window": window_of(image, window),
+        "plane": "" if spatial is None else plane,
+    }
+    if entry.label is None or entry.is_normal:
         empty = np.zeros(tuple(slices.shape[-2:]), bool)
-        return [LabelledSlice(_kept(slices[i]), empty, empty, NORMAL, **common, name=f"{entry.image}, slice {i}") for i in picked]
-    result = _lesions(entry, slices, id_slices, common)
-    if not result:
-        wanted = ", ".join("above 0" if value is None else str(value) for value in entry.findings)
+        finding = entry.findings.get(ANY_VALUE, NORMAL)
+        positions = _spread(range(len(slices)))
+        return [LabelledSlice(_compact(slices[i]), empty, empty, finding, **common, name=f"{entry.image}, slice {i}") for i in positions]
+    lesions = _lesions(entry, slices, id_slices, common)
+    if not lesions:
+        values = ", ".join("above 0" if key == ANY_VALUE else " or ".join(map(str, key)) for key in entry.findings)
         raise _NoLesionError(
-            f"label {entry.label} shows no lesion of {MIN_AREA_PX} pixels or more (looked for voxels of value {wanted}; it holds "
+            f"label {entry.label} shows no lesion of {MIN_AREA_PX} pixels or more (looked for voxels of value {values}; it holds "
             f'{", ".join(map(str, torch.unique(ids).tolist()[:8]))}); give the entry "finding": "{NORMAL}" if the image is normal, '
             "leave it out if its lesions are smaller"
         )
-    return result
+    return lesions
 
 
 def _lesions(entry: Entry, slices: Tensor, id_slices: Tensor, common: Mapping[str, Any]) -> list[LabelledSlice]:
-    found: list[LabelledSlice] = []
+    lesions: list[LabelledSlice] = []
     shared: dict[int, tuple[Tensor, NDArray[np.bool_]]] = {}
-    for value, finding in entry.findings.items():
-        wanted = id_slices > 0 if value is None else id_slices == value
-        for i, parts in _parts(wanted).items():
+    for values, finding in entry.findings.items():
+        for i, parts in _parts(mask_of(id_slices, values)).items():
             if parts and i not in shared:
-                shared[i] = _kept(slices[i]), (id_slices[i, 0] != 0).numpy()
+                shared[i] = _compact(slices[i]), (id_slices[i, 0] != 0).numpy()
             for part in parts:
                 picture, labelled = shared[i]
-                lesion = labelled if np.array_equal(part, labelled) else part  # one mask for a lesion alone on its slice
-                found.append(LabelledSlice(picture, lesion, labelled, finding, **common, name=f"{entry.image}, slice {i}"))
-    return found
+                lesion = labelled if np.array_equal(part, labelled) else part  # share the mask of a lesion alone on its slice
+                lesions.append(LabelledSlice(picture, lesion, labelled, finding, **common, name=f"{entry.image}, slice {i}"))
+    return lesions
 
 
-def _parts(wanted: Tensor) -> dict[int, list[NDArray[np.bool_]]]:
-    """The lesions (h, w) on each of at most ``MAX_SLICES`` slices of a label (S, 1, h, w)."""
+def _parts(masks: Tensor) -> dict[int, list[NDArray[np.bool_]]]:
+    """The lesions (h, w) on each of at most ``MAX_SLICES`` slices of masks (S, 1, h, w)."""
 
-    def on(i: int) -> list[NDArray[np.bool_]]:
-        return [p.numpy() for p in connected_components(wanted[i, 0])[:MAX_PARTS] if int(p.sum()) >= MIN_AREA_PX]
+    def lesions_on(i: int) -> list[NDArray[np.bool_]]:
+        return [p.numpy() for p in connected_components(masks[i, 0])[:MAX_PARTS] if int(p.sum()) >= MIN_AREA_PX]
 
-    touching = [i for i in touched(wanted) if int(wanted[i].sum()) >= MIN_AREA_PX]
-    found = {i: on(i) for i in _spread(touching)}
-    if not any(found.values()):  # specks alone; the lesions may lie on slices that were left out
-        every = {i: parts for i in touching if (parts := on(i))}
-        found = {i: every[i] for i in _spread(list(every))}
-    return found
+    positions = [i for i in touched(masks) if int(masks[i].sum()) >= MIN_AREA_PX]
+    parts = {i: lesions_on(i) for i in _spread(positions)}
+    if not any(parts.values()):  # only specks; the lesions may lie on slices that were left out
+        all_parts = {i: lesions for i in positions if (lesions := lesions_on(i))}
+        parts = {i: all_parts[i] for i in _spread(list(all_parts))}
+    return parts
 
 
-def _kept(values: Tensor) -> Tensor:
-    """The same numbers, or what ``Window.to_model`` rounds them to, in a copy of as few bytes as hold them."""
-    kept = values.float()
+def _compact(values: Tensor) -> Tensor:
+    """A copy in the smallest type that holds the numbers, or float32, to which ``Window.to_model`` rounds them."""
+    compact = values.float()
     for dtype in (torch.int16, torch.uint8):
         narrow = values.to(dtype)
         if torch.equal(narrow.to(values.dtype), values):
-            kept = narrow
-    return kept.clone(memory_format=torch.contiguous_format)
-
-
-def _ids(entry: Entry, load: Any, image: Any) -> Tensor:
-    label = _read(load, entry.label or entry.image, "label")
-    if tuple(label.shape[1:]) != tuple(image.shape[1:]):
-        raise GridMismatchError(
-            f"label {entry.label} {tuple(label.shape[1:])} is not on the grid of image {entry.image} {tuple(image.shape[1:])}; "
-            "resample it first, e.g. with MONAI's ResampleToMatchd"
-        )
-    if label.ndim == 4 and label.shape[0] > 1:
-        raise TrainingInputError(
-            f"label {entry.label} has {label.shape[0]} channels; give one with class ids, e.g. the argmax of one channel a class"
-        )
-    if image.ndim == 4 and not np.allclose(np.asarray(label.affine), np.asarray(image.affine), atol=AFFINE_TOLERANCE_MM):
-        raise GridMismatchError(
-            f"label {entry.label} has the shape of image {entry.image} but another affine; resample it first, e.g. with ResampleToMatchd"
-        )
-    ids: Tensor = _numbers(label).amax(0, keepdim=True)  # a colour picture of a mask counts where any channel is set
-    _require_finite(ids, f"label {entry.label}")
-    if set(entry.findings) == {None} and str(entry.label).lower().endswith(LOSSY_SUFFIXES):
-        return (2 * ids.int() > int(ids.max())).to(torch.int64)  # the compression leaves faint specks around the outline
-    return ids.round().to(torch.int64)
-
-
-def _require_finite(values: Tensor, name: str) -> None:
-    if values.dtype.is_floating_point and not bool(torch.isfinite(values).all()):
-        raise TrainingInputError(f"{name} has non-finite voxels; replace them first, e.g. by numpy.nan_to_num")
-
-
-def _numbers(image: Any) -> Tensor:
-    """A plain tensor in a type that torch computes with."""
-    tensor: Tensor = image.as_tensor() if hasattr(image, "as_tensor") else torch.as_tensor(image)
-    if tensor.dtype == torch.bool:
-        return tensor.to(torch.uint8)
-    return tensor.to(torch.int64) if tensor.dtype in (torch.uint16, torch.uint32, torch.uint64) else tensor
+            compact = narrow
+    return compact.clone(memory_format=torch.contiguous_format)
 
 
 def _spread(positions: Sequence[int] | range) -> list[int]:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from monai_diffaug.errors import GridMismatchError
 from monai_diffaug.geometry.window import window_of
-from monai_diffaug.training.datalist import Entry, read_datalist
+from monai_diffaug.training.datalist import ANY_VALUE, Entry, read_datalist
 from monai_diffaug.training.labelled_slices import MAX_SLICES, load_slices
 from monai_diffaug.training.run_settings import TrainingInputError
 
@@ -23,7 +23,7 @@ def volume_entry(folder, affine=None, label_shape=None, value=2, findings=None):
     affine = np.diag([1.0, 1, 2, 1]) if affine is None else affine
     nib.save(nib.Nifti1Image(image, affine), folder / "image.nii.gz")
     nib.save(nib.Nifti1Image(label, affine), folder / "label.nii.gz")
-    return Entry(folder / "image.nii.gz", folder / "label.nii.gz", findings or {None: "spleen"}, "ct", "abdomen")
+    return Entry(folder / "image.nii.gz", folder / "label.nii.gz", findings or {ANY_VALUE: "spleen"}, "ct", "abdomen")
 
 
 def test_pictures_stay_upright_and_uint8_keeps_its_full_range(tmp_path):
@@ -33,7 +33,7 @@ def test_pictures_stay_upright_and_uint8_keeps_its_full_range(tmp_path):
     label[:5] = 1
     Image.fromarray(image).save(tmp_path / "i.png")
     Image.fromarray(label).save(tmp_path / "l.png")
-    (found,) = load_slices([Entry(tmp_path / "i.png", tmp_path / "l.png", {None: "mass"}, "ct", "brain")])
+    (found,) = load_slices([Entry(tmp_path / "i.png", tmp_path / "l.png", {ANY_VALUE: "mass"}, "ct", "brain")])
     assert found.image.shape == (1, 20, 30) and found.lesion.shape == (20, 30)
     assert found.image[0, 1, 1] == 1 and found.image[0, 10, 1] == -1
     assert found.lesion[:5].all() and not found.lesion[5:].any()
@@ -54,7 +54,7 @@ def test_each_label_value_and_each_part_is_a_lesion_of_its_own(tmp_path):
     label[38, 38] = 2  # a speck
     Image.fromarray(np.full((40, 40), 99, np.uint8)).save(tmp_path / "i.png")
     Image.fromarray(label).save(tmp_path / "l.png")
-    found = load_slices([Entry(tmp_path / "i.png", tmp_path / "l.png", {1: "cyst", 2: "mass"}, "ct", "brain")])
+    found = load_slices([Entry(tmp_path / "i.png", tmp_path / "l.png", {(1,): "cyst", (2,): "mass"}, "ct", "brain")])
     assert sorted((s.finding, int(s.lesion.sum())) for s in found) == [("cyst", 64), ("cyst", 100), ("mass", 100)]
     assert all(s.labelled.sum() == 265 for s in found)
 
@@ -72,7 +72,7 @@ def test_a_dicom_series_is_read(real_data):
 
 
 def test_an_image_without_lesion_is_refused_and_named(tmp_path):
-    entry = volume_entry(tmp_path, findings={7: "spleen"})
+    entry = volume_entry(tmp_path, findings={(7,): "spleen"})
     with pytest.raises(TrainingInputError, match=r"label.nii.gz shows no lesion .*value 7; it holds 0, 2"):
         load_slices([entry])
 
@@ -104,7 +104,7 @@ def test_an_unreadable_file_is_named(tmp_path):
 def write_pair(folder, image, label):
     image.save(folder / "i.png")
     label.save(folder / "l.png")
-    return Entry(folder / "i.png", folder / "l.png", {None: "mass"}, "ct", "brain")
+    return Entry(folder / "i.png", folder / "l.png", {ANY_VALUE: "mass"}, "ct", "brain")
 
 
 def disc_picture(mode="L"):
@@ -130,7 +130,7 @@ def test_a_palette_is_seen_in_its_colours_and_read_as_class_ids(tmp_path):
 def test_other_pictures_are_upright_too(tmp_path, suffix):
     disc_picture().save(tmp_path / f"i.{suffix}")
     disc_picture().save(tmp_path / "l.png")
-    (found,) = load_slices([Entry(tmp_path / f"i.{suffix}", tmp_path / "l.png", {None: "mass"}, "ct", "brain")])
+    (found,) = load_slices([Entry(tmp_path / f"i.{suffix}", tmp_path / "l.png", {ANY_VALUE: "mass"}, "ct", "brain")])
     assert found.image.shape == (1, 30, 40) and bool((found.image[0, found.lesion] == 1).all())
 
 
@@ -165,7 +165,7 @@ def test_slices_of_specks_do_not_take_the_place_of_a_lesion(tmp_path):
     label[5, 5], label[8:14, 8:14, 2] = 1, 1
     for name, volume in (("i", np.random.RandomState(0).rand(20, 20, 40).astype(np.float32)), ("l", label)):
         nib.save(nib.Nifti1Image(volume, np.eye(4)), tmp_path / f"{name}.nii.gz")
-    (found,) = load_slices([Entry(tmp_path / "i.nii.gz", tmp_path / "l.nii.gz", {None: "mass"}, "ct", "brain")])
+    (found,) = load_slices([Entry(tmp_path / "i.nii.gz", tmp_path / "l.nii.gz", {ANY_VALUE: "mass"}, "ct", "brain")])
     assert found.lesion.sum() == 36
 
 
@@ -220,7 +220,7 @@ def test_a_lesion_between_many_slices_of_specks_is_found(tmp_path):
     label[8:14, 8:14, 50] = 1
     for name, volume in (("i", np.random.RandomState(0).rand(32, 32, 100).astype(np.float32)), ("l", label)):
         nib.save(nib.Nifti1Image(volume, np.eye(4)), tmp_path / f"{name}.nii.gz")
-    (found,) = load_slices([Entry(tmp_path / "i.nii.gz", tmp_path / "l.nii.gz", {None: "mass"}, "ct", "brain")])
+    (found,) = load_slices([Entry(tmp_path / "i.nii.gz", tmp_path / "l.nii.gz", {ANY_VALUE: "mass"}, "ct", "brain")])
     assert found.lesion.sum() == 36
 
 
@@ -229,7 +229,7 @@ def test_the_specks_that_jpeg_leaves_around_an_outline_are_no_lesion(tmp_path, s
     disc = np.hypot(*(np.indices((80, 80)) - 40)) < 15
     Image.fromarray((255 * disc).astype(np.uint8)).save(tmp_path / f"l.{suffix}", format="JPEG", quality=75)
     disc_picture().resize((80, 80)).save(tmp_path / "i.png")
-    (found,) = load_slices([Entry(tmp_path / "i.png", tmp_path / f"l.{suffix}", {None: "polyp"}, "endoscopy", "colon")])
+    (found,) = load_slices([Entry(tmp_path / "i.png", tmp_path / f"l.{suffix}", {ANY_VALUE: "polyp"}, "endoscopy", "colon")])
     assert np.array_equal(found.lesion, disc) and np.array_equal(found.labelled, disc)
 
 
@@ -242,3 +242,21 @@ def test_all_labels_without_a_lesion_are_named_at_once(tmp_path):
         load_slices(entries)
     with pytest.raises(TrainingInputError, match=r"first.png shows no lesion .* if its lesions are smaller$"):
         load_slices(entries[:2])
+
+
+def test_nested_classes_are_lesions_of_their_unions(tmp_path):
+    label = np.zeros((40, 40), np.uint8)
+    label[8:30, 8:30], label[14:20, 14:20] = 1, 2
+    picture = Image.fromarray(np.full((40, 40), 99, np.uint8))
+    entry = replace(write_pair(tmp_path, picture, Image.fromarray(label)), findings={(1, 2): "optic disc", (2,): "optic cup"})
+    disc, cup = load_slices([entry])
+    assert (disc.finding, int(disc.lesion.sum())) == ("optic disc", 22 * 22)
+    assert (cup.finding, int(cup.lesion.sum())) == ("optic cup", 36)
+
+
+def test_a_finding_without_an_outline_is_a_slice_without_a_lesion(tmp_path):
+    disc_picture().save(tmp_path / "i.png")
+    entry = Entry(tmp_path / "i.png", None, {ANY_VALUE: "pneumonia"}, "x-ray", "chest", dataset="chests", group="4")
+    (chosen,) = load_slices([entry])
+    assert chosen.finding == "pneumonia" and not chosen.has_lesion and not chosen.is_normal
+    assert (chosen.dataset, chosen.group) == ("chests", "4")
