@@ -17,6 +17,8 @@ from monai.transforms.utility.dictionary import DeleteItemsd
 from monai.utils.type_conversion import convert_to_dst_type
 
 from monai_diffaug.data.lesion_bank import LesionBank
+from monai_diffaug.edit.options import ControlNet, InpaintOptions, Noise, Region, SemanticController, SoftEdge
+from monai_diffaug.edit.validation_options import Dynamic, Validator
 from monai_diffaug.transforms.edge_map import EdgeMapd
 from monai_diffaug.transforms.latent_validated import LatentValidated
 from monai_diffaug.transforms.lesion_novelty import LesionNovelty
@@ -90,8 +92,7 @@ def mila_tmgdiff(
             DiffusionLocalInpaintd(
                 image_key,
                 guidance_scale=1.0,
-                noise_source=noise_source,
-                noise_scale=noise_scale,
+                options=InpaintOptions(noise=Noise(source=noise_source, scale=noise_scale)),
                 num_inference_steps=num_inference_steps,
                 window=window,
                 plane=plane,
@@ -191,8 +192,8 @@ def diffaug(
                 on_reject="retry",
                 max_tries=max_tries,
                 min_dice=min_dice,
-                dynamic=dynamic,
-                refine_label=refine_label,
+                dynamic=Dynamic() if dynamic else None,
+                validator=Validator(refine_label=refine_label),
                 novelty=novelty,
                 screen=screen,
                 window=window,
@@ -248,14 +249,14 @@ def emit_diff(
             TextPromptd("prompt", modality=modality, finding=finding, anatomy=anatomy),
             DiffusionLocalInpaintd(
                 image_key,
-                control_key="edges",
-                controlnet=controlnet,
-                control_scale=control_scale,
                 strength=strength,
-                roi=roi,
+                options=InpaintOptions(
+                    control=ControlNet(controlnet, scale=control_scale, key="edges"),
+                    region=Region(whole_slice=not roi),
+                    soft_edge=SoftEdge(width_px_at_512=0.0),
+                ),
                 num_inference_steps=num_inference_steps,
                 guidance_scale=guidance_scale,
-                soft_width=0.0,
                 window=window,
                 plane=plane,
                 model=model,
@@ -323,9 +324,10 @@ def medsoft_diffusion(
                 image_key,
                 label_key=label_key,
                 label_value=label_value,
-                semantic_controller=semantic_controller,
-                soft_width=soft_width,
-                soft_width_mm=soft_width_mm,
+                options=InpaintOptions(
+                    control=SemanticController(semantic_controller),
+                    soft_edge=SoftEdge(width_px_at_512=soft_width, width_mm=soft_width_mm),
+                ),
                 num_inference_steps=num_inference_steps,
                 window=window,
                 plane=plane,

@@ -60,7 +60,7 @@ def test_retry_paints_anew_with_other_seeds_and_accepted_and_rejected_samples_co
         inpaint=DiffusionLocalInpaintd("image", label_key="label", num_inference_steps=2),
         on_reject="retry",
         max_tries=2,
-        validator=never_found,
+        model=never_found,
     )
     rejected = transform(mask)
     assert len(seen) == 2 and seen[0] != seen[1]

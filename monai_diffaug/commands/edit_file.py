@@ -14,6 +14,7 @@ import torch
 from monai.data.meta_tensor import MetaTensor
 from numpy.typing import NDArray
 
+from monai_diffaug.edit.options import InpaintOptions, Noise
 from monai_diffaug.edit.record import record_key
 from monai_diffaug.errors import ModelSourceError
 from monai_diffaug.files.fidelity import change_outside, local_ssim
@@ -137,7 +138,7 @@ def edit_picture(
         num_inference_steps=settings.steps,
         guidance_scale=settings.guidance,
         strength=settings.strength,
-        noise_rho=settings.noise_rho,
+        options=InpaintOptions(noise=Noise(rho=settings.noise_rho)),
         device=settings.device,
     )
     before = _model_values(image)

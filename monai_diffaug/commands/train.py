@@ -180,8 +180,9 @@ def _train(options: argparse.Namespace, training: list[Any], validation: list[An
 
 def _taken_by(options: argparse.Namespace) -> str:
     """How a transform is given the new folder."""
-    argument = {"controlnet": "controlnet", "semantic-controller": "semantic_controller"}.get(options.recipe, "model")
-    return f"{argument}={str(options.out)!r}"
+    control = {"controlnet": "ControlNet", "semantic-controller": "SemanticController"}.get(options.recipe)
+    source = repr(str(options.out))
+    return f"model={source}" if control is None else f"options=InpaintOptions(control={control}({source}))"
 
 
 def _keep_apart(options: argparse.Namespace) -> None:

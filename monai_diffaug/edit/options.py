@@ -1,23 +1,219 @@
-"""The options of one edit, checked once."""
+"""The options of one edit, in groups: each group checks its own values, and a Bundle config writes it through ``_target_``."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any
 
+from monai_diffaug.edit.record import RECORD_POSTFIX
 from monai_diffaug.geometry.slices import PLANES
 from monai_diffaug.geometry.window import Window
 from monai_diffaug.masks.soft_edge import SOFT_MODES
+from monai_diffaug.models.registry import spec_of
 
-__all__ = ["RepaintSettings"]
+__all__ = ["ControlNet", "InpaintOptions", "Noise", "Region", "RepaintSettings", "Run", "SemanticController", "SoftEdge"]
 
 SOFT_WIDTH_REFERENCE_PX = 512
 NOISE_SOURCES = ("random", "inverted")
-EDGE_REACH = 4.0  # standard deviations: the soft edge ends at 3, and the model has to see what goes on behind it
+EDGE_REACH = 4.0  # standard deviations: the soft edge ends at 3, and the model has to see the tissue behind it
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The noise that an edit starts from.
+
+    Args:
+        rho: correlation of the initial noise of neighbouring slices, in [0, 1].
+        source: "random", or "inverted": the noise that the sampler would turn into the image itself (DDIM inversion, two more UNet
+            evaluations per step and twelve at the last), so that ``scale`` is the distance to the original.
+        scale: share g of fresh noise under the mask, sqrt(1 - g^2) eps + g eta, in [0, 1]. With "random" it moves a result away from
+            its g = 0 twin, with "inverted" away from the original (MILA-TMGDiff).
+
+    Raises:
+        ValueError: an option out of range.
+    """
+
+    rho: float = 0.0
+    source: str = "random"
+    scale: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check(0.0 <= self.rho <= 1.0, f"noise rho must be in [0, 1], got {self.rho}")
+        _check(self.source in NOISE_SOURCES, f"noise source must be one of {', '.join(NOISE_SOURCES)}, got {self.source!r}")
+        _check(0.0 <= self.scale <= 1.0, f"noise scale must be in [0, 1], got {self.scale}")
+
+
+@dataclass(frozen=True)
+class SoftEdge:
+    """The soft edge between repainted and original pixels.
+
+    Args:
+        width_px_at_512: standard deviation in pixels when the region is 512 pixels wide; 0 is a hard edge.
+        width_mm: the same width in millimetres (2-D images without an affine: pixels); replaces ``width_px_at_512`` when it is given.
+        mode: "grow", "inner" or "centre", see ``monai_diffaug.masks.soft_edge.soft_mask``.
+
+    Raises:
+        ValueError: an option out of range.
+    """
+
+    width_px_at_512: float = 4.0
+    width_mm: float | None = None
+    mode: str = "grow"
+
+    def __post_init__(self) -> None:
+        _check(self.width_px_at_512 >= 0, f"width_px_at_512 must be >= 0 pixels, got {self.width_px_at_512}")
+        _check(self.width_mm is None or self.width_mm >= 0, f"width_mm must be >= 0 mm, got {self.width_mm}")
+        _check(self.mode in SOFT_MODES, f"soft edge mode must be one of {', '.join(SOFT_MODES)}, got {self.mode!r}")
+
+    @property
+    def hard(self) -> bool:
+        """The region has no soft edge."""
+        return (self.width_px_at_512 if self.width_mm is None else self.width_mm) == 0
+
+    def width_px(self, side: int, pixel_mm: float) -> float:
+        """Standard deviation in pixels of a slice, of which the model sees a square of ``side`` pixels."""
+        return self.width_px_at_512 * side / SOFT_WIDTH_REFERENCE_PX if self.width_mm is None else self.width_mm / pixel_mm
+
+    def least_side(self, extent: int, pixel_mm: float) -> float:
+        """Side in pixels of the smallest square that holds a mask of ``extent`` pixels, its soft edge and a rim of the tissue around."""
+        if self.mode == "inner":
+            return float(extent)
+        if self.width_mm is not None:
+            return extent + 2 * EDGE_REACH * self.width_mm / pixel_mm
+        edge_share = 2 * EDGE_REACH * self.width_px_at_512 / SOFT_WIDTH_REFERENCE_PX
+        return extent / max(1 - edge_share, 0.01)
+
+
+@dataclass(frozen=True)
+class Region:
+    """The part of a slice that the model sees.
+
+    Args:
+        context: side of the square around the mask, or around each lesion of several far apart, as a multiple of the mask's extent.
+            The square is resampled to the model's size.
+        whole_slice: show the model whole slices at their own resolution instead.
+
+    Raises:
+        ValueError: ``context`` is less than 1.
+    """
+
+    context: float = 2.0
+    whole_slice: bool = False
+
+    def __post_init__(self) -> None:
+        _check(self.context >= 1.0, f"region context must be >= 1, got {self.context}")
+
+
+@dataclass(frozen=True)
+class Run:
+    """How the model runs.
+
+    Args:
+        dtype: floating type of the weights, "float32", "bfloat16" or "float16".
+        compile: send the model's repeated blocks through ``torch.compile`` (needs a C++ compiler; the first calls are slow), and on a
+            GPU replay the UNet as a CUDA graph, one per shape.
+        slice_batch_size: slices per model call; None takes what fits into the GPU's memory or a CPU's cache. Halved when memory runs
+            out, with the same result.
+
+    Raises:
+        ValueError: ``slice_batch_size`` is less than 1.
+    """
+
+    dtype: str = "float32"
+    compile: bool = False
+    slice_batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        _check(self.slice_batch_size is None or self.slice_batch_size >= 1, f"slice_batch_size must be >= 1, got {self.slice_batch_size}")
+
+
+@dataclass(frozen=True)
+class ControlNet:
+    """A ControlNet that keeps edges (EMIT-Diff).
+
+    Args:
+        source: "tiny" (embedded), a folder, a hub id or a live diffusers ``ControlNetModel``.
+        scale: its strength; 0 is the plain model.
+        key: key of the control image in the dictionary form, as ``EdgeMapd`` writes it; None draws it from image and mask.
+        inside: a drawn control image shows the edges inside the mask too, else only the mask's outline.
+
+    Raises:
+        ValueError: ``scale`` is negative.
+    """
+
+    source: Any = "tiny"
+    scale: float = 1.0
+    key: str | None = None
+    inside: bool = True
+
+    def __post_init__(self) -> None:
+        _check(self.scale >= 0, f"ControlNet scale must be >= 0, got {self.scale}")
+
+
+@dataclass(frozen=True)
+class SemanticController:
+    """A Medical Semantic Controller that predicts the features behind the mask (MedSoft-Diffusion).
+
+    Args:
+        source: "tiny" (embedded), a folder or a live ``SemanticModel``.
+    """
+
+    source: Any = "tiny"
+
+
+@dataclass(frozen=True)
+class InpaintOptions:
+    """The options of ``DiffusionLocalInpaint`` and ``DiffusionLocalInpaintd`` that are rarely set.
+
+    Args:
+        noise: the initial noise.
+        soft_edge: the edge between repainted and original pixels.
+        region: the part of a slice that the model sees.
+        control: a ``ControlNet`` or a ``SemanticController`` that steers the UNet; None is the plain model.
+        run: floating type, compilation and slices per model call.
+        guidance_interval: share of the steps, from the noisiest on, in which guidance acts; outside it a step costs half.
+        record_postfix: the dictionary form writes the record ``{key}_{record_postfix}``; a second edit of the same image needs another.
+
+    Raises:
+        TypeError: a group is of another class.
+        ValueError: ``guidance_interval`` is no interval in [0, 1].
+    """
+
+    noise: Noise = field(default_factory=Noise)
+    soft_edge: SoftEdge = field(default_factory=SoftEdge)
+    region: Region = field(default_factory=Region)
+    control: ControlNet | SemanticController | None = None
+    run: Run = field(default_factory=Run)
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    record_postfix: str = RECORD_POSTFIX
+
+    def __post_init__(self) -> None:
+        check_group("noise", self.noise, Noise)
+        check_group("soft_edge", self.soft_edge, SoftEdge)
+        check_group("region", self.region, Region)
+        check_group("control", self.control, ControlNet, SemanticController, type(None))
+        check_group("run", self.run, Run)
+        _check(len(self.guidance_interval) == 2, f"guidance_interval must be (begin, end), got {self.guidance_interval}")
+        begin, end = map(float, self.guidance_interval)
+        _check(0.0 <= begin < end <= 1.0, f"guidance_interval needs 0 <= begin < end <= 1, got {self.guidance_interval}")
+        object.__setattr__(self, "guidance_interval", (begin, end))
+
+    @property
+    def control_key(self) -> str | None:
+        """Key of the control image in the dictionary form."""
+        return self.control.key if isinstance(self.control, ControlNet) else None
+
+    def with_spec(self) -> InpaintOptions:
+        """The same options, with the source of ``control`` as a spec: they hold no weights."""
+        if self.control is None:
+            return self
+        kind = "controlnet" if isinstance(self.control, ControlNet) else "semantic_controller"
+        return replace(self, control=replace(self.control, source=spec_of(kind, self.control.source, self.run.dtype)))
 
 
 @dataclass(frozen=True)
 class RepaintSettings:
-    """The options of one edit; ``DiffusionLocalInpaint`` documents each.
+    """All options of one edit; ``DiffusionLocalInpaint`` documents each.
 
     Raises:
         ValueError: an option out of range.
@@ -27,63 +223,30 @@ class RepaintSettings:
     num_inference_steps: int = 12
     guidance_scale: float = 3.0
     negative_prompt: str = ""
-    noise_rho: float = 0.0
     window: Window | None = None
     plane: str = "axial"
-    noise_source: str = "random"
-    noise_scale: float = 0.0
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
-    soft_width: float = 4.0
-    soft_width_mm: float | None = None
-    soft_mode: str = "grow"
-    slice_batch_size: int | None = None
-    roi: bool = True
-    roi_context: float = 2.0
-    control_scale: float = 1.0
-    control_inside: bool = True
+    options: InpaintOptions = field(default_factory=InpaintOptions)
 
     def __post_init__(self) -> None:
         _check(0.0 < self.strength <= 1.0, f"strength must be in (0, 1], got {self.strength}")
         _check(self.num_inference_steps >= 1, f"num_inference_steps must be >= 1, got {self.num_inference_steps}")
-        _check(0.0 <= self.noise_rho <= 1.0, f"noise_rho must be in [0, 1], got {self.noise_rho}")
         _check(self.plane in PLANES, f"plane must be one of {', '.join(PLANES)}, got {self.plane!r}")
-        _check(self.soft_mode in SOFT_MODES, f"soft_mode must be one of {', '.join(SOFT_MODES)}, got {self.soft_mode!r}")
-        _check(self.soft_width >= 0, f"soft_width must be >= 0 pixels, got {self.soft_width}")
-        width = self.soft_width_mm
-        _check(width is None or width >= 0, f"soft_width_mm must be >= 0 mm, got {width}")
-        asked = self.slice_batch_size
-        _check(asked is None or asked >= 1, f"slice_batch_size must be >= 1, got {asked}")
-        _check(self.noise_source in NOISE_SOURCES, f"noise_source must be one of {', '.join(NOISE_SOURCES)}, got {self.noise_source!r}")
-        _check(0.0 <= self.noise_scale <= 1.0, f"noise_scale must be in [0, 1], got {self.noise_scale}")
-        begin, end = self.guidance_interval
-        _check(0.0 <= begin < end <= 1.0, f"guidance_interval needs 0 <= begin < end <= 1, got {self.guidance_interval}")
-        _check(self.control_scale >= 0, f"control_scale must be >= 0, got {self.control_scale}")
-        _check(self.roi_context >= 1.0, f"roi_context must be >= 1, got {self.roi_context}")
-
-    @property
-    def hard_edge(self) -> bool:
-        """The region has no soft edge."""
-        return (self.soft_width if self.soft_width_mm is None else self.soft_width_mm) == 0
 
     @property
     def guided(self) -> bool:
-        """Classifier-free guidance is on: two UNet evaluations a step."""
+        """Classifier-free guidance is on: two UNet evaluations per step."""
         return self.guidance_scale > 1.0
 
-    def soft_width_px(self, side: int, pixel_mm: float) -> float:
-        """Standard deviation of the soft edge in pixels of a slice, of which the model sees a square of ``side`` pixels."""
-        if self.soft_width_mm is not None:
-            return self.soft_width_mm / pixel_mm
-        return self.soft_width * side / SOFT_WIDTH_REFERENCE_PX
 
-    def least_side(self, extent: int, pixel_mm: float) -> float:
-        """Side in pixels of the smallest square that holds a mask of ``extent`` pixels, its soft edge and a rim of the tissue around."""
-        if self.soft_mode == "inner":
-            return float(extent)
-        if self.soft_width_mm is not None:
-            return extent + 2 * EDGE_REACH * self.soft_width_mm / pixel_mm
-        edge_share = 2 * EDGE_REACH * self.soft_width / SOFT_WIDTH_REFERENCE_PX
-        return extent / max(1 - edge_share, 0.01)
+def check_group(name: str, value: Any, *classes: type) -> None:
+    """Check that an option group is an instance of its class.
+
+    Raises:
+        TypeError: it is not, e.g. a mapping from a config without ``_target_``.
+    """
+    if not isinstance(value, classes):
+        names = " or ".join("None" if each is type(None) else f"{each.__name__}(...)" for each in classes)
+        raise TypeError(f"{name} must be {names}, got {value!r}; in a config write _target_: monai_diffaug.{classes[0].__name__}")
 
 
 def _check(condition: bool, message: str) -> None:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from monai_diffaug.edit.options import RepaintSettings
+from monai_diffaug.edit.options import ControlNet, RepaintSettings
 from monai_diffaug.edit.slice_batches import batch_sizes, in_batches
 from monai_diffaug.edit.stack import Patch, Stack, cut_patch, put_back
 from monai_diffaug.geometry.slices import from_slices
@@ -131,9 +131,9 @@ def sample_candidates(models: Models, stacks: list[Stack], settings: RepaintSett
 
     A ``look`` is taken at a single sample whose slices go through the model in one batch; it changes nothing in a run that goes on.
     """
-    model = models.inpainter
+    model, edge = models.inpainter, settings.options.soft_edge
     pieces = [
-        _Piece(owner, stack, cut_patch(stack, square, settings.soft_width_px(square.roi.side, stack.pixel_mm), settings.soft_mode))
+        _Piece(owner, stack, cut_patch(stack, square, edge.width_px(square.roi.side, stack.pixel_mm), edge.mode))
         for owner, stack in enumerate(stacks)
         for square in _squares(model, stack, settings)
     ]
@@ -168,7 +168,7 @@ def decode_candidates(model: Inpainter, candidates: list[Candidate], settings: R
         same_size = list(group)
         latents = torch.cat([candidate.latents for _, candidate in same_size])
         side_px = same_size[0][1].patches[0].image.shape[-1]
-        _, narrow = batch_sizes(model, side_px, settings.guided, settings.slice_batch_size)
+        _, narrow = batch_sizes(model, side_px, settings.guided, settings.options.run.slice_batch_size)
         with _own_precision(model):
             decoded = in_batches(lambda part, latents=latents: model.decode(latents[part]), len(latents), narrow)  # type: ignore[misc]
         parts = decoded.split([len(candidate.patches) for _, candidate in same_size])
@@ -191,9 +191,9 @@ def _stacked(squares: list[Tensor], model: Inpainter) -> Tensor:
 
 def soft_region(model: Inpainter, stack: Stack, settings: RepaintSettings) -> Tensor:
     """(1, H, W[, D]) float32: the composite weights of an edit; where they are 0 nothing can change."""
-    weights = torch.zeros(stack.masks.shape, dtype=torch.float32)
+    edge, weights = settings.options.soft_edge, torch.zeros(stack.masks.shape, dtype=torch.float32)
     for square in _squares(model, stack, settings):
-        own = soft_mask(square.mask, settings.soft_width_px(square.roi.side, stack.pixel_mm), settings.soft_mode)
+        own = soft_mask(square.mask, edge.width_px(square.roi.side, stack.pixel_mm), edge.mode)
         weights[square.row, 0] = torch.maximum(weights[square.row, 0], own.cpu())
     region = torch.zeros(1, *stack.volume.shape[1:], dtype=torch.float32)
     stack.slab.of(region).copy_(from_slices(weights, stack.plane))
@@ -202,10 +202,11 @@ def soft_region(model: Inpainter, stack: Stack, settings: RepaintSettings) -> Te
 
 def _squares(model: Inpainter, stack: Stack, settings: RepaintSettings) -> list[Square]:
     """What the model sees of each touched slice."""
-    if not settings.roi:
+    region = settings.options.region
+    if region.whole_slice:
         return whole_slices(stack.masks, stack.indices, model.multiple_px)
-    least_side = partial(settings.least_side, pixel_mm=stack.pixel_mm)
-    return squares_of(stack.masks, stack.indices, model.size_px, settings.roi_context, least_side=least_side)
+    least_side = partial(settings.options.soft_edge.least_side, pixel_mm=stack.pixel_mm)
+    return squares_of(stack.masks, stack.indices, model.size_px, region.context, least_side=least_side)
 
 
 def _assemble(candidate: Candidate, generated: Tensor) -> Repainted:
@@ -221,9 +222,9 @@ def _assemble(candidate: Candidate, generated: Tensor) -> Repainted:
 def _latents_of(models: Models, pieces: list[_Piece], settings: RepaintSettings, look: Look | None) -> Tensor:
     """Scaled latents (P, 4, h, w) of pieces of one size, in as many runs of the sampler as their number needs."""
     model = models.inpainter
-    wide, narrow = batch_sizes(model, pieces[0].patch.image.shape[-1], settings.guided, settings.slice_batch_size)
+    wide, narrow = batch_sizes(model, pieces[0].patch.image.shape[-1], settings.guided, settings.options.run.slice_batch_size)
     noise = _noise(model, pieces, settings)
-    eta = _noise(model, pieces, settings, LOCAL_NOISE) if settings.noise_scale > 0 else None
+    eta = _noise(model, pieces, settings, LOCAL_NOISE) if settings.options.noise.scale > 0 else None
 
     def run(part: slice) -> Tensor:
         own = pieces[part]
@@ -241,7 +242,9 @@ def _noise(model: Inpainter, pieces: list[_Piece], settings: RepaintSettings, pu
     for owner, part in dict.fromkeys((piece.owner, piece.patch.part) for piece in pieces):
         own = [i for i, piece in enumerate(pieces) if (piece.owner, piece.patch.part) == (owner, part)]
         positions = [pieces[i].patch.position for i in own]
-        noise[own] = slice_noise(pieces[own[0]].stack.seed, positions, noise.shape[1:], settings.noise_rho, purpose + part * PURPOSES)
+        noise[own] = slice_noise(
+            pieces[own[0]].stack.seed, positions, noise.shape[1:], settings.options.noise.rho, purpose + part * PURPOSES
+        )
     return noise
 
 
@@ -265,7 +268,7 @@ def _sample(
     denoise = _denoiser(models, pieces, image, hard, context, settings)
     noise = noise.to(model.device, model.dtype)
     trajectory = None
-    if settings.noise_source == "inverted":
+    if settings.options.noise.source == "inverted":
         noise, trajectory = invert_latents(
             denoise,
             model.scheduler,
@@ -277,9 +280,9 @@ def _sample(
             strength=settings.strength,
         )
     if eta is not None:
-        noise = local_noise(noise, eta.to(noise), scale_g=settings.noise_scale, mask=mask)
+        noise = local_noise(noise, eta.to(noise), scale_g=settings.options.noise.scale, mask=mask)
     soft = None
-    if not settings.hard_edge:
+    if not settings.options.soft_edge.hard:
         weights = _stacked([piece.patch.weights for piece in pieces], model)
         soft = F.max_pool2d(weights, model.factor).to(model.dtype)
     return inpaint_latents(
@@ -293,7 +296,7 @@ def _sample(
         context=context,
         negative_context=model.encode_text([settings.negative_prompt]).expand(len(pieces), -1, -1) if settings.guided else None,
         guidance_scale=settings.guidance_scale,
-        guidance_interval=settings.guidance_interval,
+        guidance_interval=settings.options.guidance_interval,
         num_inference_steps=settings.num_inference_steps,
         strength=settings.strength,
         trajectory=trajectory,
@@ -314,7 +317,12 @@ def _encode(model: Inpainter, image: Tensor, hard: Tensor, settings: RepaintSett
     A 9-channel UNet with a hard mask starts from noise alone and puts nothing back: there the image's own latents are not needed.
     """
     count = len(image)
-    needs_clean = not model.takes_mask or not settings.hard_edge or settings.strength < 1.0 or settings.noise_source == "inverted"
+    needs_clean = (
+        not model.takes_mask
+        or not settings.options.soft_edge.hard
+        or settings.strength < 1.0
+        or settings.options.noise.source == "inverted"
+    )
     wanted = [image] * needs_clean + [image * (hard < 0.5)] * model.takes_mask
     pictures = torch.cat(wanted)
     latents = in_batches(lambda part: model.encode(pictures[part]), len(pictures), batch_size)
@@ -329,14 +337,15 @@ def _denoiser(models: Models, pieces: list[_Piece], image: Tensor, hard: Tensor,
         from monai_diffaug.models.semantic_controller import SemanticDenoiser
 
         return SemanticDenoiser(model, models.semantic_controller, images=image, hard=hard, context=context)
-    if models.controlnet is None:
+    control = settings.options.control
+    if models.controlnet is None or not isinstance(control, ControlNet):
         return model.denoiser()
     from monai_diffaug.models.controlnet import ControlledDenoiser
 
-    return ControlledDenoiser(model, models.controlnet, _control(model, pieces, image, settings), scale=settings.control_scale)
+    return ControlledDenoiser(model, models.controlnet, _control(model, pieces, image, control), scale=control.scale)
 
 
-def _control(model: Inpainter, pieces: list[_Piece], image: Tensor, settings: RepaintSettings) -> Tensor:
+def _control(model: Inpainter, pieces: list[_Piece], image: Tensor, options: ControlNet) -> Tensor:
     """(P, 1 or 3, h, w) in [0, 1]: the control images that were given, and those drawn from image and mask where none was."""
     from monai_diffaug.masks.edges import control_image
 
@@ -345,7 +354,7 @@ def _control(model: Inpainter, pieces: list[_Piece], image: Tensor, settings: Re
     if len(held) == len(given):
         return _stacked(held, model)
     core = _stacked([piece.patch.core for piece in pieces], model)
-    drawn = control_image((image + 1) / 2, core, keep_inside=settings.control_inside)
+    drawn = control_image((image + 1) / 2, core, keep_inside=options.inside)
     if not held:
         return drawn
     return torch.stack([own.expand(3, -1, -1) if c is None else c.to(own) for own, c in zip(drawn, given, strict=True)])

@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from monai_diffaug.edit.repaint import Candidate, Look
+from monai_diffaug.edit.validation_options import Screen
 from monai_diffaug.models.inpainter import Inpainter
 from monai_diffaug.models.latent_screen import LatentScreen, load_latent_screen
 from monai_diffaug.models.registry import shared_model, spec_of
 
-__all__ = ["AFTER", "MIN_DICE", "CandidateScreen", "Refused", "latent_core", "screen_dice"]
+__all__ = ["CandidateScreen", "Refused", "latent_core", "screen_dice"]
 
 SLICES_AT_ONCE = 32
-MIN_DICE, AFTER = 0.7, 0.25  # 63 of 65 accepted candidates pass, 33 of 55 rejected are caught: monai_diffaug.studies.screen_savings
 
 
 class Refused(NamedTuple):
@@ -44,22 +44,13 @@ class CandidateScreen:
     batch of the model.
 
     Args:
-        source: "tiny" (embedded), a folder, a ``LatentScreen``, a module or a callable, see ``load_latent_screen``.
-        min_dice: least Dice of what the screen finds with the mask at latent size, pooled over the slices.
-        after: share of the sampling steps, in (0, 1]; 1 looks at the finished latents.
-
-    Raises:
-        ValueError: an option is out of range.
+        options: source, least Dice and time of the look.
     """
 
-    def __init__(self, source: Any = "tiny", min_dice: float = MIN_DICE, after: float = AFTER) -> None:
-        if not 0 <= min_dice <= 1:
-            raise ValueError(f"min_screen_dice must lie in [0, 1], got {min_dice}")
-        if not 0 < after <= 1:
-            raise ValueError(f"screen_after must lie in (0, 1], got {after}")
-        self.spec = spec_of("latent_screen", source)
-        self.min_dice = min_dice
-        self.after = after
+    def __init__(self, options: Screen) -> None:
+        self.spec = spec_of("latent_screen", options.source)
+        self.min_dice = options.min_dice
+        self.after = options.after
 
     def run(self, inpaint: Any, data: Mapping[Hashable, Any]) -> dict[Hashable, Any] | Refused:
         """As ``inpaint(data)``, but for candidates that are refused.

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from monai.transforms import Compose, CopyItemsd
 
+from monai_diffaug.edit.options import ControlNet, InpaintOptions, Noise, Region, SemanticController, SoftEdge
 from monai_diffaug.errors import DroppedSampleError
 from monai_diffaug.presets import WholeImaged
 from monai_diffaug.sampling.seeding import MAX_SEED
@@ -81,8 +82,13 @@ class Generator:
 ArmFactory = Callable[[Sequence[Case], Generator], Callable[[dict[str, Any]], Mapping[Any, Any]]]
 
 
+def _rare(**options: Any) -> InpaintOptions:
+    """The options of all arms, and those of one."""
+    return InpaintOptions(**{"region": Region(context=CONTEXT), **options})
+
+
 def _inpaint(generator: Generator, *, keys: str = "image", label_key: str | None = "label", **options: Any) -> DiffusionLocalInpaintd:
-    settings = {"num_inference_steps": STEPS, "roi_context": CONTEXT, "device": "cpu", **options}
+    settings = {"num_inference_steps": STEPS, "options": _rare(), "device": "cpu", **options}
     return DiffusionLocalInpaintd(keys, label_key=label_key, model=generator.source, **settings)
 
 
@@ -118,8 +124,7 @@ def _outlined_and_repainted(generator: Generator, noise_scale: float) -> Compose
         label_key=None,
         num_inference_steps=INVERTED_STEPS,
         guidance_scale=1.0,
-        noise_source="inverted",
-        noise_scale=noise_scale,
+        options=_rare(noise=Noise(source="inverted", scale=noise_scale)),
     )
     return Compose([OwnLesiond(), outline, repaint])
 
@@ -144,7 +149,7 @@ def _emit_diff(cases: Sequence[Case], generator: Generator) -> Any:
 
 def _emit_diff_merged(cases: Sequence[Case], generator: Generator) -> Any:
     """EMIT-Diff's use of it: real and synthetic slice merged patch by patch, 60 % real; own resolution, strength 0.6, 5 steps."""
-    own_resolution = _from_edges(generator, "synthetic", roi=False, strength=MERGED_STRENGTH, guidance_scale=MERGED_GUIDANCE)
+    own_resolution = _from_edges(generator, "synthetic", whole_slice=True, strength=MERGED_STRENGTH, guidance_scale=MERGED_GUIDANCE)
     twin = [CopyItemsd("image", names="synthetic"), *own_resolution]
     return Compose([*twin, RandPatchMerged("image", synthetic_keys="synthetic")])
 
@@ -155,11 +160,12 @@ def _emit_diff_two_scales(cases: Sequence[Case], generator: Generator) -> Any:
     No published procedure: a small model hardly paints a lesion of a few pixels while it makes a whole slice, and then the label is wrong.
     """
     words, *whole_slice = _from_edges(generator, "image")
-    lesion = _inpaint(generator, label_key=None, mask_key="own", controlnet=generator.named("controlnet"), control_inside=False)
+    outline = ControlNet(generator.named("controlnet"), inside=False)
+    lesion = _inpaint(generator, label_key=None, mask_key="own", options=_rare(control=outline))
     return Compose([words, CopyItemsd("mask", names="own"), *whole_slice, lesion])
 
 
-def _from_edges(generator: Generator, key: str, **options: Any) -> list[Any]:
+def _from_edges(generator: Generator, key: str, *, whole_slice: bool = False, **options: Any) -> list[Any]:
     """Transforms that replace a slice by one made from its edges and the label's outline."""
     settings = {"guidance_scale": WHOLE_SLICE_GUIDANCE, **options}
     return [
@@ -170,9 +176,11 @@ def _from_edges(generator: Generator, key: str, **options: Any) -> list[Any]:
             generator,
             keys=key,
             label_key=None,
-            control_key="edges",
-            controlnet=generator.named("controlnet"),
-            soft_width=0.0,
+            options=_rare(
+                control=ControlNet(generator.named("controlnet"), key="edges"),
+                soft_edge=SoftEdge(width_px_at_512=0.0),
+                region=Region(context=CONTEXT, whole_slice=whole_slice),
+            ),
             **settings,
         ),
     ]
@@ -183,7 +191,8 @@ def _medsoft(cases: Sequence[Case], generator: Generator) -> Any:
 
     Normal images always borrow.
     """
-    return Compose([OwnOrBorrowedLesiond(cases), _inpaint(generator, semantic_controller=generator.named("semantic_controller"))])
+    steered = _rare(control=SemanticController(generator.named("semantic_controller")))
+    return Compose([OwnOrBorrowedLesiond(cases), _inpaint(generator, options=steered)])
 
 
 # None: no synthetic images. A further arm is one line, or "package.module:function" on the command line.

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from monai_diffaug.edit.options import InpaintOptions, Noise
 from monai_diffaug.geometry.slices import from_slices, slice_plane, to_slices
 from monai_diffaug.studies.report import study_parser, write_json
 
@@ -201,7 +202,7 @@ def measure(
                 model,
                 num_inference_steps=num_inference_steps,
                 guidance_scale=guidance_scale,
-                noise_rho=rho,
+                options=InpaintOptions(noise=Noise(rho=rho)),
                 window=volume.window,
                 plane=volume.plane,
                 device="cpu",

@@ -22,7 +22,8 @@ import torch
 from numpy.typing import NDArray
 
 from monai_diffaug.edit.repaint import Candidate, Look
-from monai_diffaug.edit.screening import AFTER, MIN_DICE, CandidateScreen
+from monai_diffaug.edit.screening import CandidateScreen
+from monai_diffaug.edit.validation_options import Screen
 from monai_diffaug.studies.bootstrap import Interval, interval
 from monai_diffaug.studies.classification import auc as ranking_auc
 from monai_diffaug.studies.painted import PROMPTS
@@ -103,7 +104,7 @@ def judge(
     source: str,
     *,
     screen: Any = "tiny",
-    after: float = AFTER,
+    after: float = Screen.after,
     model: Any = "tiny",
     validator: Any = "tiny",
     seed: int = 0,
@@ -112,7 +113,7 @@ def judge(
 ) -> list[Judged]:
     """One candidate a place, screened after a share of the steps and at the end, decoded and judged, whatever the screen says."""
     inpaint = DiffusionLocalInpaint(model, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, device="cpu")
-    validate, judge_latents = LatentValidate(validator, device="cpu"), CandidateScreen(screen)
+    validate, judge_latents = LatentValidate(validator, device="cpu"), CandidateScreen(Screen(screen))
     network = inpaint.inpainter_on(torch.device("cpu"))
     judged = []
     seen: list[float] = []
@@ -182,8 +183,8 @@ def saving(
     places: Sequence[tuple[Region, str]],
     *,
     screen: Any = "tiny",
-    min_screen_dice: float = MIN_DICE,
-    after: float = AFTER,
+    min_screen_dice: float = Screen.min_dice,
+    after: float = Screen.after,
     model: Any = "tiny",
     validator: Any = "tiny",
     seed: int = 0,
@@ -206,11 +207,10 @@ def saving(
         "image", model=model, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, device="cpu"
     )
     common: dict[str, Any] = {"model": validator, "inpaint": inpaint, "on_reject": "retry", "max_tries": max_tries, "device": "cpu"}
-    screened = {"screen": screen, "min_screen_dice": min_screen_dice, **common}
     arms = {
         "no screen": LatentValidated("image", **common),
-        "screen on the way": LatentValidated("image", screen_after=after, **screened),
-        "screen at the end": LatentValidated("image", screen_after=1.0, **screened),
+        "screen on the way": LatentValidated("image", screen=Screen(screen, min_screen_dice, after), **common),
+        "screen at the end": LatentValidated("image", screen=Screen(screen, min_screen_dice, 1.0), **common),
     }
     spent = dict.fromkeys(arms, 0.0)
     same = 0
@@ -259,8 +259,8 @@ def main() -> None:
     parser.add_argument("--validator", default="tiny")
     parser.add_argument("--n", type=int, default=48, help="places in breast ultrasound; a third of it in each other data set")
     parser.add_argument("--n-retry", type=int, default=32, help="places of the comparison with retry")
-    parser.add_argument("--min-screen-dice", type=float, default=MIN_DICE, help="least Dice of the comparison")
-    parser.add_argument("--after", type=float, default=AFTER, help="share of the steps after which the screen looks")
+    parser.add_argument("--min-screen-dice", type=float, default=Screen.min_dice, help="least Dice of the comparison")
+    parser.add_argument("--after", type=float, default=Screen.after, help="share of the steps after which the screen looks")
     args = parser.parse_args()
     torch.set_num_threads(1)
     sampler = {"num_inference_steps": args.steps, "guidance_scale": args.guidance_scale}

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from monai_diffaug.edit.options import InpaintOptions, SemanticController
 from monai_diffaug.geometry.roi import crop, roi_around
 from monai_diffaug.models.inpainter import Inpainter, load_inpainter
 from monai_diffaug.models.registry import shared_model, spec_of
@@ -163,7 +164,7 @@ def measure_repainting(
             sources[0],
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
-            semantic_controller=sources[1] if steered else None,
+            options=InpaintOptions(control=SemanticController(sources[1]) if steered else None),
             device="cpu",
         )
         runs = []

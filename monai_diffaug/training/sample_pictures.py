@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from monai_diffaug.edit.options import ControlNet, InpaintOptions, SemanticController
 from monai_diffaug.files.preview import draw_preview, save_preview
 from monai_diffaug.prompts import compose_prompt
 from monai_diffaug.training.labelled_slices import LabelledSlice
@@ -43,8 +44,7 @@ def draw_inpainted(
     file: Path,
     *,
     seed: int,
-    controlnet: Any = None,
-    semantic_controller: Any = None,
+    control: ControlNet | SemanticController | None = None,
 ) -> None:
     """One row a case: original, mask, the lesion repainted from noise, difference.
 
@@ -53,13 +53,11 @@ def draw_inpainted(
         slices: with one lesion each.
         file: PNG to write.
         seed: of the first case.
-        controlnet, semantic_controller: what steers the inpainter, if anything does.
+        control: network that steers the inpainter; None is the plain model.
     """
     from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaint
 
-    inpaint = DiffusionLocalInpaint(
-        model, controlnet=controlnet, semantic_controller=semantic_controller, window=MODEL_WINDOW, device=str(model.device)
-    )
+    inpaint = DiffusionLocalInpaint(model, window=MODEL_WINDOW, options=InpaintOptions(control=control), device=str(model.device))
     shown = evenly(slices)
     texts = [prompt_of(chosen) for chosen in shown]
     masks = [torch.from_numpy(chosen.lesion[None].astype(np.uint8)) for chosen in shown]

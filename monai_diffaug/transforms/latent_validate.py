@@ -14,8 +14,10 @@ from monai.utils.enums import TransformBackends
 from monai.utils.type_conversion import convert_to_tensor
 from torch import Tensor
 
+from monai_diffaug.edit.options import check_group
 from monai_diffaug.edit.repaint import PURPOSES
 from monai_diffaug.edit.stack import Stack, open_stack
+from monai_diffaug.edit.validation_options import Validator, check_share
 from monai_diffaug.geometry.grids import affine_of, check_finite, check_grid, check_image, plain
 from monai_diffaug.geometry.roi import Roi, crop, paste
 from monai_diffaug.geometry.slices import from_slices, slab_of, slice_plane, to_slices
@@ -80,21 +82,11 @@ class LatentValidate(Transform):
     Args:
         model: "tiny" (embedded), a folder, a network (logits) or a callable (probabilities), see ``load_validator``.
         min_dice: least Dice of prediction and mask (DiffAug's neighbours in the literature: 0.7 to 0.8).
-        min_coverage: least share of the mask that is found.
-        max_false_positive: most predicted area outside the mask, relative to the mask's area, within the dilated box.
-        box_margin: how far that box reaches beyond the mask's bounding box, relative to the box's sides.
-        rim: width of the band around the mask in which a prediction is no false positive, relative to the crop's side: no
-            segmenter agrees with an outline to the pixel, and a lesion of 60 px grown by one pixel has 7 % more area.
-        min_change: least mean absolute change inside the mask, relative to the window's width; needs the original.
         window: intensities the model sees, in the image's unit; None takes 0 to 255 for uint8, else the 0.5 and 99.5 percentiles of the
             original (or of the image).
         plane: "axial", "coronal" or "sagittal", found in the affine.
-        context: side of the crop relative to the mask's longer side.
-        min_side: smallest crop in pixels of the slice.
-        size_px: side the crops are resampled to, for a model that does not say which it wants.
-        batch_size: crops segmented at once.
         device: where the model runs; None means where the image is.
-        dtype: of the spec; the embedded model's step runs in float32 always.
+        options: thresholds and crops, see ``Validator``.
 
     Raises:
         ValueError: a threshold is outside its range.
@@ -107,42 +99,19 @@ class LatentValidate(Transform):
         model: Any = "tiny",
         min_dice: float = 0.7,
         *,
-        min_coverage: float = 0.7,
-        max_false_positive: float = 0.05,
-        box_margin: float = 0.2,
-        rim: float = 0.03,
-        min_change: float = 0.01,
         window: tuple[float, float] | None = None,
         plane: str = "axial",
-        context: float = 2.0,
-        min_side: int = 32,
-        size_px: int = 128,
-        batch_size: int = 8,
         device: torch.device | str | None = None,
-        dtype: str = "float32",
+        options: Validator | None = None,
     ) -> None:
-        for name, value in (("min_dice", min_dice), ("min_coverage", min_coverage), ("min_change", min_change)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} must lie in [0, 1], got {value}")
-        for name, value in (("max_false_positive", max_false_positive), ("box_margin", box_margin), ("rim", rim)):
-            if value < 0:
-                raise ValueError(f"{name} must be 0 or more, got {value}")
-        for name, value, least in (
-            ("batch_size", batch_size, 1),
-            ("size_px", size_px, 8),
-            ("min_side", min_side, 1),
-            ("context", context, 1),
-        ):
-            if value < least:
-                raise ValueError(f"{name} must be {least} or more, got {value}")
-        self.spec = spec_of("validator", model, dtype)
-        self.min_dice, self.min_coverage = min_dice, min_coverage
-        self.max_false_positive, self.box_margin, self.rim = max_false_positive, box_margin, rim
-        self.min_change = min_change
+        options = Validator() if options is None else options
+        check_group("options", options, Validator)
+        check_share("min_dice", min_dice)
+        self.spec = spec_of("validator", model, options.dtype)
+        self.min_dice = min_dice
+        self.options = options
         self.window = window
         self.plane = plane
-        self.context, self.min_side, self.size_px = context, min_side, size_px
-        self.batch_size = batch_size
         self.device = None if device is None else str(device)
 
     def __call__(
@@ -212,14 +181,14 @@ class LatentValidate(Transform):
         """
         device = torch.device(self.device) if self.device else stack.slices.device
         validator = shared_model(self.spec, device, load_validator)
-        size = validator.size_px or self.size_px
-        squares = squares_of(stack.masks, stack.indices, size, self.context, self.min_side)
+        size = validator.size_px or self.options.size_px
+        squares = squares_of(stack.masks, stack.indices, size, self.options.context, self.options.min_side_px)
         in_row = Counter(one.row for one in squares)
         parts = [one.part if in_row[one.row] > 1 else 0 for one in squares]  # noise of their own for squares that share a slice only
         predicted = torch.zeros_like(stack.masks)
         counts = torch.zeros(4, dtype=torch.float64)
-        for start in range(0, len(squares), self.batch_size):
-            chunk = squares[start : start + self.batch_size]
+        for start in range(0, len(squares), self.options.batch_size):
+            chunk = squares[start : start + self.options.batch_size]
             crops = [crop(stack.window.to_model(stack.slices[one.row]), one.roi, size) for one in chunk]
             images = torch.stack(crops).clamp(-1, 1).expand(-1, 3, -1, -1)
             noise = [
@@ -232,7 +201,7 @@ class LatentValidate(Transform):
                 apart = _in_crop(known[one.row], roi, size) & ~target
                 found = probability[0] > 0.5
                 box = self._dilated_box(target)
-                allowed = _grown(target, round(self.rim * size))
+                allowed = _grown(target, round(self.options.rim * size))
                 if apart.any():
                     theirs = self._of_others(found, allowed, apart)
                     found, box = found & ~theirs, box & ~theirs
@@ -243,7 +212,7 @@ class LatentValidate(Transform):
 
     def _of_others(self, found: Tensor, allowed: Tensor, apart: Tensor) -> Tensor:
         """(size, size) bool: where a prediction belongs to the known findings ``apart``, which lie outside the mask."""
-        theirs = apart | (_grown(apart, round(self.rim * len(apart))) & ~allowed)
+        theirs = apart | (_grown(apart, round(self.options.rim * len(apart))) & ~allowed)
         for part in connected_components(found & ~allowed):
             if int((part & theirs).sum()) >= LEAST_KNOWN * int(part.sum()):
                 theirs = theirs | part
@@ -254,7 +223,7 @@ class LatentValidate(Transform):
         box = torch.zeros_like(target)
         rows, columns = torch.nonzero(target.any(1)).flatten(), torch.nonzero(target.any(0)).flatten()
         top, bottom, left, right = int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
-        y, x = round(self.box_margin * (bottom - top)), round(self.box_margin * (right - left))
+        y, x = round(self.options.box_margin * (bottom - top)), round(self.options.box_margin * (right - left))
         box[max(0, top - y) : bottom + y, max(0, left - x) : right + x] = True
         return box
 
@@ -267,13 +236,13 @@ class LatentValidate(Transform):
             reasons.append("the validator found nothing")
         elif score < min_dice:
             reasons.append(f"Dice {score:.2f} < {min_dice:.2f}")
-        if found and coverage < self.min_coverage:
-            reasons.append(f"coverage {coverage:.2f} < {self.min_coverage:.2f}")
-        if false_positive > self.max_false_positive:
-            reasons.append(f"false positives {false_positive:.2f} > {self.max_false_positive:.2f} of the mask")
-        if 0 <= change < self.min_change:
-            reasons.append(f"change {change:.3f} < {self.min_change:.3f} of the window")
-        accepted = not reasons and score >= min_dice and coverage >= self.min_coverage
+        if found and coverage < self.options.min_coverage:
+            reasons.append(f"coverage {coverage:.2f} < {self.options.min_coverage:.2f}")
+        if false_positive > self.options.max_false_positive:
+            reasons.append(f"false positives {false_positive:.2f} > {self.options.max_false_positive:.2f} of the mask")
+        if 0 <= change < self.options.min_change:
+            reasons.append(f"change {change:.3f} < {self.options.min_change:.3f} of the window")
+        accepted = not reasons and score >= min_dice and coverage >= self.options.min_coverage
         return Verdict(accepted, score, coverage, false_positive, change, "; ".join(reasons), predicted)
 
 

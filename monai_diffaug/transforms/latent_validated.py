@@ -13,11 +13,12 @@ import torch
 from monai.config.type_definitions import KeysCollection, NdarrayOrTensor
 from monai.transforms.transform import MapTransform, RandomizableTransform
 from monai.utils.type_conversion import convert_to_dst_type, convert_to_tensor
-from torch import Tensor
 
 from monai_diffaug.data.lesion_bank import LesionBank
+from monai_diffaug.edit.options import check_group
 from monai_diffaug.edit.record import RECORD_POSTFIX, DiffAugRecord, original_key, record_key
-from monai_diffaug.edit.screening import AFTER, MIN_DICE, CandidateScreen, Refused
+from monai_diffaug.edit.screening import CandidateScreen, Refused
+from monai_diffaug.edit.validation_options import Dynamic, Screen, Validator
 from monai_diffaug.errors import DroppedSampleError
 from monai_diffaug.masks.labels import paint_label
 from monai_diffaug.sampling.seeding import draw_seed
@@ -29,7 +30,6 @@ __all__ = ["LatentValidateD", "LatentValidateDict", "LatentValidated"]
 logger = logging.getLogger(__name__)
 
 ON_REJECT = ("original", "retry", "flag", "drop")
-ON_EXHAUSTED = ("original", "flag", "drop")
 COUNTERS = ("accepted", "rejected", "retried")
 SCREENED = "screened"  # a further counter, with a screen
 
@@ -55,31 +55,22 @@ class LatentValidated(RandomizableTransform, MapTransform):
         label_key: label to restore with the image, and where findings are that are there besides; None when there is none.
         label_value: value that the edit paints into the label: of findings that are there besides, and for ``refine_label``. Where the
             label inside the mask holds another, nothing counts as being there besides.
-        model: source of the validator, see ``load_validator``.
-        validator: a ready ``LatentValidate``, or a network or callable to use instead of ``model``.
+        model: the validator: "tiny" (embedded), a folder, a network (logits) or a callable (probabilities), see ``load_validator``; or a
+            ready ``LatentValidate``, whose thresholds, crops, window, plane and device then count.
         inpaint: a ``DiffusionLocalInpaintd`` that is run from here, with seeds drawn here; then nothing has to stand before.
-        screen: judge of a candidate's latents before they are decoded (needs ``inpaint``, a ``DiffusionLocalInpaintd``): "tiny"
-            (embedded), a folder, a module or a callable, see ``load_latent_screen``; None decodes every candidate. One that is refused
-            counts as a try and is rejected unseen; one that passes is decoded and judged as without a screen.
-        min_screen_dice: least Dice of what the screen finds with the mask, at the size of the latents.
-        screen_after: share of the sampling steps after which the screen looks, at the clean latents that are predicted by then: what is
-            refused is spared the other steps too. 1 looks at the finished latents.
+        screen: a ``Screen`` or its source, which refuses candidates by their latents before they are decoded (needs ``inpaint``, a
+            ``DiffusionLocalInpaintd``); None decodes every candidate. A refused candidate counts as a try and is rejected without
+            decoding; one that passes is decoded and judged as without a screen.
         novelty: the training lesions, a ``LesionBank`` or its file, or a ready ``LesionNovelty``: an edit that is nearer to one of them
             than real lesions are to each other is refused like any other, and its reason names the lesion. It looks at grey values
             inside the mask; what it cannot see is said in ``monai_diffaug.data.lesion_bank``.
         on_reject: "original": image, label and mask as they were before the edit; "retry": another seed, up to ``max_tries``, then
-            as ``on_exhausted`` says (needs ``inpaint``); "flag": keep the edit, the record says accepted=False; "drop": raise
+            as ``Validator.on_exhausted`` says (needs ``inpaint``); "flag": keep the edit, the record says accepted=False; "drop": raise
             DroppedSampleError.
         max_tries: candidates at most with "retry"; the first accepted is taken.
-        on_exhausted: what becomes of a sample none of whose candidates was accepted: "original", "flag" or "drop" as above, for the
-            best of them (by its Dice), whose score and reason the record holds in any case. Candidates that the screen refused are
-            the best when there are no others; of these, one is decoded for "flag" only.
-        min_dice, min_coverage, max_false_positive, box_margin, rim, min_change, window, plane, context, min_side, size_px,
-            batch_size, device, dtype: as in ``LatentValidate``; not used when ``validator`` is one.
-        dynamic: raise the least Dice to the ``dynamic_quantile`` of the last ``dynamic_length`` scores, if that is higher; with a screen
-            they are those of candidates that passed it.
-        refine_label: the label of an accepted edit is what the validator found in place of the whole mask (where there is a label).
-        record_postfix: of the edit whose record is filled; None takes that of ``inpaint``, else "diffaug".
+        min_dice, window, plane, device: as in ``LatentValidate``.
+        validator: thresholds, crops and what happens to rejected samples, see ``Validator``.
+        dynamic: a threshold that rises with the scores, see ``Dynamic``; None keeps ``min_dice``.
         prob: chance of validating; with ``inpaint``, of editing at all (then multiplied by the inpainting's own chance).
         allow_missing_keys: skip images that are not there.
 
@@ -102,34 +93,17 @@ class LatentValidated(RandomizableTransform, MapTransform):
         label_key: str | None = None,
         label_value: int = 1,
         model: Any = "tiny",
-        validator: LatentValidate | Callable[[Tensor], Tensor] | None = None,
         inpaint: Callable[[Mapping[Hashable, Any]], dict[Hashable, Any]] | None = None,
-        screen: Any = None,
-        min_screen_dice: float = MIN_DICE,
-        screen_after: float = AFTER,
-        novelty: LesionNovelty | LesionBank | str | Path | None = None,
         on_reject: str = "original",
         max_tries: int = 3,
-        on_exhausted: str = "original",
         min_dice: float = 0.7,
-        min_coverage: float = 0.7,
-        max_false_positive: float = 0.05,
-        box_margin: float = 0.2,
-        rim: float = 0.03,
-        min_change: float = 0.01,
-        dynamic: bool = False,
-        dynamic_quantile: float = 0.3,
-        dynamic_length: int = 256,
-        refine_label: bool = False,
+        validator: Validator | None = None,
+        screen: Any = None,
+        dynamic: Dynamic | None = None,
+        novelty: LesionNovelty | LesionBank | str | Path | None = None,
         window: tuple[float, float] | None = None,
         plane: str = "axial",
-        context: float = 2.0,
-        min_side: int = 32,
-        size_px: int = 128,
-        batch_size: int = 8,
         device: torch.device | str | None = None,
-        dtype: str = "float32",
-        record_postfix: str | None = None,
         prob: float = 1.0,
         allow_missing_keys: bool = False,
     ) -> None:
@@ -141,47 +115,25 @@ class LatentValidated(RandomizableTransform, MapTransform):
             raise ValueError("on_reject='retry' has to inpaint again: pass inpaint=DiffusionLocalInpaintd(...)")
         if screen is not None and not all(hasattr(inpaint, step) for step in ("sample", "finish", "leave")):
             raise ValueError("screen= looks before the decoding: pass inpaint=DiffusionLocalInpaintd(...)")
-        if on_exhausted not in ON_EXHAUSTED:
-            raise ValueError(f"on_exhausted must be one of {', '.join(ON_EXHAUSTED)}, got {on_exhausted!r}")
         if max_tries < 1:
             raise ValueError(f"max_tries must be 1 or more, got {max_tries}")
-        if not 0 <= dynamic_quantile <= 1 or dynamic_length < 1:
-            raise ValueError(
-                f"dynamic_quantile must lie in [0, 1] and dynamic_length be positive, got {dynamic_quantile}, {dynamic_length}"
-            )
-        if refine_label and label_key is None:
+        validator = Validator() if validator is None else validator
+        check_group("validator", validator, Validator)
+        check_group("dynamic", dynamic, Dynamic, type(None))
+        if validator.refine_label and label_key is None:
             raise ValueError("refine_label=True needs label_key (and label_value)")
         self.mask_key, self.label_key, self.label_value = mask_key, label_key, label_value
         self.inpaint = inpaint
-        self.record_postfix = str(record_postfix or getattr(inpaint, "record_postfix", RECORD_POSTFIX))
-        self.screen = None if screen is None else CandidateScreen(screen, min_screen_dice, screen_after)
+        self.record_postfix = str(validator.record_postfix or getattr(inpaint, "record_postfix", RECORD_POSTFIX))
+        self.screen = None if screen is None else CandidateScreen(screen if isinstance(screen, Screen) else Screen(screen))
         self.novelty = LesionNovelty(novelty) if isinstance(novelty, (LesionBank, str, Path)) else novelty
         self.on_reject = on_reject
         self.max_tries = max_tries
-        self.on_exhausted = on_exhausted
-        self.dynamic, self.dynamic_quantile, self.dynamic_length = dynamic, dynamic_quantile, dynamic_length
-        self.refine_label = refine_label
-        self.validator = (
-            validator
-            if isinstance(validator, LatentValidate)
-            else LatentValidate(
-                model if validator is None else validator,
-                min_dice,
-                min_coverage=min_coverage,
-                max_false_positive=max_false_positive,
-                box_margin=box_margin,
-                rim=rim,
-                min_change=min_change,
-                window=window,
-                plane=plane,
-                context=context,
-                min_side=min_side,
-                size_px=size_px,
-                batch_size=batch_size,
-                device=device,
-                dtype=dtype,
-            )
-        )
+        self.options = validator
+        self.dynamic = dynamic
+        self.validator = model
+        if not isinstance(model, LatentValidate):
+            self.validator = LatentValidate(model, min_dice, options=validator, window=window, plane=plane, device=device)
         self.seeds = [0] * max_tries
         self.scores: list[float] = []
         self.statistics: dict[str, int] = {}
@@ -204,9 +156,9 @@ class LatentValidated(RandomizableTransform, MapTransform):
     @property
     def threshold(self) -> float:
         """The least Dice of the next sample: tau = max(min_dice, quantile of the last scores)."""
-        if not self.dynamic or not self.scores:
+        if self.dynamic is None or not self.scores:
             return self.validator.min_dice
-        return max(self.validator.min_dice, float(np.quantile(self.scores, self.dynamic_quantile)))
+        return max(self.validator.min_dice, float(np.quantile(self.scores, self.dynamic.quantile)))
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """The sample with its verdict in the records.
@@ -274,7 +226,7 @@ class LatentValidated(RandomizableTransform, MapTransform):
         self, refused: Refused, originals: Mapping[Hashable, Any], keys: list[Hashable], tries: int
     ) -> dict[Hashable, Any]:
         """The end of a sample all of whose candidates the screen refused: the best of them is decoded if it is to be kept."""
-        fate = self.on_exhausted if self.on_reject == "retry" else self.on_reject
+        fate = self.options.on_exhausted if self.on_reject == "retry" else self.on_reject
         sample = refused.decode() if fate == "flag" else refused.leave()
         self._take_originals(sample, keys)
         records = {key: self._record(sample, key) for key in keys}
@@ -306,7 +258,7 @@ class LatentValidated(RandomizableTransform, MapTransform):
 
         Every edited sample is asked, not just the rejected: a pipeline that cannot put samples back shall fail at its first.
         """
-        needed = [*keys, self.label_key] if self.on_reject == "original" else [self.label_key] if self.refine_label else []
+        needed = [*keys, self.label_key] if self.on_reject == "original" else [self.label_key] if self.options.refine_label else []
         missing = [original_key(key) for key in needed if key is not None and key in sample and key not in originals]
         if missing:
             raise ValueError(
@@ -336,8 +288,8 @@ class LatentValidated(RandomizableTransform, MapTransform):
             if record.applied:
                 verdict = self.validator(sample[key], mask, originals.get(key), known=known, seed=record.seed, min_dice=least)
                 verdicts[key] = verdict if self.novelty is None else verdict.unless_copied(self.novelty(sample[key], mask))
-        if self.dynamic:
-            self.scores = [*self.scores, *(verdict.score for verdict in verdicts.values())][-self.dynamic_length :]
+        if self.dynamic is not None:
+            self.scores = [*self.scores, *(verdict.score for verdict in verdicts.values())][-self.dynamic.length :]
         return verdicts
 
     def _conclude(
@@ -351,7 +303,7 @@ class LatentValidated(RandomizableTransform, MapTransform):
         """Write the records, then keep, refine, restore or drop."""
         self.statistics["accepted" if accepted else "rejected"] += 1
         reasons = "; ".join(verdict.reason for verdict in verdicts.values() if verdict.reason)
-        fate = self.on_exhausted if self.on_reject == "retry" else self.on_reject
+        fate = self.options.on_exhausted if self.on_reject == "retry" else self.on_reject
         restored = not accepted and fate == "original"
         for key, verdict in verdicts.items():
             records[key].score, records[key].accepted = verdict.score, accepted
@@ -361,7 +313,7 @@ class LatentValidated(RandomizableTransform, MapTransform):
             raise DroppedSampleError(f"sample rejected: {reasons}")
         if restored:
             sample.update(originals)
-        elif accepted and self.refine_label and self.label_key in originals:
+        elif accepted and self.options.refine_label and self.label_key in originals:
             sample[self.label_key] = self._refined(originals[self.label_key], verdicts)
         sample.update({self.record_key(key): record.as_dict() for key, record in records.items()})
         logger.debug("accepted %s: %s", accepted, reasons)

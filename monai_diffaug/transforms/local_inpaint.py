@@ -12,13 +12,13 @@ from monai.config import NdarrayOrTensor
 from monai.data.meta_tensor import MetaTensor
 from torch import Tensor
 
+from monai_diffaug.edit.options import ControlNet, InpaintOptions, RepaintSettings, check_group
 from monai_diffaug.edit.record import EMPTY_BECAUSE, DiffAugRecord
 from monai_diffaug.edit.repaint import (
     Candidate,
     Look,
     Models,
     Repainted,
-    RepaintSettings,
     decode_candidates,
     sample_candidates,
     soft_region,
@@ -81,34 +81,13 @@ class DiffusionLocalInpaint(SeededTransform):
         num_inference_steps: steps of a full run.
         guidance_scale: classifier-free guidance; <= 1 switches it off and halves the UNet's work.
         negative_prompt: what the unconditional branch is told.
-        noise_rho: correlation of the initial noise of neighbouring slices, in [0, 1].
-        noise_source: "random", or "inverted": the noise that the sampler would turn into the image itself (DDIM inversion, two
-            more UNet evaluations a step and twelve at the last), so that ``noise_scale`` is the distance to the original.
-        noise_scale: share g of fresh noise under the mask, sqrt(1 - g^2) eps + g eta, in [0, 1]. With "random" it moves a result
-            away from its g = 0 twin, with "inverted" away from the original (MILA-TMGDiff).
-        guidance_interval: share of the steps, from the noisiest on, in which guidance acts; outside it a step costs half.
         window: intensity range the model sees in the image's unit, e.g. (-160, 240) HU; default the image's 0.5 and
             99.5 percentiles (0 to 255 for uint8).
         plane: anatomical plane of the slices of a 3-D image: "axial", "coronal" or "sagittal".
-        soft_width: width of the soft edge, standard deviation in pixels when the region is 512 pixels wide; 0 is hard.
-        soft_width_mm: the same width in millimetres (2-D images without an affine: pixels); takes the place of ``soft_width``.
-        soft_mode: "grow", "inner" or "centre", see ``monai_diffaug.masks.soft_edge.soft_mask``.
         label_value: the class id that the edit paints into the label; 0 erases.
-        slice_batch_size: slices in one model call; None takes what fits into the GPU's memory or a CPU's cache. Halved when memory
-            runs out, with the same result.
-        roi: repaint a square around the mask, or around each lesion of several far apart, at the model's size; False: whole slices.
-        roi_context: side of that square as a multiple of the mask's extent.
-        controlnet: a ControlNet that keeps edges: "tiny" (embedded), a folder, a hub id or a live diffusers ControlNetModel.
-        control_scale: its strength; 0 is the plain model.
-        control_inside: edges of the image inside the mask are kept too, else only the mask's outline is drawn. Without a given
-            control image; ``EdgeMapd`` and ``control_key`` give one.
-        semantic_controller: a Medical Semantic Controller that predicts what the mask hides (MedSoft-Diffusion): "tiny" (embedded), a
-            folder or a live ``SemanticModel``; not together with a ControlNet.
-        compile: send the model's repeated blocks through ``torch.compile`` (a C++ compiler is needed; the first calls are slow), and on
-            a GPU replay the UNet as a CUDA graph, one for each shape.
+        options: noise, soft edge, region, control network and run, see ``InpaintOptions``.
         on_error: "raise", or "passthrough": log, return the input untouched and say why in the record.
         device: where the model runs; default the image's device.
-        dtype: floating type of the weights, "float32", "bfloat16" or "float16".
         prob: probability of being applied.
 
     Raises:
@@ -123,27 +102,12 @@ class DiffusionLocalInpaint(SeededTransform):
         num_inference_steps: int = 12,
         guidance_scale: float = 3.0,
         negative_prompt: str = "",
-        noise_rho: float = 0.0,
-        noise_source: str = "random",
-        noise_scale: float = 0.0,
-        guidance_interval: Sequence[float] = (0.0, 1.0),
         window: Sequence[float] | None = None,
         plane: str = "axial",
-        soft_width: float = 4.0,
-        soft_width_mm: float | None = None,
-        soft_mode: str = "grow",
         label_value: int = 1,
-        slice_batch_size: int | None = None,
-        roi: bool = True,
-        roi_context: float = 2.0,
-        controlnet: Any = None,
-        control_scale: float = 1.0,
-        control_inside: bool = True,
-        semantic_controller: Any = None,
-        compile: bool = False,
+        options: InpaintOptions | None = None,
         on_error: str = "raise",
         device: str | torch.device | None = None,
-        dtype: str = "float32",
         prob: float = 1.0,
     ) -> None:
         SeededTransform.__init__(self, prob)
@@ -151,33 +115,18 @@ class DiffusionLocalInpaint(SeededTransform):
             raise ValueError(f"on_error must be one of {', '.join(ON_ERROR)}, got {on_error!r}")
         if window is not None and len(window) != 2:
             raise ValueError(f"window must be (low, high), got {window}")
-        if len(guidance_interval) != 2:
-            raise ValueError(f"guidance_interval must be (begin, end), got {guidance_interval}")
-        self.spec = spec_of("inpainter", model, dtype, compile=compile)
-        if controlnet is not None and semantic_controller is not None:
-            raise ValueError("controlnet= and semantic_controller= steer the same UNet and do not combine; give one of them")
-        self.controlnet = None if controlnet is None else spec_of("controlnet", controlnet, dtype)
-        self.semantic_controller = None if semantic_controller is None else spec_of("semantic_controller", semantic_controller, dtype)
+        options = InpaintOptions() if options is None else options
+        check_group("options", options, InpaintOptions)
         self.settings = RepaintSettings(
             strength=strength,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             negative_prompt=negative_prompt,
-            noise_rho=noise_rho,
-            noise_source=noise_source,
-            noise_scale=noise_scale,
-            guidance_interval=(float(guidance_interval[0]), float(guidance_interval[1])),
             window=None if window is None else Window(float(window[0]), float(window[1])),
             plane=plane,
-            soft_width=soft_width,
-            soft_width_mm=soft_width_mm,
-            soft_mode=soft_mode,
-            slice_batch_size=slice_batch_size,
-            roi=roi,
-            roi_context=roi_context,
-            control_scale=control_scale,
-            control_inside=control_inside,
+            options=options.with_spec(),
         )
+        self.spec = spec_of("inpainter", model, options.run.dtype, compile=options.run.compile)
         self.label_value = label_value
         self.on_error = on_error
         self.device = None if device is None else str(device)
@@ -329,16 +278,17 @@ class DiffusionLocalInpaint(SeededTransform):
     def _models(self, device: torch.device) -> Models:
         inpainter = self.inpainter_on(device)
         place, dtype = inpainter.device, str(inpainter.dtype).removeprefix("torch.")  # of a live one: where and as it is
-        controlnet = semantic_controller = None
-        if self.controlnet is not None:
+        control = self.settings.options.control
+        if control is None:
+            return Models(inpainter)
+        spec = replace(control.source, dtype=dtype)
+        if isinstance(control, ControlNet):
             from monai_diffaug.models.controlnet import load_controlnet
 
-            controlnet = shared_model(replace(self.controlnet, dtype=dtype), place, load_controlnet)
-        if self.semantic_controller is not None:
-            from monai_diffaug.models.semantic_controller import load_semantic_controller
+            return Models(inpainter, controlnet=shared_model(spec, place, load_controlnet))
+        from monai_diffaug.models.semantic_controller import load_semantic_controller
 
-            semantic_controller = shared_model(replace(self.semantic_controller, dtype=dtype), place, load_semantic_controller)
-        return Models(inpainter, controlnet, semantic_controller)
+        return Models(inpainter, semantic_controller=shared_model(spec, place, load_semantic_controller))
 
     def _open(self, sample: _Sample) -> Stack:
         """The sample as a stack of slices, checked."""
@@ -350,8 +300,8 @@ class DiffusionLocalInpaint(SeededTransform):
             check_label_value(sample.label.dtype, self.label_value)
         if sample.control is not None:
             check_grid("control", sample.control, img, channels=(1, 3))
-            if self.controlnet is None:
-                raise ValueError("a control image was given, but no ControlNet: set controlnet= (control_key= needs it)")
+            if not isinstance(self.settings.options.control, ControlNet):
+                raise ValueError("a control image was given, but no ControlNet: set options=InpaintOptions(control=ControlNet(...))")
         volume, region = plain(img), plain(sample.mask)
         affine = affine_of(img)
         plane = slice_plane(affine, self.settings.plane, volume.ndim - 1)

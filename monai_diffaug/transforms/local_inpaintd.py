@@ -9,7 +9,8 @@ import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
 
-from monai_diffaug.edit.record import RECORD_POSTFIX, original_key, record_key
+from monai_diffaug.edit.options import InpaintOptions
+from monai_diffaug.edit.record import original_key, record_key
 from monai_diffaug.edit.repaint import Look
 from monai_diffaug.geometry.grids import required
 from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaint, Edit, Sampled
@@ -22,17 +23,15 @@ class DiffusionLocalInpaintd(SeededTransform, MapTransform):
     """Repaint each image inside its mask, slice by slice; voxels outside the soft mask stay bit-identical.
 
     Writes the image, the label and a record ``{key}_diffaug`` (see ``monai_diffaug.edit.record``), with the same keys
-    whether it was triggered or not. All options of ``DiffusionLocalInpaint`` apply.
+    whether it was triggered or not. The other arguments are those of ``DiffusionLocalInpaint``.
 
     Args:
         keys: images to repaint, each (C, H, W[, D]), any intensity unit.
         mask_key: region to repaint on the same grid; non-zero means repaint.
         prompt_key: the text, as ``TextPromptd`` writes it.
         label_key: label to paint ``label_value`` into; None leaves labels alone.
-        control_key: what the ControlNet is shown, as ``EdgeMapd`` writes it; None draws it from image and mask.
         keep_original: hand image, label and mask on untouched, by reference, as ``{key}_original`` for a
             ``LatentValidated`` that follows and takes them out again.
-        record_postfix: the record is ``{key}_{record_postfix}``: another one for a second edit of an image, which would overwrite it.
         prob: probability of being applied.
         allow_missing_keys: skip images that a sample lacks, and repaint samples without a label all the same.
 
@@ -48,35 +47,18 @@ class DiffusionLocalInpaintd(SeededTransform, MapTransform):
         prompt_key: str = "prompt",
         label_key: str | None = None,
         label_value: int = 1,
-        control_key: str | None = None,
-        keep_original: bool = False,
         model: Any = "tiny",
         strength: float = 1.0,
         num_inference_steps: int = 12,
         guidance_scale: float = 3.0,
         negative_prompt: str = "",
-        noise_rho: float = 0.0,
-        noise_source: str = "random",
-        noise_scale: float = 0.0,
-        guidance_interval: Sequence[float] = (0.0, 1.0),
         window: Sequence[float] | None = None,
         plane: str = "axial",
-        soft_width: float = 4.0,
-        soft_width_mm: float | None = None,
-        soft_mode: str = "grow",
-        slice_batch_size: int | None = None,
-        roi: bool = True,
-        roi_context: float = 2.0,
-        controlnet: Any = None,
-        control_scale: float = 1.0,
-        control_inside: bool = True,
-        semantic_controller: Any = None,
-        compile: bool = False,
-        on_error: str = "raise",
+        options: InpaintOptions | None = None,
         device: str | torch.device | None = None,
-        dtype: str = "float32",
-        record_postfix: str = RECORD_POSTFIX,
         prob: float = 1.0,
+        keep_original: bool = False,
+        on_error: str = "raise",
         allow_missing_keys: bool = False,
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
@@ -87,34 +69,27 @@ class DiffusionLocalInpaintd(SeededTransform, MapTransform):
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             negative_prompt=negative_prompt,
-            noise_rho=noise_rho,
-            noise_source=noise_source,
-            noise_scale=noise_scale,
-            guidance_interval=guidance_interval,
             window=window,
             plane=plane,
-            soft_width=soft_width,
-            soft_width_mm=soft_width_mm,
-            soft_mode=soft_mode,
             label_value=label_value,
-            slice_batch_size=slice_batch_size,
-            roi=roi,
-            roi_context=roi_context,
-            controlnet=controlnet,
-            control_scale=control_scale,
-            control_inside=control_inside,
-            semantic_controller=semantic_controller,
-            compile=compile,
-            on_error=on_error,
+            options=options,
             device=device,
-            dtype=dtype,
+            on_error=on_error,
         )
         self.mask_key = mask_key
         self.prompt_key = prompt_key
         self.label_key = label_key
-        self.control_key = control_key
         self.keep_original = keep_original
-        self.record_postfix = record_postfix
+
+    @property
+    def control_key(self) -> str | None:
+        """Key of the control image; None draws it from image and mask."""
+        return self.inpaint.settings.options.control_key
+
+    @property
+    def record_postfix(self) -> str:
+        """Postfix of the record's key."""
+        return self.inpaint.settings.options.record_postfix
 
     def record_key(self, key: Hashable) -> str:
         """Where the record of the edit of image ``key`` is written."""

@@ -134,7 +134,7 @@ def test_a_training_step_on_the_output_reaches_the_weights(inpaint, samples) -> 
 
 
 def validated(inpaint) -> LatentValidated:
-    return LatentValidated("image", inpaint=inpaint(), validator=lambda images: torch.ones_like(images[:, :1]), on_reject="flag")
+    return LatentValidated("image", inpaint=inpaint(), model=lambda images: torch.ones_like(images[:, :1]), on_reject="flag")
 
 
 TRANSFORMS = {

@@ -21,6 +21,7 @@ from monai.data import DataLoader, Dataset, SmartCacheDataset
 from monai.transforms import Compose
 
 from monai_diffaug.commands.cli import main
+from monai_diffaug.edit.options import InpaintOptions, Run, SoftEdge
 from monai_diffaug.errors import DroppedSampleError, GridMismatchError
 from monai_diffaug.files.image_file import read_picture, write_picture
 from monai_diffaug.geometry.slices import PLANES, from_slices, slice_plane, to_slices
@@ -44,7 +45,7 @@ def innermost(error: BaseException) -> BaseException:
 def test_memory_that_runs_out_in_the_middle_of_a_volume_changes_nothing_but_the_batch(inpaint, samples, monkeypatch) -> None:
     (volume,) = samples(1, (30, 32, 9))
     volume["mask"][..., 1:8] = volume["mask"][..., 1:2]
-    transform = inpaint(slice_batch_size=4)
+    transform = inpaint(options=InpaintOptions(run=Run(slice_batch_size=4)))
     expected = transform.edit(volume, seed=3)
     from diffusers import UNet2DConditionModel
 
@@ -89,7 +90,7 @@ def nothing_found(images: torch.Tensor) -> torch.Tensor:
 def test_a_validator_that_always_rejects_gives_back_every_original(on_reject, inpaint, samples, unet_calls) -> None:
     items = samples(3)
     transform = LatentValidated(
-        "image", label_key="label", inpaint=inpaint(), validator=nothing_found, on_reject=on_reject, max_tries=2
+        "image", label_key="label", inpaint=inpaint(), model=nothing_found, on_reject=on_reject, max_tries=2
     ).set_random_state(seed=1)
     tries = 2 if on_reject == "retry" else 1
     (batch,) = DataLoader(Dataset(items, transform), batch_size=3)
@@ -101,7 +102,7 @@ def test_a_validator_that_always_rejects_gives_back_every_original(on_reject, in
 
 
 def test_a_dropped_sample_is_an_error_of_its_own(inpaint, sample) -> None:
-    transform = LatentValidated("image", inpaint=inpaint(), validator=nothing_found, on_reject="drop")
+    transform = LatentValidated("image", inpaint=inpaint(), model=nothing_found, on_reject="drop")
     with pytest.raises(RuntimeError) as raised:
         Compose([transform])(sample)
     assert isinstance(innermost(raised.value), DroppedSampleError)
@@ -166,7 +167,9 @@ def test_odd_images_keep_their_type_their_finiteness_and_every_voxel_outside(nam
     if cover == "part":
         mask[0, : max(1, mask.shape[1] // 2), : max(1, mask.shape[2] // 2)] = 1
     before = image.copy()
-    result = Compose([inpaint(soft_width=0, label_key=None)])({"image": image, "mask": mask, "prompt": PROMPT})
+    result = Compose([inpaint(options=InpaintOptions(soft_edge=SoftEdge(width_px_at_512=0)), label_key=None)])(
+        {"image": image, "mask": mask, "prompt": PROMPT}
+    )
     after = result["image"]
     assert isinstance(after, np.ndarray) and after.dtype == image.dtype and after.shape == image.shape
     assert np.array_equal(image, before) and np.isfinite(after.astype(np.float64)).all()

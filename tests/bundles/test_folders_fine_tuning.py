@@ -18,6 +18,7 @@ from PIL import Image
 
 from monai_diffaug.bundles.folders import bundle_folder, copy_bundle
 from monai_diffaug.commands.train import RECIPES
+from monai_diffaug.edit.options import ControlNet, InpaintOptions, SemanticController
 from monai_diffaug.transforms.latent_validate import LatentValidate
 from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaint
 from monai_diffaug.transforms.medsam_mask import MedSAMMask
@@ -80,10 +81,9 @@ def works(recipe: str, folder: str, inpainter: str) -> bool:
         return 0 <= LatentValidate(folder)(IMAGE, MASK).score <= 1
     if recipe == "medsam":
         return tuple(MedSAMMask(box=(20, 20, 40, 40), model=folder)(IMAGE).shape) == (1, 64, 64)
-    parts = {"model": inpainter, "num_inference_steps": 1, ("model" if recipe == "inpaint" else "controlnet"): folder}
-    if recipe == "semantic_controller":
-        parts = {"model": inpainter, "num_inference_steps": 1, "semantic_controller": folder}
-    return bool(DiffusionLocalInpaint(**parts).apply(IMAGE, MASK, "mass", seed=0).record["applied"])
+    control = {"controlnet": ControlNet, "semantic_controller": SemanticController}.get(recipe)
+    model, options = (folder, None) if control is None else (inpainter, InpaintOptions(control=control(folder)))
+    return bool(DiffusionLocalInpaint(model, num_inference_steps=1, options=options).apply(IMAGE, MASK, "mass", seed=0).record["applied"])
 
 
 @pytest.mark.parametrize("recipe", NAMES)

@@ -14,6 +14,7 @@ from torch import nn
 from monai_diffaug.commands import train
 from monai_diffaug.commands.arguments import WrongInputError
 from monai_diffaug.commands.cli import _explain
+from monai_diffaug.edit.options import InpaintOptions, SemanticController
 from monai_diffaug.training.run_settings import TrainingInputError
 
 
@@ -107,8 +108,8 @@ def test_a_semantic_controller_is_trained_for_the_given_encoder_and_loads(tmp_pa
     small = ("--steps", "2", "--batch-size", "2", "--pictures", "0")
     chosen = options(*arguments, *small, "--encoder", "tiny")
     assert chosen.run(chosen) == 0
-    assert f"semantic_controller='{out}'" in capsys.readouterr().out
-    inpaint = DiffusionLocalInpaint(random_inpainter, semantic_controller=str(out), num_inference_steps=1)
+    assert f"SemanticController('{out}')" in capsys.readouterr().out
+    inpaint = DiffusionLocalInpaint(random_inpainter, options=InpaintOptions(control=SemanticController(str(out))), num_inference_steps=1)
     assert inpaint.apply(np.random.rand(1, 64, 64), np.ones((1, 64, 64)), "mass", seed=0).record["applied"]
     assert json.loads((out / "training/settings.json").read_text())["data"].startswith("1 lesions, ")
     with pytest.raises(TrainingInputError, match="leave out --lora"):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
+from monai_diffaug.edit.options import InpaintOptions, Noise, Region, Run, SoftEdge
 from monai_diffaug.models.controlnet import ControlledDenoiser, build_controlnet
 from monai_diffaug.studies.speed import timed_models as benchmark_models
 from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaint
@@ -39,7 +40,7 @@ def test_an_edit_comes_back_where_its_image_was(gpu: Gpu, random_inpainter: str,
 def test_label_mask_and_volume_may_be_on_different_devices(gpu: Gpu, random_inpainter: str) -> None:
     image, mask = picture(32, 40, 5)
     volume = MetaTensor((image * 2000 - 1000).to(torch.int16), affine=torch.diag(torch.tensor([-1.0, 1, 2, 1]))).to("cuda")
-    inpaint = DiffusionLocalInpaint(random_inpainter, num_inference_steps=2, noise_rho=0.5)
+    inpaint = DiffusionLocalInpaint(random_inpainter, num_inference_steps=2, options=InpaintOptions(noise=Noise(rho=0.5)))
     edit = inpaint.apply(volume, mask, [(0.5, "a cyst"), (0.5, "a mass")], mask.to(torch.uint8), seed=1)
     assert edit.image.device == GPU and edit.image.dtype == torch.int16 and edit.label.device == CPU
     alone = inpaint.apply(volume.cpu(), mask, [(0.5, "a cyst"), (0.5, "a mass")], seed=1)
@@ -52,10 +53,10 @@ def test_label_mask_and_volume_may_be_on_different_devices(gpu: Gpu, random_inpa
     ("channels", "options"),
     [
         (4, {"strength": 0.5}),
-        (9, {"noise_source": "inverted", "noise_scale": 0.3, "num_inference_steps": 1}),
-        (4, {"noise_source": "inverted", "strength": 0.5}),
-        (9, {"guidance_interval": (0.0, 0.5), "soft_width": 0.0}),
-        (9, {"soft_width_mm": 1.5, "roi": False, "guidance_scale": 1.0}),
+        (9, {"options": InpaintOptions(noise=Noise(source="inverted", scale=0.3)), "num_inference_steps": 1}),
+        (4, {"options": InpaintOptions(noise=Noise(source="inverted")), "strength": 0.5}),
+        (9, {"options": InpaintOptions(guidance_interval=(0.0, 0.5), soft_edge=SoftEdge(0.0))}),
+        (9, {"options": InpaintOptions(soft_edge=SoftEdge(width_mm=1.5), region=Region(whole_slice=True)), "guidance_scale": 1.0}),
     ],
 )
 def test_every_option_gives_on_a_gpu_what_it_gives_on_the_cpu(
@@ -86,22 +87,28 @@ def test_every_scheduler_runs_on_a_gpu_and_a_step_waits_for_nothing(gpu: Gpu, ra
 @pytest.mark.parametrize(("dtype", "name"), [("float16", ""), ("float16", "controlnet"), ("bfloat16", "semantic")])
 def test_half_precision_runs_with_all_that_steers(gpu: Gpu, random_inpainter: str, steering: Any, dtype: str, name: str) -> None:
     image, mask = picture()
-    result = edited(image.to("cuda"), mask, random_inpainter, dtype=dtype, num_inference_steps=1, **steering.get(name, {}))
+    options = InpaintOptions(run=Run(dtype=dtype), control=steering.get(name))
+    result = edited(image.to("cuda"), mask, random_inpainter, options=options, num_inference_steps=1)
     assert result.device == GPU and result.dtype == torch.float32 and bool(torch.isfinite(result).all())
 
 
 @pytest.mark.parametrize("name", ["controlnet", "semantic"])
 def test_what_steers_gives_on_a_gpu_what_it_gives_on_the_cpu(gpu: Gpu, random_inpainter: str, steering: Any, name: str) -> None:
     image, mask = picture()
-    expected = edited_on_cpu(image, mask, random_inpainter, **steering[name])
-    torch.testing.assert_close(on_cpu(edited(image.to("cuda"), mask, random_inpainter, **steering[name])), expected, rtol=0, atol=1e-2)
+    expected = edited_on_cpu(image, mask, random_inpainter, options=InpaintOptions(control=steering[name]))
+    torch.testing.assert_close(
+        on_cpu(edited(image.to("cuda"), mask, random_inpainter, options=InpaintOptions(control=steering[name]))),
+        expected,
+        rtol=0,
+        atol=1e-2,
+    )
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("controlnet", torch.float32), ("semantic", torch.bfloat16)])
 def test_what_steers_goes_where_a_live_inpainter_is(gpu: Gpu, random_inpainter: str, steering: Any, name: str, dtype: torch.dtype) -> None:
     live = benchmark_models.in_precision(loaded(random_inpainter, GPU), dtype)
     image, mask = picture()
-    assert edited(image, mask, live, num_inference_steps=1, **steering[name]).device == CPU
+    assert edited(image, mask, live, num_inference_steps=1, options=InpaintOptions(control=steering[name])).device == CPU
 
 
 def test_a_live_pipeline_may_keep_vae_and_text_encoder_in_float32(gpu: Gpu, random_inpainter: str) -> None:

@@ -10,6 +10,7 @@ from monai.data import MetaTensor, list_data_collate
 from torch import Tensor
 
 from monai_diffaug.data.lesion_bank import LesionBank
+from monai_diffaug.edit.validation_options import Dynamic, Screen, Validator
 from monai_diffaug.models.latent_screen import ScreenConfig, ScreenNetwork
 from monai_diffaug.transforms.batch import BatchLocalInpaint, PrepareBatchInpaint
 from monai_diffaug.transforms.edge_map import EdgeMap
@@ -55,16 +56,25 @@ def test_screened_retries_with_a_guard_run_on_a_gpu(gpu: Gpu, random_inpainter: 
     bank = LesionBank.of([{key: value.to("cuda") for key, value in sample.items()} for sample in samples])
     image, mask = (MetaTensor(part).to("cuda") for part in picture())
     inpaint = DiffusionLocalInpaintd("image", label_key="label", model=random_inpainter, num_inference_steps=2)
-    common: dict[str, Any] = {"label_key": "label", "inpaint": inpaint, "refine_label": True, "validator": lambda x: x[:, :1] * 0 + 1}
+    common: dict[str, Any] = {"label_key": "label", "inpaint": inpaint, "model": lambda x: x[:, :1] * 0 + 1}
     screen = ScreenNetwork(ScreenConfig())
     for least in (0.0, 1.0):
         validated = LatentValidated(
-            "image", screen=screen, min_screen_dice=least, screen_after=0.5, novelty=bank, on_reject="retry", on_exhausted="flag",
-            max_tries=2, min_dice=1.0, dynamic=True, **common,
-        )  # fmt: skip
+            "image",
+            screen=Screen(screen, min_dice=least, after=0.5),
+            validator=Validator(on_exhausted="flag", refine_label=True),
+            dynamic=Dynamic(),
+            novelty=bank,
+            on_reject="retry",
+            max_tries=2,
+            min_dice=1.0,
+            **common,
+        )
         result = validated({"image": image, "mask": mask, "label": mask, "prompt": "a cyst"})
         assert result["image"].device == result["label"].device == GPU
-    accepting = LatentValidated("image", min_dice=0.0, max_false_positive=9.0, min_change=0.0, **common)
+    accepting = LatentValidated(
+        "image", min_dice=0.0, validator=Validator(max_false_positive=9.0, min_change=0.0, refine_label=True), **common
+    )
     refined = accepting({"image": image, "mask": mask, "label": mask.cpu(), "prompt": "a cyst"})
     assert refined["image_diffaug"]["accepted"] and refined["label"].device == CPU
 

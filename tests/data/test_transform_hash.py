@@ -13,6 +13,7 @@ from monai.data import PersistentDataset
 from monai.transforms import Compose, EnsureChannelFirstd, EnsureTyped, LoadImaged, Orientationd, RandFlipd, RandRotated, Spacingd
 
 from monai_diffaug.data.transform_hash import transform_hashing
+from monai_diffaug.edit.validation_options import Dynamic
 from monai_diffaug.transforms.cached_random import CachedRandomd
 from monai_diffaug.transforms.latent_validated import LatentValidated
 from monai_diffaug.transforms.local_inpaintd import DiffusionLocalInpaintd
@@ -56,7 +57,7 @@ OURS = {
     "inpaint": lambda model: DiffusionLocalInpaintd("image", model=model, num_inference_steps=1),
     "soft": lambda model: SoftMaskd("mask"),
     "validate": lambda model: LatentValidated(
-        "image", inpaint=DiffusionLocalInpaintd("image", model=model, num_inference_steps=1), dynamic=True, on_reject="flag"
+        "image", inpaint=DiffusionLocalInpaintd("image", model=model, num_inference_steps=1), dynamic=Dynamic(), on_reject="flag"
     ),
     "cached": lambda model: CachedRandomd(DiffusionLocalInpaintd("image", model=model, num_inference_steps=1), seed=1, id_key="id"),
 }
@@ -133,7 +134,7 @@ def test_a_function_counts_by_what_it_closes_over() -> None:
 def test_live_networks_count_by_their_weights() -> None:
     def validator(seed: int) -> LatentValidated:
         torch.manual_seed(seed)
-        return LatentValidated("image", validator=torch.nn.Conv2d(1, 1, 3))
+        return LatentValidated("image", model=torch.nn.Conv2d(1, 1, 3))
 
     assert transform_hashing(validator(1)) == transform_hashing(validator(1)) != transform_hashing(validator(2))
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
+from monai_diffaug.edit.options import ControlNet, InpaintOptions, Noise, Region, Run, SoftEdge
 from monai_diffaug.models.inpainter import Inpainter, load_inpainter
 from monai_diffaug.models.lean_unet import LeanUnet
 from monai_diffaug.models.registry import ModelSpec
@@ -51,26 +52,33 @@ def edit(transform: DiffusionLocalInpaint, **named: object) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "names"),
+    ("group", "option", "value", "names"),
     [
-        ("noise_source", "guessed", "random, inverted"),
-        ("noise_scale", 1.5, r"\[0, 1\]"),
-        ("guidance_interval", (0.6, 0.2), "begin < end"),
-        ("guidance_interval", (0.5,), r"\(begin, end\)"),
-        ("soft_width_mm", -1.0, ">= 0 mm"),
-        ("control_scale", -1.0, ">= 0"),
-        ("slice_batch_size", 0, ">= 1"),
+        (Noise, "rho", -0.1, r"\[0, 1\]"),
+        (Noise, "source", "guessed", "random, inverted"),
+        (Noise, "scale", 1.5, r"\[0, 1\]"),
+        (InpaintOptions, "guidance_interval", (0.6, 0.2), "begin < end"),
+        (InpaintOptions, "guidance_interval", (0.5,), r"\(begin, end\)"),
+        (SoftEdge, "width_px_at_512", -1.0, ">= 0 pixels"),
+        (SoftEdge, "width_mm", -1.0, ">= 0 mm"),
+        (SoftEdge, "mode", "x", "grow, inner, centre"),
+        (Region, "context", 0.5, ">= 1"),
+        (ControlNet, "scale", -1.0, ">= 0"),
+        (Run, "slice_batch_size", 0, ">= 1"),
     ],
 )
-def test_an_option_out_of_range_is_refused_with_its_range(option, value, names) -> None:
+def test_an_option_out_of_range_is_refused_with_its_range(group, option, value, names) -> None:
     with pytest.raises(ValueError, match=names):
-        DiffusionLocalInpaint(**{option: value})
+        group(**{option: value})
 
 
 def test_noise_scale_moves_the_result_away_from_its_twin_and_zero_is_the_twin(fast) -> None:
     plain = edit(DiffusionLocalInpaint(**fast))
-    assert torch.equal(plain, edit(DiffusionLocalInpaint(**fast, noise_scale=0.0)))
-    distance = [float((edit(DiffusionLocalInpaint(**fast, noise_scale=g)) - plain).abs().mean()) for g in (0.2, 0.6, 1.0)]
+    assert torch.equal(plain, edit(DiffusionLocalInpaint(**fast, options=InpaintOptions(noise=Noise(scale=0.0)))))
+    distance = [
+        float((edit(DiffusionLocalInpaint(**fast, options=InpaintOptions(noise=Noise(scale=g)))) - plain).abs().mean())
+        for g in (0.2, 0.6, 1.0)
+    ]
     assert 0 < distance[0] < distance[1] < distance[2]
 
 
@@ -80,7 +88,7 @@ def test_inverted_noise_at_guidance_one_gives_the_image_back_and_random_noise_do
     monkeypatch.setattr(Inpainter, "decode", lambda self, z: (decoded.append(z), decode(self, z))[1])
     monkeypatch.setattr(Inpainter, "encode", lambda self, x: (encoded.append(encode(self, x)), encoded[-1])[1])
     for source in ("inverted", "random"):
-        edit(DiffusionLocalInpaint(num_inference_steps=6, guidance_scale=1.0, noise_source=source))
+        edit(DiffusionLocalInpaint(num_inference_steps=6, guidance_scale=1.0, options=InpaintOptions(noise=Noise(source=source))))
     inside = encoded[0][:1] != encoded[0][1:]  # where the masked image differs
     inverted, random = (float((latents - encoded[0][:1])[inside].abs().mean()) for latents in decoded)
     assert inverted < 0.25 * random
@@ -89,7 +97,7 @@ def test_inverted_noise_at_guidance_one_gives_the_image_back_and_random_noise_do
 def test_outside_the_guidance_interval_a_step_costs_half(fast, monkeypatch) -> None:
     evaluate, sizes = LeanUnet.__call__, []
     monkeypatch.setattr(LeanUnet, "__call__", lambda self, z, t, c: (sizes.append(len(c)), evaluate(self, z, t, c))[1])
-    edit(DiffusionLocalInpaint(**{**fast, "num_inference_steps": 4}, guidance_interval=(0.25, 0.75)))
+    edit(DiffusionLocalInpaint(**{**fast, "num_inference_steps": 4}, options=InpaintOptions(guidance_interval=(0.25, 0.75))))
     assert sizes == [1, 2, 2, 1]
 
 
@@ -107,7 +115,7 @@ def test_a_soft_width_in_mm_is_as_wide_on_every_grid(fast) -> None:
         size = (round(70 / spacing_mm), round(90 / spacing_mm))
         mask = torch.zeros(1, *size)
         mask[:, round(30 / spacing_mm) : round(44 / spacing_mm), round(40 / spacing_mm) : round(52 / spacing_mm)] = 1
-        transform = DiffusionLocalInpaint(**fast, soft_width_mm=2.0)
+        transform = DiffusionLocalInpaint(**fast, options=InpaintOptions(soft_edge=SoftEdge(width_mm=2.0)))
         region = transform.soft_region(MetaTensor(picture(size), affine=affine), mask)
         rows = np.flatnonzero((region[0] > 0.05).any(1).numpy())
         reach.append((rows[-1] - rows[0] + 1) * spacing_mm - 14)
@@ -116,22 +124,22 @@ def test_a_soft_width_in_mm_is_as_wide_on_every_grid(fast) -> None:
 
 def test_a_controlnet_at_scale_zero_changes_nothing_and_at_one_it_does(fast, controlnet) -> None:
     plain = edit(DiffusionLocalInpaint(**fast))
-    off, on = (edit(DiffusionLocalInpaint(**fast, controlnet=controlnet, control_scale=s)) for s in (0.0, 1.0))
+    off, on = (edit(DiffusionLocalInpaint(**fast, options=InpaintOptions(control=ControlNet(controlnet, scale=s)))) for s in (0.0, 1.0))
     assert torch.allclose(plain, off, atol=1e-4) and not torch.allclose(plain, on, atol=1e-2)
 
 
 def test_the_controlnet_is_shown_the_control_image_that_is_given(fast, controlnet) -> None:
-    transform = DiffusionLocalInpaint(**fast, controlnet=controlnet)
+    transform = DiffusionLocalInpaint(**fast, options=InpaintOptions(control=ControlNet(controlnet)))
     blank, striped = torch.zeros(1, 70, 90), torch.zeros(1, 70, 90)
     striped[:, ::3] = 1
     assert not torch.allclose(edit(transform, control=blank), edit(transform, control=striped), atol=1e-3)
     data = {"image": picture(), "mask": square_mask(), "prompt": PROMPT, "edges": striped}
-    by_key = DiffusionLocalInpaintd("image", control_key="edges", controlnet=controlnet, **fast).edit(data, seed=4)
+    by_key = DiffusionLocalInpaintd("image", options=InpaintOptions(control=ControlNet(controlnet, key="edges")), **fast).edit(data, seed=4)
     assert torch.equal(by_key["image"], edit(transform, control=striped))
 
 
 def test_a_control_image_without_a_controlnet_is_refused(fast) -> None:
-    with pytest.raises(ValueError, match="set controlnet="):
+    with pytest.raises(ValueError, match=r"set options=InpaintOptions\(control=ControlNet"):
         edit(DiffusionLocalInpaint(**fast), control=torch.zeros(1, 70, 90))
 
 
@@ -148,13 +156,13 @@ def test_a_mix_of_prompts_lies_between_them_and_its_text_is_recorded(fast) -> No
 def test_a_hard_mask_on_a_nine_channel_model_is_encoded_once(fast, monkeypatch) -> None:
     encode, sizes = Inpainter.encode, []
     monkeypatch.setattr(Inpainter, "encode", lambda self, x: (sizes.append(len(x)), encode(self, x))[1])
-    edit(DiffusionLocalInpaint(**fast, soft_width=0))
+    edit(DiffusionLocalInpaint(**fast, options=InpaintOptions(soft_edge=SoftEdge(width_px_at_512=0))))
     edit(DiffusionLocalInpaint(**fast))
     assert sizes == [1, 2]
 
 
 def test_a_control_image_is_shown_whatever_the_other_samples_of_its_batch_have(fast, controlnet) -> None:
-    transform = DiffusionLocalInpaint(**fast, controlnet=controlnet)
+    transform = DiffusionLocalInpaint(**fast, options=InpaintOptions(control=ControlNet(controlnet)))
     striped = torch.zeros(1, 70, 90)
     striped[:, ::3] = 1
     both = transform.apply_batch([picture()] * 2, [square_mask()] * 2, [PROMPT] * 2, None, [striped, None], seeds=[4, 4])
@@ -166,7 +174,8 @@ def test_the_model_sees_what_lies_around_a_wide_soft_edge_in_mm(fast) -> None:
     mask = torch.zeros(1, 200, 200)
     mask[:, 90:100, 90:100] = 1
     image = MetaTensor(picture((200, 200)), affine=torch.diag(torch.tensor([0.5, 0.5, 1, 1], dtype=torch.float64)))
-    transform = DiffusionLocalInpaint(**fast, soft_width_mm=5.0)  # 10 px, so that 30 px on each side may change
+    # 10 px, so that 30 px on each side may change
+    transform = DiffusionLocalInpaint(**fast, options=InpaintOptions(soft_edge=SoftEdge(width_mm=5.0)))
     sampled = transform.sample_batch([image], [mask], [PROMPT], seeds=[4])[0]
     patch = sampled.outcome.patches[0]
     assert patch.hard[0, 0].max() == 0 and patch.hard[0, :, 0].max() == 0, "the square ends within the edge"

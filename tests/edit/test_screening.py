@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from monai_diffaug.edit.options import InpaintOptions, Region
 from monai_diffaug.edit.repaint import Candidate, Models, RepaintSettings, decode_candidates, repaint, sample_candidates
 from monai_diffaug.edit.screening import CandidateScreen, latent_core, screen_dice
 from monai_diffaug.edit.stack import open_stack
+from monai_diffaug.edit.validation_options import Screen
 from monai_diffaug.geometry.slices import Slab
 from monai_diffaug.geometry.window import Window
 from monai_diffaug.models.inpainter import Inpainter, load_inpainter
@@ -58,7 +60,7 @@ def test_sampling_and_decoding_apart_are_repainting_bit_by_bit(model) -> None:
             open_stack(picture(size, i), square_mask(size) * (i != 1), None, Slab(0, 0, 1, 0), window, prompt=((1.0, PROMPT),), seed=i)
             for i, size in enumerate([(70, 90), (70, 90), (64, 60), (70, 90)])
         ]
-        settings = RepaintSettings(num_inference_steps=2, roi=roi)
+        settings = RepaintSettings(num_inference_steps=2, options=InpaintOptions(region=Region(whole_slice=not roi)))
         together = repaint(Models(model), stacks, settings)
         candidates = sample_candidates(Models(model), stacks, settings)
         assert [len(candidate.patches) for candidate in candidates] == [1, 0, 1, 1]
@@ -140,7 +142,7 @@ def test_a_mask_that_covers_no_latent_pixel_by_half_keeps_what_it_touches() -> N
 
 
 def test_what_cannot_be_judged_passes_and_decoding_says_why(fast, model) -> None:
-    screen = CandidateScreen(lambda z: -everything(z), 0.5)
+    screen = CandidateScreen(Screen(lambda z: -everything(z), 0.5))
     candidate = candidate_of(fast, square_mask())
     assert screen.score(model, candidate) == 0
     assert screen.score(model, candidate._replace(latents=candidate.latents * float("nan"))) == 1
@@ -150,9 +152,4 @@ def test_what_cannot_be_judged_passes_and_decoding_says_why(fast, model) -> None
 def test_the_screen_must_belong_to_the_inpainters_vae(fast, model) -> None:
     candidate = candidate_of(fast, square_mask())
     with pytest.raises(ValueError, match="another VAE"):
-        CandidateScreen(LatentScreen(everything, fingerprint="0123")).score(model, candidate)
-
-
-def test_a_least_dice_outside_its_range_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"min_screen_dice must lie in \[0, 1\], got 1.5"):
-        CandidateScreen("tiny", 1.5)
+        CandidateScreen(Screen(LatentScreen(everything, fingerprint="0123"))).score(model, candidate)

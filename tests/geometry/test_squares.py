@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from monai_diffaug.edit import repaint
+from monai_diffaug.edit.options import InpaintOptions, Noise, SoftEdge
 from monai_diffaug.geometry.roi import roi_around
 from monai_diffaug.geometry.slices import slice_plane, to_slices, touched
 from monai_diffaug.geometry.squares import Square, squares_of, whole_slices
@@ -86,7 +87,9 @@ def test_an_empty_mask_has_no_squares() -> None:
 
 @pytest.fixture
 def transform(random_inpainter: str) -> DiffusionLocalInpaint:
-    return DiffusionLocalInpaint(random_inpainter, num_inference_steps=2, window=(0, 1), soft_width=0)
+    return DiffusionLocalInpaint(
+        random_inpainter, num_inference_steps=2, window=(0, 1), options=InpaintOptions(soft_edge=SoftEdge(width_px_at_512=0))
+    )
 
 
 def test_each_lesion_is_repainted_with_noise_of_its_own_and_nothing_else_changes(transform: DiffusionLocalInpaint) -> None:
@@ -106,7 +109,9 @@ def test_the_first_of_two_lesions_is_as_it_would_be_alone(transform: DiffusionLo
 
 
 def test_the_soft_region_of_lesions_apart_holds_every_voxel_that_changes(random_inpainter: str) -> None:
-    transform = DiffusionLocalInpaint(random_inpainter, num_inference_steps=1, soft_width=8.0)
+    transform = DiffusionLocalInpaint(
+        random_inpainter, num_inference_steps=1, options=InpaintOptions(soft_edge=SoftEdge(width_px_at_512=8.0))
+    )
     image, mask = torch.rand(1, 400, 500), masked(*FAR)
     changed = transform.apply(image, mask, "mass", seed=4).image != image
     region = transform.soft_region(image, mask)
@@ -118,7 +123,9 @@ def test_correlated_noise_follows_a_lesion_through_the_slices(random_inpainter: 
     volume = torch.full((1, 400, 500, 3), 0.4)
     mask = torch.stack([masked(*FAR)] * 3, dim=-1)
     still, moving = (
-        DiffusionLocalInpaint(random_inpainter, num_inference_steps=1, window=(0, 1), noise_rho=rho).apply(volume, mask, "mass", seed=3)
+        DiffusionLocalInpaint(random_inpainter, num_inference_steps=1, window=(0, 1), options=InpaintOptions(noise=Noise(rho=rho))).apply(
+            volume, mask, "mass", seed=3
+        )
         for rho in (1.0, 0.0)
     )
     assert still.record["n_slices"] == 3
@@ -130,7 +137,9 @@ def test_correlated_noise_follows_a_lesion_through_the_slices(random_inpainter: 
 def test_two_places_of_a_real_x_ray_come_back_sharper_than_from_one_square(real_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     picture = torch.tensor(np.load(real_data / "chest_xray.npz")["images"][0]).float()[None]
     mask = masked((95, 55), (95, 170), side=30, size=(256, 256))
-    transform = DiffusionLocalInpaint("tiny", num_inference_steps=10, noise_source="inverted", guidance_scale=1.0, window=(0, 255))
+    transform = DiffusionLocalInpaint(
+        "tiny", num_inference_steps=10, options=InpaintOptions(noise=Noise(source="inverted")), guidance_scale=1.0, window=(0, 255)
+    )
 
     def error() -> float:
         again = transform.apply(picture, mask, "x-ray of chest, normal tissue", seed=1).image

@@ -5,6 +5,7 @@ import shutil
 import pytest
 import torch
 
+from monai_diffaug.edit.options import InpaintOptions, Run
 from monai_diffaug.models import compiled
 from monai_diffaug.models.compiled import compile_regions
 from monai_diffaug.models.registry import spec_of
@@ -50,4 +51,6 @@ def test_a_compiled_model_is_another_entry_of_the_table_and_a_live_one_is_left_t
 
     live = load_inpainter(ModelSpec("inpainter", random_inpainter), torch.device("cpu"))
     with pytest.raises(ValueError, match="live object"):
-        DiffusionLocalInpaint(live, compile=True).apply(torch.rand(1, 64, 64), torch.ones(1, 64, 64), "x", seed=1)
+        DiffusionLocalInpaint(live, options=InpaintOptions(run=Run(compile=True))).apply(
+            torch.rand(1, 64, 64), torch.ones(1, 64, 64), "x", seed=1
+        )

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from monai_diffaug.edit.options import InpaintOptions, Run
 from monai_diffaug.models import cuda_graphs
 from monai_diffaug.models.cuda_graphs import Captured, GraphedDenoiser, bucket_of
 
@@ -183,7 +184,11 @@ def test_an_edit_of_a_compiled_model_on_a_gpu_replays_graphs(random_inpainter: s
     mask[:, 20:40, 20:40] = 1
     options: dict[str, Any] = {"num_inference_steps": 2, "device": "cuda"}
     plain = DiffusionLocalInpaint(random_inpainter, **options).apply(image, mask, "a cyst", seed=1).image
-    compiled = DiffusionLocalInpaint(random_inpainter, compile=True, **options).apply(image, mask, "a cyst", seed=1).image
+    compiled = (
+        DiffusionLocalInpaint(random_inpainter, options=InpaintOptions(run=Run(compile=True)), **options)
+        .apply(image, mask, "a cyst", seed=1)
+        .image
+    )
     torch.testing.assert_close(torch.as_tensor(compiled), torch.as_tensor(plain), rtol=0, atol=1e-3)
 
 

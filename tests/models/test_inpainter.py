@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from monai_diffaug.edit.options import InpaintOptions, Noise, Run, SoftEdge
 from monai_diffaug.errors import ModelSourceError
 from monai_diffaug.models import inpainter
 from monai_diffaug.models.inpainter import load_inpainter
@@ -115,7 +116,9 @@ def test_the_real_sd15_inpainting_architecture_repaints_one_slice(tmp_path: Path
     image = torch.rand(1, 80, 80)
     mask = torch.zeros(1, 80, 80)
     mask[:, 20:50, 30:50] = 1
-    edit = DiffusionLocalInpaint(model, num_inference_steps=1, guidance_scale=1.0, dtype="bfloat16").apply(image, mask, "lesion", seed=1)
+    edit = DiffusionLocalInpaint(model, num_inference_steps=1, guidance_scale=1.0, options=InpaintOptions(run=Run(dtype="bfloat16"))).apply(
+        image, mask, "lesion", seed=1
+    )
     assert edit.record["applied"] is True and torch.isfinite(edit.image).all()
     assert torch.equal(edit.image[0, :5], image[0, :5])
 
@@ -158,7 +161,9 @@ def test_an_autoencoder_without_a_distribution_encodes_and_decodes(tiny_vae_fold
 def test_an_edit_with_an_autoencoder_tiny_stays_inside_the_mask(tiny_vae_folder: Path) -> None:
     image, mask = torch.rand(1, 64, 64), torch.zeros(1, 64, 64)
     mask[:, 20:40, 20:44] = 1
-    edit = DiffusionLocalInpaint(str(tiny_vae_folder), num_inference_steps=2, soft_width=0).apply(image, mask, "a cyst", seed=1)
+    edit = DiffusionLocalInpaint(
+        str(tiny_vae_folder), num_inference_steps=2, options=InpaintOptions(soft_edge=SoftEdge(width_px_at_512=0))
+    ).apply(image, mask, "a cyst", seed=1)
     changed = torch.as_tensor(edit.image) != image
     assert edit.record["applied"] and bool(changed[mask > 0].any()) and not bool(changed[mask == 0].any())
 
@@ -206,9 +211,9 @@ def test_the_way_out_that_inverted_noise_names_works_for_a_pipeline_that_was_use
 
     pipeline.scheduler = EulerDiscreteScheduler.from_config(pipeline.scheduler.config)
     with pytest.raises(ValueError, match="pipeline.scheduler = DDIMScheduler.from_config"):
-        edited(pipeline, noise_source="inverted")
+        edited(pipeline, options=InpaintOptions(noise=Noise(source="inverted")))
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False, thresholding=False)
-    assert bool(torch.isfinite(edited(pipeline, noise_source="inverted")).all())
+    assert bool(torch.isfinite(edited(pipeline, options=InpaintOptions(noise=Noise(source="inverted")))).all())
 
 
 def test_a_textual_inversion_of_several_vectors_is_read_whole_as_by_the_pipeline(pipeline) -> None:

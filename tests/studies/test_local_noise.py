@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from monai_diffaug.edit.options import InpaintOptions, Noise, SoftEdge
 from monai_diffaug.files.fidelity import local_ssim
 from monai_diffaug.models.inpainter import load_inpainter
 from monai_diffaug.models.registry import ModelSpec, shared_model
@@ -84,7 +85,9 @@ def test_the_transform_reproduces_the_round_trip_with_inverted_noise_and_a_soft_
     scores = {}
     for noise_scale in (0.0, 1.0):
         transform = DiffusionLocalInpaint(
-            noise_source="inverted", noise_scale=noise_scale, guidance_scale=1.0, num_inference_steps=8, soft_width=8.0
+            options=InpaintOptions(noise=Noise(source="inverted", scale=noise_scale), soft_edge=SoftEdge(width_px_at_512=8.0)),
+            guidance_scale=1.0,
+            num_inference_steps=8,
         )
         edited = torch.as_tensor(transform.apply(case.image, case.mask, case.prompt, seed=0).image)
         scores[noise_scale] = local_ssim(case.image.numpy(), edited.numpy(), case.mask.numpy())

@@ -9,6 +9,8 @@ from monai.transforms import Compose
 from torch import Tensor
 
 from monai_diffaug import presets
+from monai_diffaug.edit.options import InpaintOptions, SoftEdge
+from monai_diffaug.edit.validation_options import Screen, Validator
 from monai_diffaug.models.inpainter import Inpainter
 from monai_diffaug.models.medsam import MedSAM
 from monai_diffaug.models.validator import TINY_CONFIG, LatentSegmenter
@@ -51,7 +53,7 @@ def anything(images: Tensor) -> Tensor:
 
 
 def lenient(segmenter: object = anything) -> LatentValidate:
-    return LatentValidate(segmenter, 0.0, min_coverage=0.0, max_false_positive=1e9, min_change=0.0)
+    return LatentValidate(segmenter, 0.0, options=Validator(min_coverage=0.0, max_false_positive=1e9, min_change=0.0))
 
 
 @pytest.mark.parametrize("size", [(80, 96), (80, 96, 5)])
@@ -88,8 +90,9 @@ def test_masks_of_other_images_shapes_of_ones_own_and_a_users_mask_all_lead_to_a
 def test_the_preset_uses_masks_seeds_and_thresholds_as_published() -> None:
     place, _, validate = presets.diffaug(modality="endoscopy", shape="ellipse").transforms
     assert place.place.shape == "ellipse" and place.label_key == "label"
-    assert validate.on_reject == "retry" and validate.max_tries == 3 and validate.on_exhausted == "original" and not validate.dynamic
-    assert validate.validator.min_dice == 0.7 and validate.validator.min_coverage == 0.7 and validate.validator.max_false_positive == 0.05
+    assert validate.on_reject == "retry" and validate.max_tries == 3 and validate.options.on_exhausted == "original"
+    assert validate.dynamic is None
+    assert validate.validator.min_dice == 0.7 and validate.validator.options == Validator()
 
 
 def test_a_single_step_is_the_direct_estimate_of_the_clean_latents_from_pure_noise(random_inpainter, runs, monkeypatch) -> None:
@@ -98,7 +101,9 @@ def test_a_single_step_is_the_direct_estimate_of_the_clean_latents_from_pure_noi
     monkeypatch.setattr(Inpainter, "decode", lambda self, z: (decoded.append(z.clone()), decode(self, z))[1])
     mask = torch.zeros(1, 80, 96)
     mask[:, 30:50, 40:60] = 1
-    single = DiffusionLocalInpaint(random_inpainter, num_inference_steps=1, guidance_scale=1.0, soft_width=0)
+    single = DiffusionLocalInpaint(
+        random_inpainter, num_inference_steps=1, guidance_scale=1.0, options=InpaintOptions(soft_edge=SoftEdge(width_px_at_512=0))
+    )
     assert single.apply(normal_image(), mask, PROMPT, seed=1).record["applied"]
     ((denoise, _),) = runs
     ((given, timestep, _, velocity),) = denoise.calls
@@ -124,9 +129,9 @@ def test_the_label_is_the_mask_or_what_the_validator_found(random_inpainter) -> 
             "image",
             label_key="label",
             label_value=3,
-            validator=lenient(left_half),
+            validator=Validator(refine_label=refine),
+            model=lenient(left_half),
             inpaint=DiffusionLocalInpaintd("image", label_key="label", label_value=3, model=random_inpainter, num_inference_steps=1),
-            refine_label=refine,
         )
         before = torch.zeros(1, 80, 96, dtype=torch.uint8)
         before[:, :5, :5] = 7
@@ -153,7 +158,7 @@ def test_a_retry_paints_with_another_seed_and_three_candidates_are_the_most(rand
     def blind(images: Tensor) -> Tensor:
         return torch.zeros_like(images[:, :1])
 
-    transform = LatentValidated("image", label_key="label", validator=blind, inpaint=inpaint, on_reject="retry")
+    transform = LatentValidated("image", label_key="label", model=blind, inpaint=inpaint, on_reject="retry")
     mask = torch.zeros(1, 80, 96)
     mask[:, 30:50, 40:60] = 1
     sample = {"image": normal_image(), "mask": mask, "label": torch.zeros(1, 80, 96), "prompt": PROMPT}
@@ -173,12 +178,10 @@ def test_rejected_candidates_are_rejected_before_they_are_decoded(random_inpaint
     transform = LatentValidated(
         "image",
         label_key="label",
-        validator=lenient(),
+        model=lenient(),
+        screen=Screen(third, min_dice=0.1, after=1.0),
         inpaint=DiffusionLocalInpaintd("image", label_key="label", model=random_inpainter, num_inference_steps=1),
         on_reject="retry",
-        screen=third,
-        min_screen_dice=0.1,
-        screen_after=1.0,
     )
     mask = torch.zeros(1, 80, 96)
     mask[:, 30:50, 40:60] = 1

@@ -43,8 +43,8 @@ def sample() -> dict[str, Tensor]:
 def test_the_preset_has_the_authors_sampler_settings() -> None:
     inpaint = next(t for t in presets.emit_diff(modality="CT").transforms if isinstance(t, DiffusionLocalInpaintd)).inpaint
     settings = inpaint.settings
-    assert (settings.num_inference_steps, settings.guidance_scale, settings.control_scale) == (20, 9.0, 1.0)
-    assert inpaint.controlnet is not None and inpaint.controlnet.source == "tiny" and settings.hard_edge
+    assert (settings.num_inference_steps, settings.guidance_scale, settings.options.control.scale) == (20, 9.0, 1.0)
+    assert settings.options.control.source.source == "tiny" and settings.options.soft_edge.hard
 
 
 def test_both_branches_of_every_step_are_shown_the_edges_with_the_outline_of_the_label_drawn_in(model, random_inpainter) -> None:

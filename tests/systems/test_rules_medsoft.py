@@ -8,8 +8,9 @@ from monai.data import MetaTensor
 from torch import Tensor
 
 from monai_diffaug import presets
+from monai_diffaug.edit.options import InpaintOptions, SemanticController, SoftEdge
 from monai_diffaug.models.inpainter import Inpainter, load_inpainter
-from monai_diffaug.models.registry import ModelSpec, shared_model
+from monai_diffaug.models.registry import ModelSpec, shared_model, spec_of
 from monai_diffaug.models.semantic_controller import SemanticDenoiser, SemanticModel, build_semantic_model
 from monai_diffaug.sampling.inpaint_latents import inpaint_latents
 from monai_diffaug.training.embedded import train_semantic_controller as training
@@ -85,7 +86,9 @@ def test_at_guidance_text_and_tokens_are_dropped_together_in_every_step(inpainte
         lambda module, args, kwargs: seen.append((kwargs["encoder_hidden_states"], kwargs["added_cond_kwargs"]["image_embeds"][0])),
         with_kwargs=True,
     )
-    transform = DiffusionLocalInpaint(random_inpainter, semantic_controller=semantic, num_inference_steps=3, guidance_scale=3.0)
+    transform = DiffusionLocalInpaint(
+        random_inpainter, options=InpaintOptions(control=SemanticController(semantic)), num_inference_steps=3, guidance_scale=3.0
+    )
     assert transform.apply(picture(), region(), PROMPT, seed=1).record["applied"]
     hook.remove()
     assert len(seen) == 3
@@ -119,7 +122,9 @@ def test_training_drops_text_and_tokens_of_the_same_tenth_of_the_samples(inpaint
 def test_the_soft_mask_is_hard_for_the_unet_and_soft_in_sampler_and_composite(random_inpainter, runs, monkeypatch) -> None:
     ramp = torch.linspace(-0.9, 0.9, 64).expand(1, 3, 64, 64)
     monkeypatch.setattr(Inpainter, "decode", lambda self, z: ramp.expand(len(z), -1, -1, -1).clone())
-    transform = DiffusionLocalInpaint(random_inpainter, num_inference_steps=2, soft_width=40.0, window=(0, 200))
+    transform = DiffusionLocalInpaint(
+        random_inpainter, num_inference_steps=2, options=InpaintOptions(soft_edge=SoftEdge(width_px_at_512=40.0)), window=(0, 200)
+    )
     result = transform.apply(picture(), region(), PROMPT, seed=1).image
     weights = transform.soft_region(picture(), region())
     ((denoise, named),) = runs
@@ -139,7 +144,9 @@ def test_the_soft_mask_is_hard_for_the_unet_and_soft_in_sampler_and_composite(ra
 
 
 def test_a_hard_mask_is_hard_in_all_three_places(random_inpainter, runs) -> None:
-    transform = DiffusionLocalInpaint(random_inpainter, num_inference_steps=1, soft_width=0.0)
+    transform = DiffusionLocalInpaint(
+        random_inpainter, num_inference_steps=1, options=InpaintOptions(soft_edge=SoftEdge(width_px_at_512=0.0))
+    )
     result = transform.apply(picture(), region(), PROMPT, seed=1).image
     assert runs[0][1]["soft"] is None and torch.equal(transform.soft_region(picture(), region()), region())
     assert torch.equal(result[region() == 0], picture()[region() == 0])
@@ -178,10 +185,10 @@ def test_latents_stay_the_noised_original_where_one_minus_m_exceeds_the_share_of
 @pytest.mark.parametrize("spacing_mm", [0.4, 1.0, 2.5])
 def test_a_width_in_mm_is_the_same_edge_as_its_pixels_at_that_spacing(random_inpainter, spacing_mm: float) -> None:
     image = MetaTensor(picture(), affine=torch.diag(torch.tensor([spacing_mm, spacing_mm, 1.0, 1.0])))
-    width_px = 3.0  # of the slice; soft_width counts pixels of a region that is 512 wide, this one is 64
+    width_px = 3.0  # of the slice; width_px_at_512 counts pixels of a region that is 512 wide, this one is 64
     regions = [
-        DiffusionLocalInpaint(random_inpainter, **width).soft_region(image, region())
-        for width in ({"soft_width_mm": width_px * spacing_mm}, {"soft_width": width_px * 512 / 64})
+        DiffusionLocalInpaint(random_inpainter, options=InpaintOptions(soft_edge=edge)).soft_region(image, region())
+        for edge in (SoftEdge(width_mm=width_px * spacing_mm), SoftEdge(width_px_at_512=width_px * 512 / 64))
     ]
     assert torch.allclose(*regions, atol=1e-5) and bool(((regions[0] > 0.1) & (regions[0] < 0.9)).any())
 
@@ -189,5 +196,5 @@ def test_a_width_in_mm_is_the_same_edge_as_its_pixels_at_that_spacing(random_inp
 def test_the_preset_joins_controller_and_soft_mask() -> None:
     mask, _, inpaint = presets.medsoft_diffusion(modality="MRI").transforms
     edit = inpaint.inpaint
-    assert edit.semantic_controller.source == "tiny" and edit.controlnet is None and mask.label_key == "label"
-    assert edit.settings.guided and edit.settings.soft_mode == "grow" and not edit.settings.hard_edge
+    assert edit.settings.options.control == SemanticController(spec_of("semantic_controller", "tiny")) and mask.label_key == "label"
+    assert edit.settings.guided and edit.settings.options.soft_edge == SoftEdge()

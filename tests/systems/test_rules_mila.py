@@ -60,7 +60,7 @@ def test_propagation_embeds_each_slice_once_in_batches_and_only_decodes_in_seque
 def test_the_preset_has_the_settings_under_which_the_laws_hold() -> None:
     mask, prompt, inpaint = presets.mila_tmgdiff(modality="CT").transforms
     assert mask.masker.jitter_px == 20 and mask.masker.gate.min_iou == 0.5 and mask.masker.box == "label"
-    assert inpaint.inpaint.settings.guidance_scale == 1.0 and inpaint.inpaint.settings.noise_source == "inverted"
+    assert inpaint.inpaint.settings.guidance_scale == 1.0 and inpaint.inpaint.settings.options.noise.source == "inverted"
     assert prompt.text.modality == "CT"
 
 

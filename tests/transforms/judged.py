@@ -51,4 +51,4 @@ def edited_sample(painted=None, mask=None, **record):
 
 def validated(segmenter=bright, **options):
     options = {"label_key": "label", "window": (0.0, 1.0), **options}
-    return LatentValidated("image", validator=segmenter, **options)
+    return LatentValidated("image", model=segmenter, **options)

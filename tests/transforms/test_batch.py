@@ -7,6 +7,7 @@ import torch
 from monai.data import MetaTensor, decollate_batch, list_data_collate
 from torch import Tensor
 
+from monai_diffaug.edit.options import ControlNet, InpaintOptions
 from monai_diffaug.transforms.batch import BatchLocalInpaint, PrepareBatchInpaint
 from monai_diffaug.transforms.local_inpaint import Edit
 from monai_diffaug.transforms.local_inpaintd import DiffusionLocalInpaintd
@@ -150,7 +151,7 @@ def test_prompt_mixes_reach_the_model_as_without_a_batch(inpaint) -> None:
 
 
 def test_control_images_are_handed_on(inpaint, monkeypatch) -> None:
-    transform = inpaint(control_key="edges")
+    transform = inpaint(options=InpaintOptions(control=ControlNet(key="edges")))
     samples = [{**sample(i), "edges": torch.full((1, 40, 44), float(i))} for i in range(2)]
     seen: list[Tensor] = []
 

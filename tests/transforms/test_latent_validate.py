@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from monai.data.meta_tensor import MetaTensor
 
+from monai_diffaug.edit.validation_options import Validator
 from monai_diffaug.errors import GridMismatchError
 from monai_diffaug.models.registry import tiny_folder
 from monai_diffaug.transforms.latent_validate import LatentValidate
@@ -18,7 +21,7 @@ def edited():
 
 
 def test_an_edit_that_is_found_where_it_was_asked_for_is_accepted():
-    verdict = LatentValidate(bright, window=(0, 1), context=2.0)(edited(), disc(), flat((1, 64, 64)))
+    verdict = LatentValidate(bright, window=(0, 1), options=Validator(context=2.0))(edited(), disc(), flat((1, 64, 64)))
     assert verdict.accepted and verdict.reason == ""
     assert verdict.score > 0.95 and verdict.coverage > 0.95 and verdict.change == pytest.approx(NEW - OLD, abs=1e-5)
 
@@ -31,8 +34,8 @@ def test_an_edit_that_is_not_found_is_rejected_with_the_reason():
 def test_a_prediction_beside_the_mask_counts_as_false_positive_only_beyond_the_rim():
     mask, painted = disc(radius=12), disc(radius=14)
     image = torch.where(painted > 0, NEW, flat(mask.shape))
-    strict = LatentValidate(bright, window=(0, 1), rim=0.0)(image, mask)
-    tolerant = LatentValidate(bright, window=(0, 1), rim=0.06)(image, mask)
+    strict = LatentValidate(bright, window=(0, 1), options=Validator(rim=0.0))(image, mask)
+    tolerant = LatentValidate(bright, window=(0, 1), options=Validator(rim=0.06))(image, mask)
     assert strict.false_positive > 0.2 and not strict.accepted and "false positives" in strict.reason
     assert tolerant.false_positive == 0 and tolerant.accepted
 
@@ -40,10 +43,14 @@ def test_a_prediction_beside_the_mask_counts_as_false_positive_only_beyond_the_r
 def test_each_threshold_rejects_on_its_own():
     mask = disc(radius=12)
     image = torch.where(disc(radius=10) > 0, NEW, flat(mask.shape))
-    loose = {"min_dice": 0.0, "min_coverage": 0.0, "max_false_positive": 9.0, "min_change": 0.0}
-    assert LatentValidate(bright, window=(0, 1), **loose)(image, mask, flat(mask.shape)).accepted
-    for name, value, word in (("min_dice", 0.9, "Dice"), ("min_coverage", 0.9, "coverage"), ("min_change", 0.9, "change")):
-        verdict = LatentValidate(bright, window=(0, 1), **{**loose, name: value})(image, mask, flat(mask.shape))
+    loose = Validator(min_coverage=0.0, max_false_positive=9.0, min_change=0.0)
+    assert LatentValidate(bright, 0.0, window=(0, 1), options=loose)(image, mask, flat(mask.shape)).accepted
+    for min_dice, options, word in (
+        (0.9, loose, "Dice"),
+        (0.0, replace(loose, min_coverage=0.9), "coverage"),
+        (0.0, replace(loose, min_change=0.9), "change"),
+    ):
+        verdict = LatentValidate(bright, min_dice, window=(0, 1), options=options)(image, mask, flat(mask.shape))
         assert not verdict.accepted and word in verdict.reason
 
 
@@ -71,7 +78,7 @@ def test_counts_of_a_volume_are_pooled_over_its_slices_in_the_plane_of_its_affin
 def test_a_lesion_of_three_pixels_at_the_border_is_judged():
     mask = torch.zeros(1, 64, 64)
     mask[:, 20:23, 0:3] = 1
-    verdict = LatentValidate(bright, window=(0, 1), rim=0.06)(torch.where(mask > 0, NEW, flat(mask.shape)), mask)
+    verdict = LatentValidate(bright, window=(0, 1), options=Validator(rim=0.06))(torch.where(mask > 0, NEW, flat(mask.shape)), mask)
     assert verdict.coverage > 0.9 and verdict.score > 0.6
 
 
@@ -86,7 +93,7 @@ def test_same_seed_same_verdict_whatever_the_batch_size():
     mask = torch.zeros(1, 64, 64, 5)
     mask[:, 20:40, 20:40] = 1
     image = torch.rand(1, 64, 64, 5)
-    first, second = (LatentValidate(noisy, batch_size=n)(image, mask, seed=3) for n in (1, 4))
+    first, second = (LatentValidate(noisy, options=Validator(batch_size=n))(image, mask, seed=3) for n in (1, 4))
     other = LatentValidate(noisy)(image, mask, seed=4)
     assert torch.equal(first.predicted, second.predicted) and first.score == second.score
     assert not torch.equal(first.predicted, other.predicted)
@@ -97,12 +104,9 @@ def test_a_mask_on_another_grid_names_both_shapes():
         LatentValidate(bright)(torch.rand(1, 64, 64), torch.ones(1, 32, 32))
 
 
-@pytest.mark.parametrize(
-    "options", [{"min_dice": 1.5}, {"min_coverage": -0.1}, {"max_false_positive": -1}, {"batch_size": 0}, {"context": 0.5}]
-)
-def test_options_out_of_range_are_refused(options):
-    with pytest.raises(ValueError, match=next(iter(options))):
-        LatentValidate(bright, **options)
+def test_a_least_dice_out_of_range_is_refused():
+    with pytest.raises(ValueError, match="min_dice"):
+        LatentValidate(bright, 1.5)
 
 
 @pytest.mark.parametrize("across", [False, True])
@@ -132,7 +136,7 @@ def test_what_is_found_beyond_the_dilated_box_is_no_false_positive():
     near, far = flat(mask.shape), flat(mask.shape)
     near[:, 29:35, 40:43] = NEW  # two pixels beside the mask: in its box of 13 pixels enlarged by 4 on each side
     far[:, 29:35, 46:49] = NEW
-    judge = LatentValidate(bright, window=(0, 1), rim=0.0, box_margin=0.3, context=3.0)
+    judge = LatentValidate(bright, window=(0, 1), options=Validator(rim=0.0, box_margin=0.3, context=3.0))
     beside, beyond = (judge(torch.where(mask > 0, NEW, image), mask).false_positive for image in (near, far))
     assert beside > 0.05 and beyond < 0.05
 

@@ -9,6 +9,7 @@ from monai.data.meta_tensor import MetaTensor
 from monai.transforms.transform import MapTransform, RandomizableTransform
 
 from monai_diffaug.edit.record import DiffAugRecord
+from monai_diffaug.edit.validation_options import Validator
 from monai_diffaug.errors import GridMismatchError
 from monai_diffaug.training.embedded.datasets import load_samples
 from monai_diffaug.transforms.latent_validate import LatentValidate, labelled_elsewhere
@@ -32,10 +33,10 @@ def picture(*lesions):
     return image
 
 
-def judge(segmenter=bright, **options):
+def judge(segmenter=bright, min_dice=0.7, **options):
     """Sees the whole picture at its own size."""
-    whole = {"context": 4.0, "size_px": 64}
-    return LatentValidate(segmenter, **{"window": (0, 1), "rim": 0.0, "box_margin": 0.5, **whole, **options})
+    whole = {"context": 4.0, "size_px": 64, "rim": 0.0, "box_margin": 0.5}
+    return LatentValidate(segmenter, min_dice, window=(0, 1), options=Validator(**{**whole, **options}))
 
 
 def test_a_known_finding_beside_the_mask_is_neither_found_nor_false():
@@ -55,7 +56,7 @@ def test_a_label_with_nothing_beside_the_mask_in_its_crop_changes_no_bit_of_a_ve
         def predict(self, images, generators):
             return torch.stack([torch.rand((1, 64, 64), generator=g) for g in generators])
 
-    plain, told = (judge(Noisy(), context=1.0, min_side=16)(picture(MASK), MASK, seed=3, **given) for given in ({}, {"known": known}))
+    plain, told = (judge(Noisy(), context=1.0, min_side_px=16)(picture(MASK), MASK, seed=3, **given) for given in ({}, {"known": known}))
     assert 0 < plain.score < 1 and plain.false_positive > 0 and torch.equal(plain.predicted, told.predicted)
     assert (plain.score, plain.coverage, plain.false_positive) == (told.score, told.coverage, told.false_positive)
 
@@ -92,7 +93,7 @@ def test_what_the_known_finding_adds_to_a_part_that_touches_the_mask_does_not_co
 def test_no_pixel_of_the_mask_is_lost_to_a_known_finding_that_shares_it_in_a_smaller_crop():
     mask, line = torch.zeros(2, 1, 256, 256)
     mask[..., :131], line[..., 131] = 1, 1  # one pixel of the crop is four: three of the mask, one of the line
-    everything = LatentValidate(lambda images: torch.ones_like(images[:, :1]), window=(0, 1), size_px=64)
+    everything = LatentValidate(lambda images: torch.ones_like(images[:, :1]), window=(0, 1), options=Validator(size_px=64))
     alone, told = (everything(torch.zeros(1, 256, 256), mask, known=given) for given in (None, line))
     assert alone.coverage == told.coverage == 1
 
@@ -154,7 +155,7 @@ def sample(value=1):
 
 
 def test_a_second_lesion_is_accepted_beside_one_that_the_label_knows():
-    options = {"validator": judge(), "inpaint": Paints(), "on_reject": "retry"}
+    options = {"model": judge(), "inpaint": Paints(), "on_reject": "retry"}
     told = LatentValidated("image", label_key="label", **options)(sample())
     assert told["image_diffaug"]["accepted"] and told["image_diffaug"]["tries"] == 1
     assert torch.equal(told["label"] > 0, (MASK + BESIDE) > 0)
@@ -166,7 +167,7 @@ def test_an_organ_that_has_the_default_value_hides_no_false_positive():
     """The finding is 2 and painted so, but the validator was not told: what it knows is what it knew without the label."""
     data = {**sample(2), "label": torch.where(BESIDE > 0, 2, 1).to(torch.uint8)}
     records = [
-        LatentValidated("image", label_key="label", validator=judge(), inpaint=Paints(2), **value)(data)["image_diffaug"]
+        LatentValidated("image", label_key="label", model=judge(), inpaint=Paints(2), **value)(data)["image_diffaug"]
         for value in ({}, {"label_value": 2})
     ]
     assert not records[0]["accepted"] and "false positives" in records[0]["reason"] and records[1]["accepted"]
@@ -177,7 +178,9 @@ def test_a_refined_label_holds_the_known_finding_as_it_was_labelled():
         return torch.nn.functional.max_pool2d(bright(images), 5, 1, 2)
 
     validator = judge(rough, min_dice=0.5, rim=0.05)  # a band of three pixels
-    refined = LatentValidated("image", label_key="label", validator=validator, inpaint=Paints(), refine_label=True)(sample())
+    refined = LatentValidated("image", label_key="label", validator=Validator(refine_label=True), model=validator, inpaint=Paints())(
+        sample()
+    )
     assert refined["image_diffaug"]["accepted"]
     beyond = (refined["label"] > 0) & (BESIDE == 0) & (disc(centre=(32, 26), radius=13) == 0)
     assert not beyond.any() and bool((refined["label"][BESIDE > 0] == 1).all())

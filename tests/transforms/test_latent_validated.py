@@ -11,6 +11,7 @@ import torch
 from monai.transforms.transform import MapTransform, RandomizableTransform
 
 from monai_diffaug.edit.record import DiffAugRecord
+from monai_diffaug.edit.validation_options import Dynamic, Validator
 from monai_diffaug.errors import DroppedSampleError
 from monai_diffaug.transforms.latent_validated import LatentValidateD, LatentValidated
 from tests.transforms.judged import bright, disc, edited_sample, nothing, validated
@@ -87,7 +88,7 @@ def test_images_of_one_sample_share_the_verdict():
     for part in ("", "_diffaug", "_original"):
         sample[f"other{part}"] = deepcopy(sample[f"image{part}"])
     sample["other"] = sample["other_original"]
-    result = LatentValidated(["image", "other"], validator=bright, label_key="label", window=(0, 1))(sample)
+    result = LatentValidated(["image", "other"], model=bright, label_key="label", window=(0, 1))(sample)
     assert result["image"] is sample["image_original"] and not result["image_diffaug"]["accepted"]
 
 
@@ -95,7 +96,7 @@ def test_refined_label_is_what_the_validator_found():
     painted = disc(radius=9)
     sample = edited_sample(painted=painted)
     sample["label_original"][:, :3, :3] = 4
-    result = validated(refine_label=True, label_value=2)(sample)
+    result = validated(validator=Validator(refine_label=True), label_value=2)(sample)
     found = result["label"] == 2
     assert 0 < int(found.sum()) < int(disc().sum())
     assert 2 * int((found & (painted > 0)).sum()) / int(found.sum() + painted.sum()) > 0.95
@@ -103,7 +104,7 @@ def test_refined_label_is_what_the_validator_found():
 
 
 def test_dynamic_threshold_rises_with_the_scores_and_never_falls_below_the_least():
-    transform = validated(dynamic=True, dynamic_length=4)
+    transform = validated(dynamic=Dynamic(length=4))
     assert transform.threshold == 0.7
     for _ in range(6):
         transform(edited_sample())
@@ -113,17 +114,17 @@ def test_dynamic_threshold_rises_with_the_scores_and_never_falls_below_the_least
 
 
 def test_the_dynamic_threshold_is_the_thirty_per_cent_quantile_of_the_last_256_scores_and_off_by_default():
-    transform = validated(dynamic=True)
-    assert transform.dynamic_length == 256
+    transform = validated(dynamic=Dynamic())
+    assert transform.dynamic.length == 256
     transform.scores = [0.72, 0.75, 0.78, 0.8, 0.82, 0.84, 0.86, 0.9, 0.92, 0.94, 0.99]
     assert transform.threshold == pytest.approx(0.8)  # the third of ten steps up the sorted scores
     plain = validated()
     plain.scores = list(transform.scores)
-    assert not plain.dynamic and plain.threshold == 0.7
+    assert plain.dynamic is None and plain.threshold == 0.7
 
 
 def test_a_score_counts_for_the_threshold_of_the_next_sample_not_for_its_own():
-    transform = validated(dynamic=True, min_dice=0.1)
+    transform = validated(dynamic=Dynamic(), min_dice=0.1)
     transform.scores = [0.2] * 5
     assert transform(edited_sample())["image_diffaug"]["accepted"]
     transform.scores = [0.999] * 20
@@ -133,7 +134,7 @@ def test_a_score_counts_for_the_threshold_of_the_next_sample_not_for_its_own():
 
 def test_the_thresholds_are_those_of_the_published_neighbours():
     judge = LatentValidated("image").validator
-    assert (judge.min_dice, judge.min_coverage, judge.max_false_positive) == (0.7, 0.7, 0.05) and judge.min_change > 0
+    assert judge.min_dice == 0.7 and judge.options == Validator()
     assert LatentValidated("image").on_reject == "original" and LatentValidated("image").max_tries == 3
 
 
@@ -160,14 +161,26 @@ def test_an_instance_is_small_and_its_bases_are_in_the_contracts_order():
         ({"on_reject": "retry"}, "inpaint="),
         ({"on_reject": "keep"}, "on_reject"),
         ({"max_tries": 0}, "max_tries"),
-        ({"on_exhausted": "retry"}, "on_exhausted"),
-        ({"refine_label": True}, "label_key"),
-        ({"dynamic_quantile": 2}, "dynamic_quantile"),
+        ({"validator": Validator(refine_label=True)}, "label_key"),
     ],
 )
 def test_options_without_their_partner_are_refused(options, word):
     with pytest.raises(ValueError, match=word):
         LatentValidated("image", **options)
+
+
+@pytest.mark.parametrize(
+    ("group", "option"), [(Validator, {"on_exhausted": "retry"}), (Dynamic, {"quantile": 2}), (Dynamic, {"length": 0})]
+)
+def test_an_option_of_a_group_out_of_range_is_refused(group, option):
+    with pytest.raises(ValueError, match=next(iter(option))):
+        group(**option)
+
+
+@pytest.mark.parametrize("option", [{"dynamic": True}, {"validator": {"rim": 0.1}}])
+def test_a_group_of_another_class_is_refused_with_what_a_config_writes(option):
+    with pytest.raises(TypeError, match=rf"{next(iter(option))} must be .*_target_: monai_diffaug\."):
+        LatentValidated("image", **option)
 
 
 def test_numpy_images_and_integer_images_are_judged_and_restored_in_their_type():

@@ -9,7 +9,9 @@ import torch
 from monai.transforms.transform import MapTransform, RandomizableTransform
 
 from monai_diffaug.data.lesion_bank import LesionBank
+from monai_diffaug.edit.options import InpaintOptions, SoftEdge
 from monai_diffaug.edit.record import DiffAugRecord
+from monai_diffaug.edit.validation_options import Validator
 from monai_diffaug.errors import DroppedSampleError
 from monai_diffaug.transforms.latent_validate import LatentValidate
 from monai_diffaug.transforms.latent_validated import LatentValidated
@@ -53,7 +55,7 @@ def plain_sample():
 def test_a_sample_without_a_label_is_judged_as_well(inpaint, refine_label):
     sample = edited_sample() if inpaint is None else plain_sample()
     unlabelled = {key: value for key, value in sample.items() if not key.startswith("label")}
-    result = validated(refine_label=refine_label, inpaint=inpaint)(unlabelled)
+    result = validated(validator=Validator(refine_label=refine_label), inpaint=inpaint)(unlabelled)
     assert result["image_diffaug"]["accepted"] and set(result) == {"image", "mask", "image_diffaug"}
 
 
@@ -89,7 +91,7 @@ def test_of_candidates_that_were_all_rejected_the_best_is_judged_and_kept_when_a
 
     results = {}
     for fate in ("original", "flag"):
-        transform = validated(inpaint=Radii(), on_reject="retry", max_tries=3, on_exhausted=fate, min_dice=0.9)
+        transform = validated(inpaint=Radii(), on_reject="retry", max_tries=3, validator=Validator(on_exhausted=fate), min_dice=0.9)
         results[fate] = transform(plain_sample())
         record = results[fate]["image_diffaug"]
         assert not record["accepted"] and record["tries"] == 3 and record["score"] == pytest.approx(2 * 64 / 164, abs=0.05)
@@ -97,7 +99,7 @@ def test_of_candidates_that_were_all_rejected_the_best_is_judged_and_kept_when_a
     assert int((results["flag"]["image"] == NEW).sum()) == int(disc(radius=8).sum()) and float(results["flag"]["label"].sum()) > 0
     assert torch.equal(results["original"]["image"], plain_sample()["image"])
     with pytest.raises(DroppedSampleError, match="Dice"):
-        validated(inpaint=Radii(), on_reject="retry", max_tries=3, on_exhausted="drop", min_dice=0.9)(plain_sample())
+        validated(inpaint=Radii(), on_reject="retry", max_tries=3, validator=Validator(on_exhausted="drop"), min_dice=0.9)(plain_sample())
 
 
 def test_a_retry_flips_the_coin_of_the_inpainting_once():
@@ -156,10 +158,10 @@ class Textures(FakeInpaint):
         return out
 
 
-def guarded(*seeds, validator=None, **options):
-    loose = LatentValidate(lambda images: torch.ones_like(images[:, :1]), 0.0, max_false_positive=9.0, window=(0, 1))
+def guarded(*seeds, model=None, **options):
+    loose = LatentValidate(lambda images: torch.ones_like(images[:, :1]), 0.0, options=Validator(max_false_positive=9.0), window=(0, 1))
     return LatentValidated(
-        "image", label_key="label", validator=validator or loose, inpaint=Textures(*seeds), novelty=options.pop("novelty", BANK), **options
+        "image", label_key="label", model=model or loose, inpaint=Textures(*seeds), novelty=options.pop("novelty", BANK), **options
     )
 
 
@@ -195,8 +197,8 @@ def test_of_candidates_that_were_all_rejected_a_copy_is_the_last_to_be_kept():
         return torch.ones_like(images[:, :1]) if len(calls) != 2 else torch.nn.functional.interpolate(small[None], images.shape[-2:])
 
     calls = []
-    judge = LatentValidate(wary, 0.7, max_false_positive=9.0, window=(0, 1))
-    result = guarded(7, 99, 3, validator=judge, on_reject="retry", max_tries=3, on_exhausted="flag")(lesion_sample())
+    judge = LatentValidate(wary, 0.7, options=Validator(max_false_positive=9.0), window=(0, 1))
+    result = guarded(7, 99, 3, validator=Validator(on_exhausted="flag"), model=judge, on_reject="retry", max_tries=3)(lesion_sample())
     record = result["image_diffaug"]
     assert not record["accepted"] and "Dice" in record["reason"] and "copy" not in record["reason"]
     assert torch.equal(result["image"][disc(radius=12) > 0], (textured(99) * 0.5 + 0.3)[disc(radius=12) > 0])
@@ -205,7 +207,7 @@ def test_of_candidates_that_were_all_rejected_a_copy_is_the_last_to_be_kept():
 def test_the_guard_adds_its_reason_to_those_of_the_validator_and_takes_a_file(tmp_path):
     file = BANK.save(tmp_path / "bank.npz")
     for novelty in (file, str(file), LesionNovelty(file, 0.1)):
-        record = guarded(7, novelty=novelty, validator=LatentValidate(nothing, window=(0, 1)))(lesion_sample())["image_diffaug"]
+        record = guarded(7, novelty=novelty, model=LatentValidate(nothing, window=(0, 1)))(lesion_sample())["image_diffaug"]
         assert "found nothing; copy of training lesion 7" in record["reason"]
     assert len(pickle.dumps(LatentValidated("image", novelty=file))) < 100_000
 
@@ -213,8 +215,8 @@ def test_the_guard_adds_its_reason_to_those_of_the_validator_and_takes_a_file(tm
 def test_without_an_inpainting_of_its_own_it_judges_what_stands_before():
     mask = disc(radius=12)
     sample = {**edited_sample(mask=mask), "image": torch.where(mask > 0, textured(5), flat(mask.shape))}
-    loose = LatentValidate(lambda images: torch.ones_like(images[:, :1]), 0.0, max_false_positive=9.0, window=(0, 1))
-    result = LatentValidated("image", label_key="label", validator=loose, novelty=BANK)(sample)
+    loose = LatentValidate(lambda images: torch.ones_like(images[:, :1]), 0.0, options=Validator(max_false_positive=9.0), window=(0, 1))
+    result = LatentValidated("image", label_key="label", model=loose, novelty=BANK)(sample)
     assert result["image"] is sample["image_original"] and "copy of training lesion 5" in result["image_diffaug"]["reason"]
 
 
@@ -237,15 +239,23 @@ def test_an_empty_mask_counts_as_no_edit_that_nobody_refused(random_inpainter):
 def test_of_two_edits_each_is_judged_by_its_own_validator_and_put_back_alone(random_inpainter, own):
     """The first is accepted, the second refused: image, label and second mask are those from after the first."""
     masks = {"first": disc(centre=(20, 20), radius=8), "second": disc(centre=(44, 44), radius=8)}
-    sees_all = LatentValidate(lambda images: torch.ones_like(images[:, :1]), 0.0, max_false_positive=9.0, min_change=0.0, window=(0, 1))
+    sees_all = LatentValidate(
+        lambda images: torch.ones_like(images[:, :1]), 0.0, options=Validator(max_false_positive=9.0, min_change=0.0), window=(0, 1)
+    )
     judges = {"first": sees_all, "second": LatentValidate(nothing, window=(0, 1))}
     sample = {"image": flat((1, 64, 64)), "label": torch.zeros(1, 64, 64), "prompt": "a lesion", **masks}
     steps, states = [], []
     for name, judge in judges.items():
         inpaint = DiffusionLocalInpaintd(
-            "image", mask_key=name, label_key="label", model=random_inpainter, num_inference_steps=1, soft_width=1.0, keep_original=True
+            "image",
+            mask_key=name,
+            label_key="label",
+            model=random_inpainter,
+            num_inference_steps=1,
+            options=InpaintOptions(soft_edge=SoftEdge(width_px_at_512=1.0)),
+            keep_original=True,
         )
-        validate = LatentValidated("image", mask_key=name, label_key="label", validator=judge, inpaint=inpaint if own else None)
+        validate = LatentValidated("image", mask_key=name, label_key="label", model=judge, inpaint=inpaint if own else None)
         steps += [validate] if own else [inpaint, validate]
     for step in steps:
         sample = step.set_random_state(3)(sample)
@@ -271,12 +281,12 @@ def test_two_edits_with_postfixes_of_their_own_keep_both_records(random_inpainte
                 model=random_inpainter,
                 num_inference_steps=1,
                 keep_original=True,
-                record_postfix=name,
+                options=InpaintOptions(record_postfix=name),
                 prob=prob if name == "second" else 1.0,
             )
-            options = {"inpaint": inpaint} if own else {"record_postfix": name}
+            options = {"inpaint": inpaint} if own else {"validator": Validator(record_postfix=name)}
             judge = LatentValidate(nothing, window=(0, 1))
-            validate = LatentValidated("image", mask_key=name, validator=judge, on_reject="flag", **options)
+            validate = LatentValidated("image", mask_key=name, model=judge, on_reject="flag", **options)
             for step in [validate] if own else [inpaint, validate]:
                 result = step(result)
         keys.append(set(result))

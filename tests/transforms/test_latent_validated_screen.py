@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from monai_diffaug.data.transform_hash import transform_hashing
+from monai_diffaug.edit.options import InpaintOptions, Noise, Run, SoftEdge
+from monai_diffaug.edit.validation_options import Screen, Validator
 from monai_diffaug.errors import DroppedSampleError
 from monai_diffaug.models.inpainter import Inpainter
 from monai_diffaug.models.latent_screen import LatentScreen
@@ -42,6 +44,9 @@ class Scripted:
         return torch.full_like(latents[:, :1], 9.0 if self.passes[(self.calls - 1) % len(self.passes)] else -9.0)
 
 
+HARD, INVERTED = InpaintOptions(soft_edge=SoftEdge(0)), InpaintOptions(noise=Noise(source="inverted"))
+
+
 class Shrinking:
     """Finds less and less: the first of several refused candidates is the best."""
 
@@ -54,8 +59,8 @@ class Shrinking:
         return answer
 
 
-def lenient(segmenter: Callable[[Tensor], Tensor] = anything, **options: float) -> LatentValidate:
-    return LatentValidate(segmenter, **{"min_dice": 0.0, "min_coverage": 0.0, "max_false_positive": 1e9, "min_change": 0.0, **options})
+def lenient(segmenter: Callable[[Tensor], Tensor] = anything, min_dice: float = 0.0) -> LatentValidate:
+    return LatentValidate(segmenter, min_dice, options=Validator(min_coverage=0.0, max_false_positive=1e9, min_change=0.0))
 
 
 def sample() -> dict[str, Any]:
@@ -67,12 +72,13 @@ def sample() -> dict[str, Any]:
 
 @pytest.fixture
 def build(random_inpainter: str) -> Callable[..., LatentValidated]:
-    def made(screen: Any = None, **options: Any) -> LatentValidated:
+    def made(screen: Any = None, least: float = 0.1, after: float = 0.25, **options: Any) -> LatentValidated:
         inpaint = options.pop("inpaint", None) or DiffusionLocalInpaintd(
             "image", label_key="label", model=random_inpainter, num_inference_steps=1
         )
-        named = {"label_key": "label", "validator": lenient(), "on_reject": "retry", "min_screen_dice": 0.1, **options}
-        return LatentValidated("image", inpaint=inpaint, screen=screen, **named).set_random_state(3)
+        named = {"label_key": "label", "model": lenient(), "on_reject": "retry", **options}
+        judge = None if screen is None else Screen(screen, least, after)
+        return LatentValidated("image", inpaint=inpaint, screen=judge, **named).set_random_state(3)
 
     return made
 
@@ -122,23 +128,23 @@ def test_what_is_refused_early_is_spared_the_other_steps(
     evaluate, calls = LeanUnet.__call__, []
     monkeypatch.setattr(LeanUnet, "__call__", lambda self, z, t, c: (calls.append(int(t)), evaluate(self, z, t, c))[1])
     inpaint = DiffusionLocalInpaintd("image", label_key="label", model=random_inpainter, num_inference_steps=4)
-    build(Scripted(False), inpaint=inpaint, on_reject="original", screen_after=after)(sample())
+    build(Scripted(False), inpaint=inpaint, on_reject="original", after=after)(sample())
     assert len(calls) == evaluations and decoded == []
 
 
 @pytest.mark.parametrize("after", [0.25, 0.5, 1.0])
 def test_a_look_changes_nothing_in_a_run_that_goes_on(random_inpainter, build, after: float) -> None:
-    for options in ({}, {"soft_width": 0}, {"noise_source": "inverted", "guidance_scale": 1.0}):
+    for options in ({}, {"options": HARD}, {"options": INVERTED, "guidance_scale": 1.0}):
         inpaint = DiffusionLocalInpaintd("image", label_key="label", model=random_inpainter, num_inference_steps=4, **options)
         screen = Scripted(True)
-        without, with_screen = (build(judge, inpaint=inpaint, screen_after=after)(sample()) for judge in (None, screen))
+        without, with_screen = (build(judge, inpaint=inpaint, after=after)(sample()) for judge in (None, screen))
         assert screen.calls == 1 and torch.equal(without["image"], with_screen["image"])
         assert without["image_diffaug"] == with_screen["image_diffaug"]
 
 
 def test_one_refused_early_is_sampled_to_its_end_when_its_picture_is_asked_for(random_inpainter, build, decoded) -> None:
     inpaint = DiffusionLocalInpaintd("image", label_key="label", model=random_inpainter, num_inference_steps=4)
-    transform = build(Shrinking(1, 4, 2), inpaint=inpaint, on_exhausted="flag", min_screen_dice=0.9, screen_after=0.25)
+    transform = build(Shrinking(1, 4, 2), inpaint=inpaint, validator=Validator(on_exhausted="flag"), least=0.9)
     result = transform(sample())
     best = deepcopy(inpaint).set_random_state(seed=transform.seeds[1])(sample())
     assert decoded == [1, 1] and torch.equal(result["image"], best["image"])
@@ -153,7 +159,9 @@ def test_slices_that_do_not_fit_into_one_batch_are_looked_at_when_they_are_done(
             seen.append(latents)
             return torch.full_like(latents[:, :1], 9.0)
 
-        inpaint = DiffusionLocalInpaintd("image", model=random_inpainter, num_inference_steps=4, slice_batch_size=batch)
+        inpaint = DiffusionLocalInpaintd(
+            "image", model=random_inpainter, num_inference_steps=4, options=InpaintOptions(run=Run(slice_batch_size=batch))
+        )
         transform = build(remember, inpaint=inpaint, label_key=None)
         result = transform(volume)
         finished = inpaint.sample(volume, seed=result["image_diffaug"]["seed"])["image"].outcome.latents
@@ -167,7 +175,7 @@ def test_records_have_the_same_keys_and_types_whatever_the_screen_says(build) ->
 
 
 def test_of_refused_candidates_the_best_is_decoded_when_a_picture_is_asked_for(build, decoded) -> None:
-    transform = build(Shrinking(1, 4, 2), on_exhausted="flag", min_screen_dice=0.9)
+    transform = build(Shrinking(1, 4, 2), validator=Validator(on_exhausted="flag"), least=0.9)
     result = transform(sample())
     record = result["image_diffaug"]
     assert decoded == [1] and record["applied"] and not record["accepted"] and record["tries"] == 3 and 0 < record["score"] < 0.9
@@ -177,20 +185,20 @@ def test_of_refused_candidates_the_best_is_decoded_when_a_picture_is_asked_for(b
 
 
 def test_the_best_of_refused_candidates_is_recorded_though_nothing_is_kept(build, decoded) -> None:
-    transform = build(Shrinking(1, 4, 2), min_screen_dice=0.9)
+    transform = build(Shrinking(1, 4, 2), least=0.9)
     record = transform(sample())["image_diffaug"]
-    flagged = build(Shrinking(1, 4, 2), on_exhausted="flag", min_screen_dice=0.9)(sample())["image_diffaug"]
+    flagged = build(Shrinking(1, 4, 2), validator=Validator(on_exhausted="flag"), least=0.9)(sample())["image_diffaug"]
     assert decoded == [1] and {**record, "applied": True} == flagged
 
 
 def test_drop_drops_without_decoding(build, decoded) -> None:
     with pytest.raises(DroppedSampleError, match="refused before decoding"):
-        build(Scripted(False), on_exhausted="drop")(sample())
+        build(Scripted(False), validator=Validator(on_exhausted="drop"))(sample())
     assert decoded == []
 
 
 def test_a_judged_candidate_comes_before_a_refused_one(build, decoded) -> None:
-    transform = build(Scripted(False, True, False), validator=lenient(nothing, min_dice=0.5), on_exhausted="flag")
+    transform = build(Scripted(False, True, False), validator=Validator(on_exhausted="flag"), model=lenient(nothing, min_dice=0.5))
     result = transform(sample())
     assert decoded == [1] and "found nothing" in result["image_diffaug"]["reason"] and result["image_diffaug"]["tries"] == 3
     assert transform.statistics == {"accepted": 0, "rejected": 1, "retried": 2, "screened": 2}
@@ -207,7 +215,7 @@ def test_without_retry_one_candidate_is_refused(build, decoded, fate: str, appli
 def test_images_of_one_sample_share_the_refusal(random_inpainter, decoded) -> None:
     inpaint = DiffusionLocalInpaintd(["image", "other"], model=random_inpainter, num_inference_steps=1, keep_original=True)
     transform = LatentValidated(
-        ["image", "other"], inpaint=inpaint, validator=lenient(), screen=Scripted(True, False), min_screen_dice=0.1, on_reject="original"
+        ["image", "other"], inpaint=inpaint, model=lenient(), screen=Screen(Scripted(True, False), min_dice=0.1), on_reject="original"
     )
     given = {**sample(), "other": sample()["image"] + 1}
     result = transform(given)
@@ -239,9 +247,6 @@ def test_the_screen_needs_an_inpainting_that_can_stop_before_decoding() -> None:
         LatentValidated("image", screen="tiny")
     with pytest.raises(ValueError, match="DiffusionLocalInpaintd"):
         LatentValidated("image", screen="tiny", inpaint=lambda data: dict(data))
-    for option, value in (("min_screen_dice", -0.1), ("screen_after", 0.0), ("screen_after", 1.5)):
-        with pytest.raises(ValueError, match=option):
-            LatentValidated("image", screen="tiny", inpaint=DiffusionLocalInpaintd("image"), **{option: value})
 
 
 def test_a_screen_of_another_vae_says_so_at_the_first_sample(build) -> None:
@@ -254,5 +259,5 @@ def test_an_instance_stays_small_and_its_hash_knows_the_screen(random_inpainter)
         return LatentValidated("image", inpaint=DiffusionLocalInpaintd("image", model=random_inpainter), **options)
 
     assert len(pickle.dumps(made(screen="tiny"))) < 100_000
-    hashes = {transform_hashing(made(**o)) for o in ({}, {"screen": "tiny"}, {"screen": "tiny", "min_screen_dice": 0.9})}
+    hashes = {transform_hashing(made(**o)) for o in ({}, {"screen": "tiny"}, {"screen": Screen(min_dice=0.9)})}
     assert len(hashes) == 3 and transform_hashing(made(screen="tiny")) in hashes

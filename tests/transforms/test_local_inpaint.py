@@ -6,6 +6,7 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Flip
 
+from monai_diffaug.edit.options import InpaintOptions, Noise, Region, Run, SoftEdge
 from monai_diffaug.errors import GridMismatchError
 from monai_diffaug.models import registry
 from monai_diffaug.models.inpainter import Inpainter
@@ -43,7 +44,7 @@ def test_voxels_outside_the_soft_mask_are_bit_identical_and_inside_changes(fast,
     image = picture(channels, size).to(dtype)
     mask = square_mask(size) if len(size) == 2 else volume_mask()
     before = image.clone()
-    edit = DiffusionLocalInpaint(**fast, soft_width=0).apply(image, mask, PROMPT, seed=4)
+    edit = DiffusionLocalInpaint(**fast, options=InpaintOptions(soft_edge=SoftEdge(width_px_at_512=0))).apply(image, mask, PROMPT, seed=4)
     inside = (mask > 0).expand_as(image)
     assert edit.image.dtype == dtype
     assert torch.equal(edit.image[~inside], image[~inside])
@@ -53,7 +54,7 @@ def test_voxels_outside_the_soft_mask_are_bit_identical_and_inside_changes(fast,
 
 def test_a_soft_edge_changes_nothing_beyond_its_skirt(fast) -> None:
     image, mask = picture(), square_mask()
-    edit = DiffusionLocalInpaint(**fast, soft_width=8.0).apply(image, mask, PROMPT, seed=4)
+    edit = DiffusionLocalInpaint(**fast, options=InpaintOptions(soft_edge=SoftEdge(width_px_at_512=8.0))).apply(image, mask, PROMPT, seed=4)
     changed = (edit.image != image)[0].nonzero()
     assert changed[:, 0].min() >= 30 - 4 and changed[:, 0].max() <= 43 + 4
     assert bool((edit.image != image)[0, 29, 44:50].any())
@@ -62,7 +63,7 @@ def test_a_soft_edge_changes_nothing_beyond_its_skirt(fast) -> None:
 @pytest.mark.parametrize("noise_rho", [0.0, 0.6])
 def test_the_result_does_not_depend_on_the_slice_batch_size(fast, noise_rho) -> None:
     results = [
-        DiffusionLocalInpaint(**fast, slice_batch_size=n, noise_rho=noise_rho)
+        DiffusionLocalInpaint(**fast, options=InpaintOptions(run=Run(slice_batch_size=n), noise=Noise(rho=noise_rho)))
         .apply(picture(1, (40, 36, 7)), volume_mask(), PROMPT, seed=11)
         .image
         for n in (1, 2, 8)
@@ -183,7 +184,9 @@ def test_out_of_memory_halves_the_batch_without_changing_the_result(fast, monkey
 @pytest.mark.parametrize("roi", [True, False])
 def test_odd_and_tiny_sizes_work_and_a_mask_may_cover_all(fast, size, roi) -> None:
     image = torch.rand(1, *size) * 10
-    edit = DiffusionLocalInpaint(**fast, roi=roi).apply(image, torch.ones(1, *size), PROMPT, seed=1)
+    edit = DiffusionLocalInpaint(**fast, options=InpaintOptions(region=Region(whole_slice=not roi))).apply(
+        image, torch.ones(1, *size), PROMPT, seed=1
+    )
     assert edit.image.shape == image.shape and edit.record["applied"] is True
 
 
@@ -202,14 +205,16 @@ def test_the_model_is_loaded_once(fast) -> None:
 
 def test_four_channel_models_repaint_too(random_inpainter_4ch) -> None:
     image = picture()
-    edit = DiffusionLocalInpaint(random_inpainter_4ch, num_inference_steps=3, soft_width=0).apply(image, square_mask(), PROMPT, seed=1)
+    edit = DiffusionLocalInpaint(
+        random_inpainter_4ch, num_inference_steps=3, options=InpaintOptions(soft_edge=SoftEdge(width_px_at_512=0))
+    ).apply(image, square_mask(), PROMPT, seed=1)
     outside = square_mask() == 0
     assert torch.equal(edit.image[outside], image[outside]) and not torch.equal(edit.image, image)
 
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("strength", 0.0), ("num_inference_steps", 0), ("plane", "oblique"), ("soft_mode", "x"), ("on_error", "ignore"), ("window", (1, 0))],
+    [("strength", 0.0), ("num_inference_steps", 0), ("plane", "oblique"), ("on_error", "ignore"), ("window", (1, 0))],
 )
 def test_an_option_out_of_range_is_refused_at_construction(option, value) -> None:
     with pytest.raises(ValueError, match=str(option) if option != "window" else "low < high"):
@@ -250,7 +255,7 @@ def test_a_batch_with_a_mask_too_few_is_refused(fast) -> None:
 
 def test_the_soft_region_holds_every_voxel_that_changes(fast) -> None:
     image, mask = picture(1, (40, 36, 7)), volume_mask()
-    transform = DiffusionLocalInpaint(**fast, soft_width=8.0)
+    transform = DiffusionLocalInpaint(**fast, options=InpaintOptions(soft_edge=SoftEdge(width_px_at_512=8.0)))
     changed = transform.apply(image, mask, PROMPT, seed=4).image != image
     region = transform.soft_region(image, mask)
     assert region.shape == image.shape and not bool((changed & (region == 0)).any())

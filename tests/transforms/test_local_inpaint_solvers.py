@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from monai_diffaug.edit.options import InpaintOptions, Run, SoftEdge
 from monai_diffaug.models.inpainter import load_inpainter
 from monai_diffaug.models.registry import ModelSpec
 from monai_diffaug.studies.speed.timed_models import with_scheduler
@@ -24,7 +25,9 @@ def test_a_few_step_solver_repaints_each_slice_alike_in_any_batch(name: str, ran
     mask = torch.zeros_like(image)
     mask[:, 20:44, 16:40] = 1
     edits: list[Any] = [
-        DiffusionLocalInpaint(model, num_inference_steps=4, soft_width=0, slice_batch_size=size).apply(image, mask, "a cyst", seed=3)
+        DiffusionLocalInpaint(
+            model, num_inference_steps=4, options=InpaintOptions(soft_edge=SoftEdge(width_px_at_512=0), run=Run(slice_batch_size=size))
+        ).apply(image, mask, "a cyst", seed=3)
         for size in (1, 3)
     ]
     one, three = (torch.as_tensor(edit.image) for edit in edits)

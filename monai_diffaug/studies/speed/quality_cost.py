@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from monai_diffaug.edit.options import InpaintOptions, Region
 from monai_diffaug.files.fidelity import local_ssim
 from monai_diffaug.models.inpainter import Inpainter
 from monai_diffaug.studies.speed import timed_models as models
@@ -83,9 +84,9 @@ def levers(model: Inpainter, reference_steps: int) -> Iterator[Lever]:
             yield Lever(f"{name}, {steps} steps", {"num_inference_steps": steps}, other)
     yield Lever("LCM, 4 steps (without distillation)", {"num_inference_steps": 4}, models.with_scheduler(model, LCMScheduler))
     yield Lever("no guidance", {"guidance_scale": 1.0}, model)
-    yield Lever("guidance in the middle half of the steps", {"guidance_interval": (0.25, 0.75)}, model)
+    yield Lever("guidance in the middle half of the steps", {"options": InpaintOptions(guidance_interval=(0.25, 0.75))}, model)
     yield Lever("strength 0.6", {"strength": 0.6}, model)
-    yield Lever("whole slice instead of the region of interest", {"roi": False}, model)
+    yield Lever("whole slice instead of the region of interest", {"options": InpaintOptions(region=Region(whole_slice=True))}, model)
     yield Lever("bfloat16", {}, models.in_precision(model, torch.bfloat16))
     yield Lever("AutoencoderTiny (TAESD's width, random weights)", {}, models.with_tiny_vae(model), trained=False)
 

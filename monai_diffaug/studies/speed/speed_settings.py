@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from monai_diffaug.edit.options import InpaintOptions, Region, Run, SoftEdge
 from monai_diffaug.models.inpainter import Inpainter
 from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaint
 
@@ -42,9 +43,9 @@ class EditSettings:
             num_inference_steps=self.steps,
             guidance_scale=self.guidance_scale,
             window=GREY,
-            soft_width=0.0,
-            slice_batch_size=self.batch_size,
-            roi=roi,
+            options=InpaintOptions(
+                soft_edge=SoftEdge(width_px_at_512=0.0), run=Run(slice_batch_size=self.batch_size), region=Region(whole_slice=not roi)
+            ),
         )
 
 

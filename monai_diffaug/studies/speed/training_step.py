@@ -11,6 +11,7 @@ from monai.losses import DiceCELoss
 from monai.networks.nets import UNet
 
 from monai_diffaug.data.thread_loader import RaisingThreadDataLoader
+from monai_diffaug.edit.options import InpaintOptions, SoftEdge
 from monai_diffaug.models.inpainter import Inpainter
 from monai_diffaug.studies.speed import timed_models as models
 from monai_diffaug.studies.speed.speed_settings import GREY, Amount, EditSettings
@@ -43,7 +44,7 @@ def _row(model: Inpainter, settings: EditSettings, repeats: int, rounds: int) ->
         num_inference_steps=settings.steps,
         guidance_scale=settings.guidance_scale,
         window=GREY,
-        soft_width=0.0,
+        options=InpaintOptions(soft_edge=SoftEdge(width_px_at_512=0.0)),
     )
     edit.set_random_state(settings.seed)
     arms = {"with": _epoch(model.device, settings, repeats, edit), "without": _epoch(model.device, settings, repeats, None)}

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from monai_diffaug.edit.options import ControlNet, InpaintOptions
 from monai_diffaug.training.datalist import read_datalist
 from monai_diffaug.training.labelled_slices import load_slices
 from monai_diffaug.training.loop import fine_tune
@@ -32,7 +33,9 @@ def test_training_writes_a_folder_that_the_transform_takes_and_leaves_the_inpain
     image, mask = torch.rand(1, 64, 64, generator=torch.Generator().manual_seed(0)), torch.zeros(1, 64, 64)
     mask[:, 20:40, 20:40] = 1
     with_edges, plain = (
-        DiffusionLocalInpaint(source, controlnet=net, num_inference_steps=2).apply(image, mask, "mass", seed=0).image
+        DiffusionLocalInpaint(source, options=InpaintOptions(control=ControlNet(net)), num_inference_steps=2)
+        .apply(image, mask, "mass", seed=0)
+        .image
         for net in (str(tmp_path), None)
     )
     assert not torch.equal(with_edges, plain)

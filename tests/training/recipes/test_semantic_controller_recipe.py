@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from monai_diffaug.edit.options import InpaintOptions, SemanticController
 from monai_diffaug.models.registry import ModelSpec
 from monai_diffaug.models.semantic_controller import build_semantic_model, load_semantic_controller, save_semantic_controller
 from monai_diffaug.training.datalist import read_datalist
@@ -39,7 +40,9 @@ def test_training_writes_a_folder_that_the_transform_takes_and_leaves_the_inpain
     image, mask = torch.rand(1, 64, 64, generator=torch.Generator().manual_seed(0)), torch.zeros(1, 64, 64)
     mask[:, 20:40, 20:40] = 1
     steered, plain = (
-        DiffusionLocalInpaint(random_inpainter, semantic_controller=folder, num_inference_steps=2).apply(image, mask, "mass", seed=0).image
+        DiffusionLocalInpaint(random_inpainter, options=InpaintOptions(control=SemanticController(folder)), num_inference_steps=2)
+        .apply(image, mask, "mass", seed=0)
+        .image
         for folder in (str(tmp_path), None)
     )
     assert not torch.equal(steered, plain)
