@@ -1,62 +1,47 @@
-"""The network of a MONAI Bundle: a segmenter somebody else has trained can be the judge of an edit."""
+"""The network of a MONAI Bundle: a published segmenter can validate edits."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from monai_diffaug.errors import ModelSourceError
+from monai_diffaug.models.sources import load_weights, require_files
 
 __all__ = ["is_bundle", "load_bundle_network"]
 
 METADATA = "configs/metadata.json"
-CONFIGS = ("inference", "evaluate", "train")  # the first that defines the network is read
+CONFIGS = ("inference", "evaluate", "train")  # the first one that defines the network is read
 SUFFIXES = (".json", ".yaml", ".yml")
-NETWORK = "network_def"  # the name that the Bundle specification gives it
+NETWORK = "network_def"  # its name in the Bundle specification
 WEIGHTS = "models/model.pt"
-NESTED = ("model", "state_dict", "network")  # where checkpoints of training runs keep the weights
 
 
 def is_bundle(folder: Path) -> bool:
-    """The folder is laid out as a MONAI Bundle."""
+    """Whether the folder has the layout of a MONAI Bundle."""
     return (folder / METADATA).is_file()
 
 
 def load_bundle_network(folder: Path) -> nn.Module:
-    """The network that a Bundle's config defines, with the weights of ``models/model.pt``.
+    """Load the network that a Bundle's config defines, with the weights of ``models/model.pt``.
 
-    Only ``network_def`` is built; transforms, inferers and data sets are not, so the network is shown what the caller gives it.
-    A config runs code when it is read, as ``monai.bundle.load`` says too: take Bundles from sources that you trust. Weights are
-    read with ``weights_only=True``.
-
-    Args:
-        folder: with ``configs/metadata.json``.
+    Only ``network_def`` is built; transforms, inferers and data sets are not. The caller's input goes to the network as it is.
+    Reading a config runs code, as with ``monai.bundle.load``: use Bundles from trusted sources only. Weights are read with
+    ``weights_only=True``.
 
     Raises:
-        ModelSourceError: no config defines ``network_def``, or the weights are not there.
-        ValueError: the definition is no network, or the weights are not its.
+        ModelSourceError: no config defines ``network_def``, or the weights are missing.
+        ValueError: the definition is not a network, or the weights do not fit it.
     """
     network = _defined(folder)
-    file = folder / WEIGHTS
-    if not file.is_file():
-        raise ModelSourceError(
-            f"{file} is missing; train the Bundle or fetch its weights: python -m monai.bundle download {folder.name} "
-            f"--bundle_dir {folder.parent}"
-        )
-    try:
-        weights: Any = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # truncated archives and pickles with code raise errors of several kinds
-        raise ValueError(f"{file} is no readable checkpoint ({str(error).strip().splitlines()[0]}); fetch it again") from error
-    if isinstance(weights, Mapping):
-        weights = next((weights[name] for name in NESTED if isinstance(weights.get(name), Mapping)), weights)
-    try:
-        network.load_state_dict(weights)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        raise ValueError(f"{file} does not fit {NETWORK} of the Bundle ({str(error).strip().splitlines()[0]})") from error
+    require_files(
+        folder,
+        (WEIGHTS,),
+        f"train the Bundle or fetch its weights: python -m monai.bundle download {folder.name} --bundle_dir {folder.parent}",
+    )
+    load_weights(network, folder / WEIGHTS, f"{NETWORK} of the Bundle")
     return network
 
 

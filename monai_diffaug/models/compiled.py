@@ -1,4 +1,4 @@
-"""Regional compilation: the blocks that a network repeats, each compiled once and used in all its places."""
+"""Regional compilation: the repeated blocks of a network are compiled once and used in all places."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from torch import nn
 __all__ = ["compile_regions"]
 
 REGIONS = ("BasicTransformerBlock", "ResnetBlock2D")
-RECOMPILATIONS = 64  # each width of a block is a recompilation of one code object; dynamo's default of 8 would stop in silence
+RECOMPILATIONS = 64  # each width of a block recompiles one code object; after dynamo's default of 8 it silently runs uncompiled
 
 
 def compile_regions(network: nn.Module) -> int:
-    """Send the transformer and residual blocks of a diffusers network through ``torch.compile``, in place; names of weights stay.
+    """Compile the transformer and residual blocks of a diffusers network with ``torch.compile``, in place; weights keep their names.
 
-    The first call of each shape compiles, which takes from seconds to minutes; later calls are faster.
+    The first call with each shape compiles for seconds to minutes; later calls are faster.
 
     Returns:
-        the number of blocks.
+        Number of blocks.
 
     Raises:
-        RuntimeError: no C++ compiler, which TorchInductor needs.
+        RuntimeError: there is no C++ compiler, which TorchInductor needs.
     """
     if shutil.which("g++") is None and shutil.which("clang++") is None:
         raise RuntimeError("compile=True needs a C++ compiler (g++ or clang++) on the PATH; install one, or use compile=False")

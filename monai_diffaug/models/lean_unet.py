@@ -1,9 +1,8 @@
-"""A diffusers UNet evaluated with the work done once that the steps of a run and the two guidance branches share.
+"""Evaluate a diffusers UNet without repeating the work that the steps of a run and the two guidance branches share.
 
-Keys and values of the text do not change from step to step, and slices of one prompt have the same; up to the first attention to the
-text both guidance branches are the same; the time embedding is the same for all rows. On a CPU images stay in the channels-last layout,
-in which tokens need no copy. The modules of the UNet are called as they are: nothing is written to them, and the result equals the
-UNet's own up to rounding.
+Keys and values of the text are the same in each step, and for all slices with the same prompt; before the first cross-attention both
+guidance branches are equal; the time embedding is the same for all rows. On a CPU images have the channels-last layout, in which
+they become tokens without a copy. The modules of the UNet are called, never changed; the result equals the UNet's up to rounding.
 """
 
 from __future__ import annotations
@@ -20,36 +19,36 @@ __all__ = ["LeanUnet", "lean_unet"]
 
 BLOCKS = {"DownBlock2D", "CrossAttnDownBlock2D", "UNetMidBlock2DCrossAttn", "CrossAttnUpBlock2D", "UpBlock2D"}
 FREE_U = ("s1", "s2", "b1", "b2")
-COPIED_BYTES = 64 * 2**20  # of weights kept in another layout during a run
+COPIED_BYTES = 64 * 2**20  # limit of the weights that are copied to another layout during a run
 ABSENT = ("class_embedding", "add_embedding", "encoder_hid_proj", "time_embed_act")
 
 
 def lean_unet(unet: Any) -> LeanUnet | None:
-    """The evaluation of a UNet for one run; None when something in it is not as Stable Diffusion 1.x and 2.x have it.
+    """Evaluation of a UNet for one run; None if its architecture differs from Stable Diffusion 1.x and 2.x.
 
-    A UNet with hooks, compiled parts, other attention processors, FreeU, or conditions beside the text is left to itself.
+    It is also None for a UNet with hooks, compiled parts, other attention processors, FreeU, or conditions other than text.
 
     Args:
-        unet: a diffusers ``UNet2DConditionModel``; it is read, not changed.
+        unet: a diffusers ``UNet2DConditionModel``; read, not changed.
     """
-    if type(unet).__name__ != "UNet2DConditionModel" or not _as_written(unet) or unet.config.center_input_sample:
+    if type(unet).__name__ != "UNet2DConditionModel" or not _is_original(unet) or unet.config.center_input_sample:
         return None
     if any(getattr(unet, name, None) is not None for name in ABSENT) or unet.mid_block is None or not unet.conv_norm_out:
         return None
     for block in (*unet.down_blocks, unet.mid_block, *unet.up_blocks):
-        if type(block).__name__ not in BLOCKS or not _as_written(block) or any(getattr(block, name, None) for name in FREE_U):
+        if type(block).__name__ not in BLOCKS or not _is_original(block) or any(getattr(block, name, None) for name in FREE_U):
             return None
         if not all(_plain_transformer(transformer) for transformer in getattr(block, "attentions", ())):
             return None
     return LeanUnet(unet)
 
 
-def _as_written(module: nn.Module) -> bool:
-    """Calling its parts is calling the module: no hook, and a ``forward`` of diffusers that was neither compiled nor replaced."""
+def _is_original(module: nn.Module) -> bool:
+    """Whether a module has no hooks, and diffusers' own ``forward``, neither compiled nor replaced."""
     if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
         return False
-    written = getattr(getattr(type(module).forward, "__code__", None), "co_filename", "")
-    return getattr(module, "_compiled_call_impl", None) is None and _of_diffusers(written)
+    file = getattr(getattr(type(module).forward, "__code__", None), "co_filename", "")
+    return getattr(module, "_compiled_call_impl", None) is None and _of_diffusers(file)
 
 
 @lru_cache
@@ -58,13 +57,13 @@ def _of_diffusers(file: str) -> bool:
 
 
 def _plain_transformer(transformer: Any) -> bool:
-    if type(transformer).__name__ != "Transformer2DModel" or not transformer.is_input_continuous or not _as_written(transformer):
+    if type(transformer).__name__ != "Transformer2DModel" or not transformer.is_input_continuous or not _is_original(transformer):
         return False
     return all(_plain_block(block) for block in transformer.transformer_blocks)
 
 
 def _plain_block(block: Any) -> bool:
-    if type(block).__name__ != "BasicTransformerBlock" or not _as_written(block):
+    if type(block).__name__ != "BasicTransformerBlock" or not _is_original(block):
         return False
     if block.norm_type != "layer_norm" or block.pos_embed is not None or block.only_cross_attention or hasattr(block, "fuser"):
         return False
@@ -72,27 +71,27 @@ def _plain_block(block: Any) -> bool:
 
 
 def _plain_attention(attention: Any) -> bool:
-    if type(attention.processor).__name__ != "AttnProcessor2_0" or not _as_written(attention) or attention.fused_projections:
+    if type(attention.processor).__name__ != "AttnProcessor2_0" or not _is_original(attention) or attention.fused_projections:
         return False
     norms = (attention.spatial_norm, attention.group_norm, attention.norm_cross, attention.norm_q, attention.norm_k)
     return not any(norms) and not attention.residual_connection and attention.rescale_output_factor == 1.0
 
 
 def _plain_residual(resnet: Any) -> bool:
-    if type(resnet).__name__ != "ResnetBlock2D" or type(resnet.nonlinearity) is not nn.SiLU or not _as_written(resnet):
+    if type(resnet).__name__ != "ResnetBlock2D" or type(resnet.nonlinearity) is not nn.SiLU or not _is_original(resnet):
         return False
     return resnet.time_embedding_norm == "default" and not resnet.skip_time_act and resnet.upsample is None and resnet.downsample is None
 
 
 class _Text(NamedTuple):
-    """Text states (B, L, D) as they came, and the distinct ones of them (U, L, D): each stands for B / U neighbouring rows."""
+    """Text states (B, L, D), and the distinct ones among them (U, L, D): each is used for B / U consecutive rows."""
 
     states: Tensor
     distinct: Tensor
 
 
 class LeanUnet:
-    """The evaluation of one run (a ``Denoiser``): it keeps the keys and values of the texts that it has seen."""
+    """Evaluation for one run (a ``Denoiser``); it caches the keys and values of the texts."""
 
     shares_latents = True
 
@@ -104,7 +103,7 @@ class LeanUnet:
         self._copied = 0
 
     def __call__(self, latents: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
-        """Latents (B, C, h, w) and text states (k B, L, D) -> prediction (k B, 4, h, w): the latents stand for all k branches."""
+        """Latents (B, C, h, w) and text states (k B, L, D) -> prediction (k B, 4, h, w): all k branches have the same latents."""
         unet, text = self.unet, self._text(context)
         time = unet.time_embedding(unet.time_proj(timestep.reshape(1).to(latents.device)).to(latents.dtype))
         x = unet.conv_in(latents.contiguous(memory_format=torch.channels_last) if latents.device.type == "cpu" else latents)
@@ -130,17 +129,17 @@ class LeanUnet:
         return _repeated(prediction, len(context))
 
     def _text(self, context: Tensor) -> int:
-        """Position of the context among those seen in this run."""
-        for position, text in enumerate(self._texts):
+        """Index of the context among those of this run."""
+        for index, text in enumerate(self._texts):
             if text.states is context:
-                return position
+                return index
         distinct, counts = torch.unique_consecutive(context, dim=0, return_counts=True)
         even = bool((counts == counts[0]).all())
         self._texts.append(_Text(context, distinct if even else context))
         return len(self._texts) - 1
 
     def _residual(self, resnet: Any, x: Tensor, time: Tensor) -> Tensor:
-        """A residual block without a division by one and with additions in place; one with options is called as it is."""
+        """A residual block with in-place additions and no division by one; a block with options is called itself."""
         if not _plain_residual(resnet):
             result: Tensor = resnet(x, time)
             return result
@@ -151,8 +150,8 @@ class LeanUnet:
         return h if resnet.output_scale_factor == 1.0 else h.div_(resnet.output_scale_factor)
 
     def _convolution(self, module: Any, x: Tensor) -> Tensor:
-        """On a CPU as a product of matrices where a pixel is a token, else, with weights that outnumber the pixels' values, with a
-        channels-last copy of them, kept for the run: they are laid out anew at each call, which then takes a good part of its time."""
+        """Convolve. On a CPU, 1x1 kernels run as a matrix product, and kernels with more values than the image use a cached channels-last
+        copy of the weights, because PyTorch would change their layout at each call."""
         weight = getattr(module, "weight", None)
         plain = type(module) is nn.Conv2d and module.padding_mode == "zeros" and not module._forward_hooks and not module._forward_pre_hooks
         if plain and weight is not None and weight.device.type == "cpu" and _of_single_pixels(module):
@@ -163,8 +162,8 @@ class LeanUnet:
         if id(module) not in self._weights and self._copied + weight.nbytes <= COPIED_BYTES:
             self._copied += weight.nbytes
             self._weights[id(module)] = weight.contiguous(memory_format=torch.channels_last)
-        kept = self._weights.get(id(module), weight)
-        return F.conv2d(x, kept, module.bias, module.stride, module.padding, module.dilation, module.groups)
+        weight = self._weights.get(id(module), weight)
+        return F.conv2d(x, weight, module.bias, module.stride, module.padding, module.dilation, module.groups)
 
     def _transformer(self, transformer: Any, x: Tensor, text: int) -> Tensor:
         height, width = x.shape[-2:]
@@ -173,34 +172,34 @@ class LeanUnet:
         h = (h if linear else self._convolution(transformer.proj_in, h)).permute(0, 2, 3, 1).flatten(1, 2)
         h = transformer.proj_in(h) if linear else h
         for block in transformer.transformer_blocks:
-            h = _attend_itself(block.attn1, block.norm1(h)).add_(h)
-            seen = self._attend(block.attn2, block.norm2(h), text)
-            h = seen.add_(_repeated(h, len(seen)))
+            h = _self_attention(block.attn1, block.norm1(h)).add_(h)
+            attended = self._attend(block.attn2, block.norm2(h), text)
+            h = attended.add_(_repeated(h, len(attended)))
             h = _feed_forward(block.ff, block.norm3(h)).add_(h)
         h = (transformer.proj_out(h) if linear else h).unflatten(1, (height, width)).permute(0, 3, 1, 2)
         h = h if linear else self._convolution(transformer.proj_out, h)
         return h.add_(_repeated(x, len(h)))
 
     def _attend(self, attention: Any, h: Tensor, text: int) -> Tensor:
-        """What the tokens (B, S, C) read in the texts: (k B, S, C)."""
+        """Cross-attention of the tokens (B, S, C) to the texts: (k B, S, C)."""
         keys, values = self._keys_and_values(attention, text)
         rows = len(self._texts[text].states)
         queries = _repeated(attention.to_q(h), rows).reshape(len(keys), -1, attention.heads, keys.shape[-1]).transpose(1, 2)
-        seen = F.scaled_dot_product_attention(queries, keys, values).transpose(1, 2).reshape(rows, h.shape[1], -1)
-        result: Tensor = attention.to_out[0](seen)
+        attended = F.scaled_dot_product_attention(queries, keys, values).transpose(1, 2).reshape(rows, h.shape[1], -1)
+        result: Tensor = attention.to_out[0](attended)
         return result
 
     def _keys_and_values(self, attention: Any, text: int) -> tuple[Tensor, Tensor]:
-        """Each (U, heads, L, d), computed once a run."""
-        place = id(attention), text
-        if place not in self._keys_values:
+        """Keys and values, each (U, heads, L, d), computed once per run."""
+        key = id(attention), text
+        if key not in self._keys_values:
             distinct = self._texts[text].distinct
             keys, values = (
                 projection(distinct).unflatten(-1, (attention.heads, -1)).transpose(1, 2).contiguous()
                 for projection in (attention.to_k, attention.to_v)
             )
-            self._keys_values[place] = keys, values
-        return self._keys_values[place]
+            self._keys_values[key] = keys, values
+        return self._keys_values[key]
 
 
 def _layers(block: Any) -> list[tuple[Any, Any]]:
@@ -214,11 +213,11 @@ def _of_single_pixels(module: nn.Conv2d) -> bool:
 
 
 def _repeated(x: Tensor, rows: int) -> Tensor:
-    """The rows again for each guidance branch."""
+    """Repeat the rows for each guidance branch."""
     return x if len(x) == rows else torch.cat([x] * (rows // len(x)))
 
 
-def _attend_itself(attention: Any, h: Tensor) -> Tensor:
+def _self_attention(attention: Any, h: Tensor) -> Tensor:
     """Attention among the tokens (B, S, C) of an image."""
     projections = (attention.to_q, attention.to_k, attention.to_v)
     queries, keys, values = (projection(h).unflatten(-1, (attention.heads, -1)).transpose(1, 2) for projection in projections)
@@ -227,15 +226,15 @@ def _attend_itself(attention: Any, h: Tensor) -> Tensor:
 
 
 def _upsampled(upsampler: Any, x: Tensor, size: torch.Size) -> Tensor:
-    """To the size of the skipped images, which is not always the double one."""
+    """Upsample to the size of the skip connection, which is not always twice the size."""
     result: Tensor = upsampler(x, None if size == torch.Size([2 * side for side in x.shape[-2:]]) else size)
     return result
 
 
 def _feed_forward(network: Any, h: Tensor) -> Tensor:
-    """Value and gate of a GEGLU from two multiplications: whole tensors, not strided halves of one."""
+    """Feed-forward network; value and gate of a GEGLU (Shazeer 2020) come from two products, so both are contiguous tensors."""
     first = network.net[0]
-    if type(first).__name__ != "GEGLU" or type(first.proj) is not nn.Linear or first.proj.bias is None or not _as_written(first):
+    if type(first).__name__ != "GEGLU" or type(first.proj) is not nn.Linear or first.proj.bias is None or not _is_original(first):
         result: Tensor = network(h)
         return result
     value, gate = (F.linear(h, w, b) for w, b in zip(first.proj.weight.chunk(2), first.proj.bias.chunk(2), strict=True))

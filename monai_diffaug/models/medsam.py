@@ -1,53 +1,43 @@
-"""MedSAM: box-prompted masks with segment_anything's networks, in the steps of MedSAM's official inference."""
+"""MedSAM: masks from box prompts with segment_anything's networks, in the steps of MedSAM's official inference."""
 
 from __future__ import annotations
 
 import json
-import re
 from copy import deepcopy
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from monai_diffaug.errors import ModelSourceError
-from monai_diffaug.models.medsam_resize import cubic_matrix, resize_cubic
-from monai_diffaug.models.registry import ModelSpec, live_object, tiny_folder
-from monai_diffaug.models.sam_block import use_fused_blocks
+from monai_diffaug.models.medsam_resize import resize_cubic
+from monai_diffaug.models.registry import ModelSpec, live_object
 from monai_diffaug.models.sam_decoder import decode_boxes
-from monai_diffaug.models.sam_weights import FETCH, TINY_CONFIG, build_sam, config_of, load_sam, sam_names, save_sam
+from monai_diffaug.models.sam_encoder import use_fused_blocks
+from monai_diffaug.models.sam_weights import FETCH, TINY_CONFIG, build_sam, config_of, load_sam, save_sam
+from monai_diffaug.models.sources import CONFIG_FILE, WEIGHTS_FILE, locate, require_files
 
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam
 
-__all__ = [
-    "TINY_CONFIG",
-    "MedSAM",
-    "box_coverage",
-    "build_sam",
-    "config_of",
-    "cubic_matrix",
-    "load_medsam",
-    "prompt_with_boxes",
-    "resize_cubic",
-    "sam_names",
-    "save_sam",
-]
+__all__ = ["TINY_CONFIG", "MedSAM", "box_coverage", "build_sam", "config_of", "load_medsam", "prompt_with_boxes", "save_sam"]
 
-HUB_FILES = ("model.safetensors", "medsam_vit_b.pth", "pytorch_model.bin")
-ENCODED_AT_ONCE = 4  # slices in one call of the image encoder
-DECODED_AT_ONCE = 8  # boxes in one call of the mask decoder
+CHECKPOINTS = (WEIGHTS_FILE, "medsam_vit_b.pth", "pytorch_model.bin")  # in a hub repository, the preferred one first
+HUB_FILES = tuple((CONFIG_FILE, name) for name in CHECKPOINTS)
+ENCODED_AT_ONCE = 4  # slices per call of the image encoder
+DECODED_AT_ONCE = 8  # boxes per call of the mask decoder
 
 
 def box_coverage(boxes_xyxy: Tensor, image_size: int, grid: int) -> Tensor:
-    """(P, 1, grid, grid): how much of each cell lies within each box, from -1 (nothing) to 1 (all of it).
+    """(P, 1, grid, grid): share of each cell that lies in each box, scaled to the range from -1 (none) to 1 (all).
 
     Args:
         boxes_xyxy: (P, 4) in pixels of the model's square input.
         image_size: side of that input in pixels.
-        grid: cells a side.
+        grid: cells per side.
+
+    >>> box_coverage(torch.tensor([[0.0, 0, 8, 4]]), 16, 4)[0, 0].tolist()[:2]
+    [[1.0, 1.0, -1.0, -1.0], [-1.0, -1.0, -1.0, -1.0]]
     """
     edges = torch.arange(grid, device=boxes_xyxy.device, dtype=boxes_xyxy.dtype)
     x0, y0, x1, y1 = (boxes_xyxy * (grid / image_size))[:, :, None].unbind(1)
@@ -59,8 +49,8 @@ def box_coverage(boxes_xyxy: Tensor, image_size: int, grid: int) -> Tensor:
 def prompt_with_boxes(sam: Sam, boxes_xyxy: Tensor, box_as_mask: bool) -> tuple[Tensor, Tensor]:
     """Sparse and dense prompt embeddings of boxes (P, 4) in pixels of the model's input.
 
-    ``box_as_mask`` hands the filled box to SAM's mask prompt too: with corner tokens alone, a net trained for minutes
-    does worse than an ellipse drawn in the box (IoU 0.47 against 0.63 after 1 200 steps).
+    With ``box_as_mask`` the filled box is also SAM's mask prompt. With corner tokens only, a network trained for minutes is worse than
+    an ellipse drawn in the box (IoU 0.47 against 0.63 after 1 200 steps).
     """
     encoder = sam.prompt_encoder
     masks = box_coverage(boxes_xyxy, encoder.input_image_size[0], encoder.mask_input_size[0]) if box_as_mask else None
@@ -69,14 +59,14 @@ def prompt_with_boxes(sam: Sam, boxes_xyxy: Tensor, box_as_mask: bool) -> tuple[
 
 
 class MedSAM:
-    """A ``segment_anything`` Sam prompted with one box a slice, as MedSAM's official inference does it.
+    """A ``segment_anything`` Sam prompted with one box per slice, as in MedSAM's official inference.
 
     Args:
-        sam: the networks; the wrapper owns them: it moves, freezes and casts them.
-        device: where they shall live.
+        sam: the networks; the wrapper moves, freezes and casts them.
+        device: of the networks.
         dtype: floating type of the image encoder; prompt encoder and mask decoder are small and stay float32.
-        box_as_mask: give the filled box as SAM's mask prompt beside the corner tokens, as the embedded model was
-            trained; False is MedSAM's way.
+        box_as_mask: give the filled box as SAM's mask prompt in addition to the corner tokens, as the embedded model was trained;
+            False as in MedSAM.
     """
 
     def __init__(
@@ -96,9 +86,9 @@ class MedSAM:
         self.image_size = int(sam.image_encoder.img_size)
 
     def prepare(self, slices: Tensor) -> Tensor:
-        """The encoder's input: three channels, cubic resize to the model's size, min-max to [0, 1] slice by slice.
+        """Input of the encoder: three channels, cubic resize to the model's size, minimum and maximum of each slice scaled to [0, 1].
 
-        Stays in floating point; the official script, which reads 8-bit images, truncates to 8 bit after the resize.
+        The result stays in floating point; the official script, which reads 8-bit images, truncates to 8 bit after the resize.
 
         Args:
             slices: (S, C, h, w) with C = 1 or 3, any unit.
@@ -111,9 +101,9 @@ class MedSAM:
 
     @torch.no_grad()
     def encode(self, slices: Tensor, batch_size: int = ENCODED_AT_ONCE) -> Tensor:
-        """Embeddings (S, E, g, g) float32 of slices (S, 1 or 3, h, w); each serves any number of boxes.
+        """Embeddings (S, E, g, g) float32 of slices (S, 1 or 3, h, w); one embedding can be decoded with any number of boxes.
 
-        In the wrapper's types inside ``torch.autocast`` too, here and in ``decode``.
+        ``torch.autocast`` has no effect, here and in ``decode``.
         """
         with torch.autocast(self.device.type, enabled=False):
             chunks = torch.split(slices, batch_size)
@@ -121,7 +111,7 @@ class MedSAM:
 
     @torch.no_grad()
     def decode(self, embeddings: Tensor, boxes_xyxy: Tensor, size_hw: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Masks of one box a slice.
+        """Masks of one box per slice.
 
         Args:
             embeddings: (S, E, g, g) from ``encode``.
@@ -132,89 +122,47 @@ class MedSAM:
             Masks (S, h, w) bool and the predicted IoU (S,) float32 of each.
         """
         if boxes_xyxy.shape != (len(embeddings), 4):
-            raise ValueError(f"boxes_xyxy must be ({len(embeddings)}, 4), one box an embedding, got {tuple(boxes_xyxy.shape)}")
+            raise ValueError(f"boxes_xyxy must be ({len(embeddings)}, 4), one box per embedding, got {tuple(boxes_xyxy.shape)}")
         height, width = size_hw
         extent = torch.tensor([width, height, width, height], dtype=torch.float32, device=self.device)
         boxes = boxes_xyxy.to(self.device, torch.float32) / extent * self.image_size
         masks, predicted_iou = [], []
-        for some, where in zip(embeddings.to(self.device).split(DECODED_AT_ONCE), boxes.split(DECODED_AT_ONCE), strict=True):
+        for batch, batch_boxes in zip(embeddings.to(self.device).split(DECODED_AT_ONCE), boxes.split(DECODED_AT_ONCE), strict=True):
             with torch.autocast(self.device.type, enabled=False):
-                sparse, dense = prompt_with_boxes(self.sam, where, self.box_as_mask)
-                logits, quality = decode_boxes(self.sam, some, sparse, dense)
+                sparse, dense = prompt_with_boxes(self.sam, batch_boxes, self.box_as_mask)
+                logits, quality = decode_boxes(self.sam, batch, sparse, dense)
             probability = F.interpolate(torch.sigmoid(logits), size=(height, width), mode="bilinear", align_corners=False)
             masks.append(probability[:, 0] > 0.5)
             predicted_iou.append(quality[:, 0])
         return torch.cat(masks), torch.cat(predicted_iou)
 
 
-def _load_folder(folder: Path, device: torch.device | str, dtype: torch.dtype) -> MedSAM:
-    config_file, weights_file = folder / "config.json", folder / "model.safetensors"
-    config = json.loads(config_file.read_text()) if config_file.is_file() else {}
-    if "image_size" not in config:  # not by save_sam: a repository as ``hf download --local-dir`` lays it down
-        found = next((folder / name for name in HUB_FILES if (folder / name).is_file()), None)
-        if found is not None:
-            return MedSAM(load_sam(found), device, dtype)
-    for file in (config_file, weights_file):
-        if not file.is_file():
-            raise ModelSourceError(f"{file} is missing; {folder} must hold config.json and model.safetensors as save_sam writes them")
-    return MedSAM(load_sam(weights_file, config), device, dtype, box_as_mask=bool(config.get("box_as_mask", False)))
-
-
-def _load_hub(source: str) -> Sam:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    repository, _, revision = source.partition("@")
-    command = f"hf download {repository}" + (f" --revision {revision}" if revision else "")
-    reason: Exception | None = None
-    for name in HUB_FILES:
-        try:
-            return load_sam(Path(hf_hub_download(repository, name, revision=revision or None)))
-        except LocalEntryNotFoundError as error:
-            reason = error
-        except EntryNotFoundError as error:
-            reason = reason or error
-        except (HfHubHTTPError, HFValidationError, OSError) as error:
-            if isinstance(error, ModelSourceError):
-                raise
-            reason = error
-            break
-    raise ModelSourceError(
-        f"none of {', '.join(HUB_FILES)} of {source!r} can be had from here ({type(reason).__name__}); where there is "
-        f"a network, run '{command}', or pass a checkpoint file: curl -L -o medsam_vit_b.pth {FETCH}"
-    ) from reason
-
-
 def load_medsam(spec: ModelSpec, device: torch.device | str = "cpu") -> MedSAM:
-    """The MedSAM of a spec, frozen, on a device.
+    """Load a frozen MedSAM: "tiny" (embedded), a checkpoint file of SAM or MedSAM, a folder, a hub id, or a live object.
 
-    Args:
-        spec: source "tiny" (embedded), a ``.pth`` / ``.pt`` / ``.safetensors`` checkpoint of SAM or MedSAM, a folder as
-            ``save_sam`` writes it or with the files of a hub repository, a hub id "org/name@revision", or the handle of a live
-            ``Sam`` (copied, so that the caller's stays as it is) or ``MedSAM``.
-        device: where it shall live.
+    A folder is one that ``save_sam`` wrote, or has the files of a hub repository. A live object is a ``Sam`` (copied, so that the
+    caller's is not changed) or a ``MedSAM``.
 
     Raises:
-        ModelSourceError: the file, folder or hub repository is not there; names it and the command that fetches it.
-        ValueError: the checkpoint is truncated, holds code, or is of another architecture.
+        ModelSourceError: the file, folder or hub repository is missing; the message names it and the command that fetches it.
+        ValueError: the checkpoint is truncated, contains code, is of another architecture, or lacks weights.
     """
-    given = live_object(spec)
-    if isinstance(given, MedSAM):
-        return given
-    if given is not None:
-        if not all(hasattr(given, part) for part in ("image_encoder", "prompt_encoder", "mask_decoder")):
-            raise ValueError(f"model must be a segment_anything Sam, a MedSAM or a source string, got {type(given).__name__}")
-        return MedSAM(deepcopy(given), device, spec.torch_dtype)
-    if spec.source == "tiny":
-        return _load_folder(tiny_folder("medsam"), device, spec.torch_dtype)
-    path = Path(spec.source).expanduser()
-    if path.is_dir():
-        return _load_folder(path, device, spec.torch_dtype)
+    live = live_object(spec)
+    if isinstance(live, MedSAM):
+        return live
+    if live is not None:
+        if not all(hasattr(live, part) for part in ("image_encoder", "prompt_encoder", "mask_decoder")):
+            raise ValueError(f"model must be a segment_anything Sam, a MedSAM or a source string, got {type(live).__name__}")
+        return MedSAM(deepcopy(live), device, spec.torch_dtype)
+    target = spec.source if spec.source.endswith((".pth", ".pt")) else "medsam_vit_b.pth"
+    advice = f"fetch a checkpoint with: curl -L -o {target} {FETCH} , or use model='tiny'"
+    path = locate("medsam", spec.source, advice, HUB_FILES)
     if path.is_file():
         return MedSAM(load_sam(path), device, spec.torch_dtype)
-    if path.suffix in (".pth", ".pt", ".bin", ".safetensors") or not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", spec.source):
-        raise ModelSourceError(
-            f"no MedSAM checkpoint at {path}; fetch it with: curl -L -o {path} {FETCH} , or use model='tiny' or a hub "
-            "id 'org/name@revision'"
-        )
-    return MedSAM(_load_hub(spec.source), device, spec.torch_dtype)
+    config = json.loads((path / CONFIG_FILE).read_text()) if (path / CONFIG_FILE).is_file() else {}
+    checkpoint = next((path / name for name in CHECKPOINTS if (path / name).is_file()), None)
+    if "image_size" not in config and checkpoint is not None:  # not by save_sam: the files of a hub repository
+        return MedSAM(load_sam(checkpoint), device, spec.torch_dtype)
+    require_files(path, (CONFIG_FILE, WEIGHTS_FILE), f"{path} must hold {CONFIG_FILE} and {WEIGHTS_FILE} as save_sam writes them; {advice}")
+    sam = load_sam(path / WEIGHTS_FILE, config)
+    return MedSAM(sam, device, spec.torch_dtype, box_as_mask=bool(config.get("box_as_mask", False)))

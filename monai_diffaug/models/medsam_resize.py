@@ -1,4 +1,4 @@
-"""The resize of MedSAM's official inference, as one matrix an axis."""
+"""The resize of MedSAM's official inference, as one matrix per axis."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 __all__ = ["cubic_matrix", "resize_cubic"]
 
-# A sample's weight falls by 0.27 from pixel to pixel and soon is a denormal number, with which processors calculate ten times slower.
+# Weights of the spline fall by a factor of 0.27 per pixel and soon are denormal numbers, which make processors ten times slower.
 NEGLIGIBLE = 1e-12
 
 
@@ -26,10 +26,13 @@ def _mirror(index: np.ndarray[Any, Any], n: int) -> np.ndarray[Any, Any]:
 
 @lru_cache(maxsize=32)
 def cubic_matrix(n_in: int, n_out: int) -> Tensor:
-    """(n_out, n_in) float32: one axis of ``skimage.transform.resize(order=3, anti_aliasing=True)``, unclipped.
+    """(n_out, n_in) float32: one axis of ``skimage.transform.resize(order=3, anti_aliasing=True)`` without clipping.
 
-    A Gaussian of sigma ``max(0, (n_in / n_out - 1) / 2)`` cut at 4 sigma, the cubic B-spline through the samples,
-    evaluated at pixel centres; mirrored borders throughout (scipy.ndimage: ``mode="mirror"``, ``grid_mode=True``).
+    A Gaussian of sigma ``max(0, (n_in / n_out - 1) / 2)`` cut at 4 sigma, then the interpolating cubic B-spline (Unser 1999,
+    "Splines") at the pixel centres; mirrored borders throughout (scipy.ndimage: ``mode="mirror"``, ``grid_mode=True``).
+
+    >>> torch.allclose(cubic_matrix(3, 3), torch.eye(3), atol=1e-6)
+    True
     """
     rows = np.arange(n_in)
     sigma = max(0.0, (n_in / n_out - 1) / 2)
@@ -58,7 +61,7 @@ def cubic_matrix(n_in: int, n_out: int) -> Tensor:
 
 @lru_cache(maxsize=32)
 def _matrix_on(n_in: int, n_out: int, device: torch.device) -> Tensor:
-    """``cubic_matrix`` on a device: a volume's slices share one upload."""
+    """``cubic_matrix`` on a device, cached: it is copied to the device once per size."""
     return cubic_matrix(n_in, n_out).to(device)
 
 

@@ -1,4 +1,4 @@
-"""The libraries' progress bars off within a block: a library loads and writes in silence, the command line shows its own progress."""
+"""Switch off the progress bars of transformers and diffusers: a library is silent, the command line shows progress itself."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ __all__ = ["without_progress_bars"]
 
 @contextmanager
 def without_progress_bars() -> Iterator[None]:
-    """Within the block transformers and diffusers load and write their shards in silence."""
+    """Load or write models in this block without progress bars; the former setting is restored at its end."""
     from transformers.utils import logging as transformers_logging
 
-    shown = transformers_logging.is_progress_bar_enabled()
+    enabled = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
-        if shown:
+        if enabled:
             transformers_logging.enable_progress_bar()

@@ -1,4 +1,4 @@
-"""A process-wide table of loaded models: transforms hold a small spec, the weights are loaded once a (spec, device)."""
+"""Table of the models loaded in this process: a transform holds a small spec, weights are loaded once per (spec, device)."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ OBJECT_PREFIX = "object:"
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What a transform keeps of its model.
+    """Description of a model without its weights; a few bytes when pickled.
 
     Attributes:
-        kind: the part of the package that loads it: "inpainter", "medsam" or "validator".
+        kind: which loader reads it: "inpainter", "medsam", "validator", "controlnet", "semantic_controller" or "latent_screen".
         source: "tiny" (embedded), a local folder or file, a hub id "org/name@revision", or a handle of a live object.
         dtype: name of the floating type of the weights, e.g. "float32", "bfloat16", "float16".
-        compile: the blocks that the networks repeat go through ``torch.compile``.
+        compile: whether ``torch.compile`` compiles the repeated blocks of the networks.
     """
 
     kind: str
@@ -38,6 +38,7 @@ class ModelSpec:
 
     @property
     def torch_dtype(self) -> torch.dtype:
+        """``dtype`` as torch's type; ValueError for a name that is no floating type."""
         dtype = getattr(torch, self.dtype, None)
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
             raise ValueError(f"dtype must name a floating torch type such as 'float32' or 'bfloat16', got {self.dtype!r}")
@@ -58,7 +59,7 @@ _forked = False
 
 
 def _forget_in_child() -> None:
-    """A forked child may inherit a held lock and CUDA weights: it starts with fresh locks and an empty table."""
+    """Start a forked child with new locks and an empty table: it may inherit a locked lock and CUDA weights."""
     global _table, _table_lock, _forked
     _table, _table_lock, _forked = {}, threading.Lock(), True
 
@@ -68,7 +69,13 @@ if hasattr(os, "register_at_fork"):
 
 
 def spec_of(kind: str, model: Any, dtype: str = "float32", *, compile: bool = False) -> ModelSpec:
-    """The spec of what a user passed as ``model=``: a source string or path, or a live object, which the table keeps."""
+    """Spec of a user's ``model=``: a source string, a path, or a live object, which is kept in this process under a handle.
+
+    >>> spec_of("inpainter", "tiny").source
+    'tiny'
+    >>> spec_of("validator", torch.nn.Conv2d(1, 1, 1)).source.startswith("object:Conv2d-")
+    True
+    """
     if isinstance(model, ModelSpec):
         return model
     if isinstance(model, (str, Path)):
@@ -79,12 +86,7 @@ def spec_of(kind: str, model: Any, dtype: str = "float32", *, compile: bool = Fa
 
 
 def shared_model(spec: ModelSpec, device: torch.device | str, load: Callable[[ModelSpec, torch.device], T]) -> T:
-    """The model of a spec on a device; ``load`` runs once a process, whichever thread comes first.
-
-    Args:
-        spec: what to load.
-        device: where it shall live.
-        load: the loader of that kind of model; for a live object it is given the object through ``live_object``.
+    """The model of a spec on a device; its loader ``load`` runs once per process, also with several threads.
 
     Raises:
         WorkerDeviceError: CUDA in a forked worker process.
@@ -93,7 +95,7 @@ def shared_model(spec: ModelSpec, device: torch.device | str, load: Callable[[Mo
     if _forked and (device.type == "cuda" or _is_on_gpu(_objects.get(spec.source))):
         place = device if device.type == "cuda" else "its GPU"
         raise WorkerDeviceError(
-            f"model {spec.source!r} was asked for on {place} inside the forked process {multiprocessing.current_process().name!r}; "
+            f"model {spec.source!r} was requested on {place} inside the forked process {multiprocessing.current_process().name!r}; "
             "CUDA cannot start there. Use num_workers=0 or ThreadDataLoader, multiprocessing_context='spawn', device='cpu' in "
             "the workers, or cache the result with CachedRandomd before the workers start"
         )
@@ -108,27 +110,27 @@ def shared_model(spec: ModelSpec, device: torch.device | str, load: Callable[[Mo
     return model
 
 
-def _is_on_gpu(given: Any) -> bool:
-    """A live object, e.g. a pipeline or a network, has its weights on a GPU."""
-    place = getattr(given, "device", None)
-    if place is None and isinstance(given, torch.nn.Module):
-        place = next((parameter.device for parameter in given.parameters()), None)
-    return isinstance(place, torch.device) and place.type == "cuda"
+def _is_on_gpu(live: Any) -> bool:
+    """Whether a live object, e.g. a pipeline or a network, has its weights on a GPU."""
+    device = getattr(live, "device", None)
+    if device is None and isinstance(live, torch.nn.Module):
+        device = next((parameter.device for parameter in live.parameters()), None)
+    return isinstance(device, torch.device) and device.type == "cuda"
 
 
 def _numbered(device: torch.device) -> torch.device:
-    """ "cuda" as the current GPU; threads start on the first one whatever the process has chosen, so there ``torchrun``'s choice counts."""
+    """Replace "cuda" by the current GPU. A new thread starts on GPU 0; there the GPU that ``torchrun`` assigned is taken."""
     if device.type != "cuda" or device.index is not None:
         return device
     current = torch.cuda.current_device() if torch.cuda.is_available() else 0
-    chosen = os.environ.get("LOCAL_RANK", "")
-    if current == 0 and chosen.isdigit() and threading.current_thread() is not threading.main_thread():
-        current = int(chosen) if int(chosen) < torch.cuda.device_count() else 0
+    rank = os.environ.get("LOCAL_RANK", "")
+    if current == 0 and rank.isdigit() and threading.current_thread() is not threading.main_thread():
+        current = int(rank) if int(rank) < torch.cuda.device_count() else 0
     return torch.device("cuda", current)
 
 
 def live_object(spec: ModelSpec) -> Any | None:
-    """The object behind a handle, None when the spec names a source.
+    """The object of a handle; None if the spec names a source.
 
     Raises:
         ModelSourceError: the handle belongs to another process.
@@ -148,7 +150,7 @@ def tiny_folder(part: str) -> Path:
 
 
 def load_count(spec: ModelSpec, device: torch.device | str = "cpu") -> int:
-    """How often this process has loaded the model (0 or 1)."""
+    """Number of times this process has loaded the model (0 or 1)."""
     entry = _table.get((spec, str(_numbered(torch.device(device)))))
     return entry.loads if entry else 0
 

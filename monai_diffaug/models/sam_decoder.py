@@ -1,4 +1,4 @@
-"""SAM's mask decoder for many images at once: one box each, one mask each."""
+"""SAM's mask decoder for a batch of images: one box and one mask per image."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["decode_boxes"]
 
 
 def decode_boxes(sam: Sam, embeddings: Tensor, sparse: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
-    """What ``sam.mask_decoder(..., multimask_output=False)`` gives for each image and its prompt alone.
+    """Result of ``sam.mask_decoder(..., multimask_output=False)`` for each image and its prompt.
 
-    ``segment_anything``'s own forward takes one image and many prompts; here the i-th prompt belongs to the i-th image. Of the four
-    masks that it predicts only the first is computed, the one that it would return.
+    The forward of ``segment_anything`` takes one image and many prompts; here the i-th prompt belongs to the i-th image. Only the
+    first of its four masks is computed, the one that it would return.
 
     Args:
         sam: the networks.
@@ -30,10 +30,10 @@ def decode_boxes(sam: Sam, embeddings: Tensor, sparse: Tensor, dense: Tensor) ->
     """
     decoder = sam.mask_decoder
     count, width, height_g, width_g = embeddings.shape
-    own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])[None].expand(count, -1, -1)
+    outputs = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])[None].expand(count, -1, -1)
     positions = sam.prompt_encoder.get_dense_pe().expand(count, -1, -1, -1)
-    seen, image = decoder.transformer(embeddings + dense, positions, torch.cat([own, sparse], dim=1))
+    tokens, image = decoder.transformer(embeddings + dense, positions, torch.cat([outputs, sparse], dim=1))
     upscaled = decoder.output_upscaling(image.transpose(1, 2).view(count, width, height_g, width_g))
-    kernel = decoder.output_hypernetworks_mlps[0](seen[:, 1])
+    kernel = decoder.output_hypernetworks_mlps[0](tokens[:, 1])
     logits = torch.einsum("bc,bchw->bhw", kernel, upscaled)[:, None]
-    return logits, decoder.iou_prediction_head(seen[:, 0])[:, :1]
+    return logits, decoder.iou_prediction_head(tokens[:, 0])[:, :1]

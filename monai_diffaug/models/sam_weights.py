@@ -1,19 +1,17 @@
-"""Build, read and write ``segment_anything`` Sams of any size, under its own or transformers' names of the weights."""
+"""Build, read and write ``segment_anything`` Sams of any size; weights may have the names of ``segment_anything`` or of transformers."""
 
 from __future__ import annotations
 
-import json
-import pickle
 import re
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
-from monai_diffaug.errors import MissingExtraError
+from monai_diffaug.errors import MissingExtraError, one_line
+from monai_diffaug.models.sources import load_state, read_weights, save_network
 
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam
@@ -37,11 +35,12 @@ TINY_CONFIG: Mapping[str, Any] = {
     "box_as_mask": True,
 }
 FETCH = "https://zenodo.org/records/10689643/files/medsam_vit_b.pth"  # the checkpoint that MedSAM's authors published
-SAM_DECODER_HEADS = 8  # vit_b, vit_l and vit_h alike; the weights' shapes do not tell
+SAM_DECODER_HEADS = 8  # of vit_b, vit_l and vit_h; the shapes of the weights do not depend on it
+NETWORK = "a segment_anything Sam (vit_b, vit_l, vit_h)"  # in messages
 
 
 def build_sam(config: Mapping[str, Any]) -> Sam:
-    """A ``segment_anything`` Sam of any size, with fresh weights.
+    """Build a ``segment_anything`` Sam of any size, with random weights.
 
     Raises:
         MissingExtraError: segment-anything is not installed.
@@ -54,35 +53,21 @@ def build_sam(config: Mapping[str, Any]) -> Sam:
         ) from error
 
     size, grid, width = config["image_size"], config["image_size"] // config["patch_size"], config["prompt_dim"]
+    encoder_sizes = ("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "window_size")
     return Sam(
         image_encoder=ImageEncoderViT(
             img_size=size,
-            patch_size=config["patch_size"],
-            embed_dim=config["embed_dim"],
-            depth=config["depth"],
-            num_heads=config["num_heads"],
-            mlp_ratio=config["mlp_ratio"],
             out_chans=width,
             qkv_bias=True,
             norm_layer=partial(nn.LayerNorm, eps=1e-6),
             use_rel_pos=True,
-            window_size=config["window_size"],
             global_attn_indexes=tuple(config["global_attn_indexes"]),
+            **{name: config[name] for name in encoder_sizes},
         ),
-        prompt_encoder=PromptEncoder(
-            embed_dim=width,
-            image_embedding_size=(grid, grid),
-            input_image_size=(size, size),
-            mask_in_chans=config["mask_in_chans"],
-        ),
+        prompt_encoder=PromptEncoder(width, (grid, grid), (size, size), config["mask_in_chans"]),
         mask_decoder=MaskDecoder(
             transformer_dim=width,
-            transformer=TwoWayTransformer(
-                depth=config["decoder_depth"],
-                embedding_dim=width,
-                num_heads=config["decoder_heads"],
-                mlp_dim=config["decoder_mlp_dim"],
-            ),
+            transformer=TwoWayTransformer(config["decoder_depth"], width, config["decoder_heads"], config["decoder_mlp_dim"]),
             num_multimask_outputs=3,
             iou_head_depth=3,
             iou_head_hidden_dim=width,
@@ -92,21 +77,14 @@ def build_sam(config: Mapping[str, Any]) -> Sam:
 
 def save_sam(sam: Sam, config: Mapping[str, Any], folder: Path) -> None:
     """Write ``config.json`` and ``model.safetensors`` in float16."""
-    from safetensors.torch import save_file
-
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(dict(config), indent=2) + "\n")
-    save_file(
-        {name: value.to(torch.float16).contiguous() for name, value in sam.state_dict().items()},
-        folder / "model.safetensors",
-    )
+    save_network(config, sam, folder)
 
 
 def config_of(weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The sizes of a Sam, read from its weights' shapes: vit_b, vit_l, vit_h or any other.
+    """Read the sizes of a Sam from the shapes of its weights: vit_b, vit_l, vit_h or any other.
 
     Raises:
-        KeyError: a weight that every Sam has is missing.
+        KeyError: the state dict is not that of a Sam.
     """
     patch = weights["image_encoder.patch_embed.proj.weight"]
     dim, patch_size = int(patch.shape[0]), int(patch.shape[-1])
@@ -116,8 +94,8 @@ def config_of(weights: Mapping[str, Tensor]) -> dict[str, Any]:
         return 1 + max((int(m[1]) for name in weights if (m := re.match(re.escape(prefix) + r"\.(\d+)\.", name))), default=-1)
 
     depth = count("image_encoder.blocks")
-    reach = [int(weights[f"image_encoder.blocks.{i}.attn.rel_pos_h"].shape[0]) for i in range(depth)]
-    windows = [(r + 1) // 2 for r in reach if r != 2 * grid - 1]
+    lengths = [int(weights[f"image_encoder.blocks.{i}.attn.rel_pos_h"].shape[0]) for i in range(depth)]  # of the position tables
+    windows = [(length + 1) // 2 for length in lengths if length != 2 * grid - 1]
     return {
         "image_size": grid * patch_size,
         "patch_size": patch_size,
@@ -126,7 +104,7 @@ def config_of(weights: Mapping[str, Tensor]) -> dict[str, Any]:
         "num_heads": dim // int(weights["image_encoder.blocks.0.attn.rel_pos_h"].shape[1]),
         "mlp_ratio": weights["image_encoder.blocks.0.mlp.lin1.weight"].shape[0] / dim,
         "window_size": windows[0] if windows else 0,
-        "global_attn_indexes": [i for i, r in enumerate(reach) if r == 2 * grid - 1],
+        "global_attn_indexes": [i for i, length in enumerate(lengths) if length == 2 * grid - 1],
         "prompt_dim": int(weights["image_encoder.neck.0.weight"].shape[0]),
         "mask_in_chans": int(weights["prompt_encoder.mask_downscaling.3.weight"].shape[0]),
         "decoder_depth": count("mask_decoder.transformer.layers"),
@@ -135,38 +113,28 @@ def config_of(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
-# transformers' names of the same weights, in the order in which they have to be replaced
+# transformers' names of layers that segment_anything keeps in a Sequential: (prefix, new prefix, name -> index)
+_LAYERS: tuple[tuple[str, str, Mapping[str, int]], ...] = (
+    (r"\.mask_embed\.", ".mask_downscaling.", {"conv1": 0, "layer_norm1": 1, "conv2": 3, "layer_norm2": 4, "conv3": 6}),
+    (r"\.neck\.", ".neck.", {"conv1": 0, "layer_norm1": 1, "conv2": 2, "layer_norm2": 3}),
+    (r"\.upscale_", ".output_upscaling.", {"conv1": 0, "layer_norm": 1, "conv2": 3}),
+    (r"(iou_prediction_head|output_hypernetworks_mlps\.\d+)\.", r"\1.layers.", {r"layers\.0": 1, "proj_in": 0, "proj_out": 2}),
+)
+# transformers' names of the weights and those of segment_anything, in the order of replacement
 _RENAMED = (
     (r"^vision_encoder\.", "image_encoder."),
-    (
-        r"^prompt_encoder\.shared_embedding\.positional_embedding$",
-        "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix",
-    ),
+    (r"^prompt_encoder\.shared_embedding\.positional_embedding$", "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"),
     (r"^prompt_encoder\.point_embed\.", "prompt_encoder.point_embeddings."),
-    (r"\.mask_embed\.conv1\.", ".mask_downscaling.0."),
-    (r"\.mask_embed\.layer_norm1\.", ".mask_downscaling.1."),
-    (r"\.mask_embed\.conv2\.", ".mask_downscaling.3."),
-    (r"\.mask_embed\.layer_norm2\.", ".mask_downscaling.4."),
-    (r"\.mask_embed\.conv3\.", ".mask_downscaling.6."),
-    (r"\.neck\.conv1\.", ".neck.0."),
-    (r"\.neck\.layer_norm1\.", ".neck.1."),
-    (r"\.neck\.conv2\.", ".neck.2."),
-    (r"\.neck\.layer_norm2\.", ".neck.3."),
+    *((f"{prefix}{name}\\.", f"{new}{index}.") for prefix, new, layers in _LAYERS for name, index in layers.items()),
     (r"^image_encoder\.layers\.", "image_encoder.blocks."),
     (r"\.patch_embed\.projection\.", ".patch_embed.proj."),
-    (r"\.upscale_conv1\.", ".output_upscaling.0."),
-    (r"\.upscale_layer_norm\.", ".output_upscaling.1."),
-    (r"\.upscale_conv2\.", ".output_upscaling.3."),
-    (r"(iou_prediction_head|output_hypernetworks_mlps\.\d+)\.layers\.0\.", r"\1.layers.1."),
-    (r"(iou_prediction_head|output_hypernetworks_mlps\.\d+)\.proj_in\.", r"\1.layers.0."),
-    (r"(iou_prediction_head|output_hypernetworks_mlps\.\d+)\.proj_out\.", r"\1.layers.2."),
     (r"\.layer_norm_final_attn\.", ".norm_final_attn."),
     (r"\.layer_norm(\d)\.", r".norm\1."),
 )
 
 
 def sam_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights under ``segment_anything``'s names, whether they come under those or transformers' ``SamModel``'s."""
+    """Weights under the names of ``segment_anything``, given those of ``segment_anything`` or of transformers' ``SamModel``."""
     if not any(name.startswith("vision_encoder.") for name in weights):
         return {name.removeprefix("module."): value for name, value in weights.items()}
     renamed = {}
@@ -179,47 +147,16 @@ def sam_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def _read_weights(file: Path) -> Mapping[str, Tensor]:
-    """Tensors of a ``.safetensors`` file or of a pickle that holds nothing but tensors."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        weights = load_file(file) if file.suffix == ".safetensors" else torch.load(file, map_location="cpu", weights_only=True)
-    except (
-        pickle.UnpicklingError,
-        SafetensorError,
-        RuntimeError,
-        EOFError,
-        OSError,
-        ValueError,
-        KeyError,
-        AttributeError,
-    ) as error:
-        raise ValueError(
-            f"{file} is no readable checkpoint of tensors ({file.stat().st_size} bytes): truncated, or a pickle with "
-            f"code in it, which is never run; fetch it again, e.g. curl -L -o {file} {FETCH}"
-        ) from error
-    if isinstance(weights, Mapping) and isinstance(weights.get("model"), Mapping):  # what MedSAM's training script saves
-        weights = weights["model"]
-    if not isinstance(weights, Mapping) or not all(isinstance(v, Tensor) for v in weights.values()):
-        raise ValueError(f"{file} holds {type(weights).__name__}, expected the state dict of a segment_anything Sam")
-    return weights
-
-
 def load_sam(file: Path, config: Mapping[str, Any] | None = None) -> Sam:
-    """The Sam whose weights a checkpoint file holds.
+    """Load the Sam of a checkpoint file; its sizes come from ``config`` or from the weights.
 
     Raises:
-        ValueError: the file is truncated, holds code, or is of another architecture.
+        ValueError: the file is truncated, contains code, or is of another architecture.
     """
-    weights = sam_names(_read_weights(file))
+    weights = sam_names(read_weights(file, NETWORK, f"fetch it again, e.g. curl -L -o {file} {FETCH}"))
     try:
         sam = build_sam(config or config_of(weights))
-        sam.load_state_dict(dict(weights))
-    except (KeyError, IndexError, RuntimeError, ZeroDivisionError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"{file} does not hold the weights of a segment_anything Sam (vit_b, vit_l, vit_h): {reason}; MedSAM's are at {FETCH}"
-        ) from error
+    except (KeyError, IndexError, AttributeError, RuntimeError, ZeroDivisionError) as error:
+        raise ValueError(f"{file} does not hold the weights of {NETWORK}: {one_line(error)}; MedSAM's are at {FETCH}") from error
+    load_state(sam, weights, file, NETWORK)
     return sam

@@ -1,4 +1,4 @@
-"""The networks of the Medical Semantic Controller: one predicts what the mask hides, one lets the UNet attend to it."""
+"""Networks of the Medical Semantic Controller: one predicts the features under the mask, one lets the UNet attend to them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CROSS_ATTENTION = "attn2.processor"
 
 @dataclass(frozen=True)
 class SemanticConfig:
-    """Everything that ``config.json`` holds.
+    """Content of ``config.json``.
 
     Attributes:
         attention_dims: inner width of each cross-attention of the UNet, in the order of ``unet.attn_processors``.
@@ -26,7 +26,7 @@ class SemanticConfig:
         text_dim: width of the text states.
         encoder: source of the MedSAM whose features are used.
         encoder_fingerprint: of its weights; "" is not checked.
-        grid: patches a side.
+        grid: patches per side.
         width: width of the transformer.
         depth: its layers.
         heads: its attention heads.
@@ -46,14 +46,18 @@ class SemanticConfig:
 
 
 def patch_mask(mask: Tensor, grid: int) -> Tensor:
-    """(B, 1, h, w) in {0, 1} -> (B, grid * grid, 1): a patch counts as hidden when any of its pixels is."""
+    """(B, 1, h, w) in {0, 1} -> (B, grid * grid, 1): 1 for a patch with at least one masked pixel.
+
+    >>> patch_mask(torch.eye(4)[None, None], 2).flatten().tolist()
+    [1.0, 0.0, 0.0, 1.0]
+    """
     return F.adaptive_max_pool2d(mask.float(), grid).flatten(2).transpose(1, 2)
 
 
 class SemanticController(nn.Module):
-    """A transformer over patch, global and text tokens that predicts the features under the mask (MedSoft-Diffusion 2025).
+    """Transformer over patch, global and text tokens that predicts the features under the mask (MedSoft-Diffusion 2025).
 
-    Before training it returns the masked image's features as they are.
+    Before training it returns the features of the masked image unchanged.
     """
 
     def __init__(self, config: SemanticConfig) -> None:
@@ -73,11 +77,11 @@ class SemanticController(nn.Module):
             nn.init.zeros_(head.bias)
 
     def forward(self, patches: Tensor, pooled: Tensor, text: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Predict the unmasked image's features.
+        """Predict the features of the unmasked image.
 
         Args:
             patches: (B, P, E) features of the masked image.
-            pooled: (B, E) its global feature.
+            pooled: (B, E) its global features.
             text: (B, L, D) text states.
             hidden: (B, P, 1) in {0, 1}, see ``patch_mask``.
 
@@ -86,15 +90,15 @@ class SemanticController(nn.Module):
         """
         count = patches.shape[1]
         tokens = self.of_patches(patches) + self.position + self.mask_embedding(hidden[..., 0].long())
-        seen = self.layers(torch.cat([tokens, self.of_global(pooled)[:, None], self.of_text(text)], dim=1))
-        return patches + self.to_patches(seen[:, :count]), pooled + self.to_global(seen[:, count])
+        states = self.layers(torch.cat([tokens, self.of_global(pooled)[:, None], self.of_text(text)], dim=1))
+        return patches + self.to_patches(states[:, :count]), pooled + self.to_global(states[:, count])
 
 
 class SemanticAdapter(nn.Module):
-    """What the UNet needs to attend to image tokens: their projection, and a key and a value map for each cross-attention.
+    """Projection of image tokens, and a key and a value map per cross-attention, with which the UNet attends to the tokens.
 
-    The maps are diffusers' IP-Adapter attention processors (decoupled cross-attention, Ye et al. 2023). The value maps
-    start at zero, so an untrained adapter leaves the UNet's output as it is, and tokens that are zero always do.
+    The maps are diffusers' IP-Adapter attention processors (decoupled cross-attention, Ye et al. 2023). The value maps start at zero,
+    so an untrained adapter does not change the UNet's output; zero tokens never do.
     """
 
     def __init__(self, config: SemanticConfig) -> None:
@@ -113,33 +117,32 @@ class SemanticAdapter(nn.Module):
             nn.init.zeros_(values[0].weight)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Patch features and the global one (B, P + 1, E) -> tokens (B, P + 1, token_dim)."""
+        """Patch and global features (B, P + 1, E) -> tokens (B, P + 1, token_dim)."""
         tokens: Tensor = self.project(features) + self.position
         return tokens
 
     def attached_to(self, unet: Any) -> ModuleView:
-        """A second UNet on the parts of the given one, whose cross-attentions also see image tokens; the given one stays as it is.
+        """A second UNet with the weights of the first, whose cross-attentions also attend to image tokens; the first is not changed.
 
         Raises:
-            ValueError: the UNet's cross-attentions are not those that the adapter was made for, or a ``forward`` of it was replaced.
+            ValueError: the adapter was made for other cross-attentions, or a ``forward`` of the UNet was replaced.
         """
         from diffusers.models.embeddings import MultiIPAdapterImageProjection
 
-        expected, found = tuple(p.hidden_size for p in self.processors), attention_dims(unet)
-        if expected != found:
+        expected, widths = tuple(p.hidden_size for p in self.processors), attention_dims(unet)
+        if expected != widths:
             raise ValueError(
-                f"the semantic controller was made for a UNet with cross-attentions of widths {expected}, this one has {found}; "
-                "train one for this model: python -m monai_diffaug.training.embedded.train_semantic_controller"
+                f"the semantic controller was made for a UNet with cross-attentions of widths {expected}, this one has {widths}; "
+                "train one for this model: monai-diffaug train semantic-controller"
             )
         if unet.config.encoder_hid_dim_type is not None:
             raise ValueError(f"the UNet already takes {unet.config.encoder_hid_dim_type!r}; the semantic controller needs a plain one")
-        crossing = cross_attentions(unet)
-        view = ModuleView(unet, crossing)
-        own = view.module
-        for name, processor in zip(crossing, self.processors, strict=True):
-            own.get_submodule(name).set_processor(processor)
-        own.encoder_hid_proj = MultiIPAdapterImageProjection([nn.Identity()])
-        own.register_to_config(encoder_hid_dim_type="ip_image_proj")
+        names = cross_attentions(unet)
+        view = ModuleView(unet, names)
+        for name, processor in zip(names, self.processors, strict=True):
+            view.module.get_submodule(name).set_processor(processor)
+        view.module.encoder_hid_proj = MultiIPAdapterImageProjection([nn.Identity()])
+        view.module.register_to_config(encoder_hid_dim_type="ip_image_proj")
         return view
 
 

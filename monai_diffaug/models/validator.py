@@ -1,15 +1,14 @@
-"""One-step latent segmentation (the SDSeg form) that says whether what was asked for is there; any segmenter can stand in.
+"""One-step latent segmentation (SDSeg, Lin et al., MICCAI 2024) that checks an edit for its finding; any segmenter can replace it.
 
-A frozen VAE (the inpainter's) turns the mask, as a three-channel image in [-1, 1], into the target latents z0. A condition encoder
-sees the image, its features are concatenated to z_t, and a small UNet predicts z0 (``prediction_type="sample"``) or the noise
-("epsilon"). Inference is one call at the last timestep. With "epsilon" an error there is multiplied by
-sqrt((1 - ab) / ab), 14.6 with Stable Diffusion's schedule, so the x0 form is the default, with a schedule of zero terminal SNR: z_T is
-pure noise in training as at inference, else the target shines through it.
+A frozen VAE (the inpainter's) encodes the mask, as a three-channel image in [-1, 1], to the target latents z0. A condition encoder
+encodes the image; its features are concatenated to z_t, and a small UNet predicts z0 (``prediction_type="sample"``) or the noise
+("epsilon"). Inference is one call at the last timestep. With "epsilon" an error there is multiplied by sqrt((1 - ab) / ab), which is
+14.6 with Stable Diffusion's schedule. The default is therefore "sample" with a schedule of zero terminal SNR: z_T is pure noise in
+training as at inference; otherwise z_T would still contain the target in training.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -19,19 +18,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from monai_diffaug.errors import MissingExtraError, ModelSourceError
+from monai_diffaug.errors import MissingExtraError
 from monai_diffaug.models.bundle_network import is_bundle, load_bundle_network
 from monai_diffaug.models.registry import ModelSpec, live_object, tiny_folder
+from monai_diffaug.models.sources import (
+    CONFIG_FILE,
+    NETWORK_FILES,
+    WEIGHTS_FILE,
+    load_pretrained,
+    load_weights,
+    locate,
+    read_config,
+    require_files,
+    save_network,
+)
 
-__all__ = [
-    "TINY_CONFIG",
-    "LatentSegmenter",
-    "LatentValidator",
-    "SegmenterValidator",
-    "Validator",
-    "load_validator",
-    "save_validator",
-]
+__all__ = ["TINY_CONFIG", "LatentSegmenter", "LatentValidator", "SegmenterValidator", "Validator", "load_validator", "save_validator"]
 
 TINY_CONFIG: Mapping[str, Any] = {
     "size_px": 128,
@@ -42,29 +44,38 @@ TINY_CONFIG: Mapping[str, Any] = {
     "condition_channels": [16, 32],
     "condition_out_channels": 16,
     "unet_channels": [32, 64, 96],
-    "norm_num_groups": 4,  # of the 16 narrowest channels: groups of one or two channels would lose the absolute brightness
+    "norm_num_groups": 4,  # the narrowest layer has 16 channels: groups of one or two channels would lose the absolute brightness
 }
-CONFIG_FILE, WEIGHTS_FILE, VAE_FOLDER = "config.json", "model.safetensors", "vae"
+VAE_FOLDER = "vae"
+HUB_FILES = ((f"{VAE_FOLDER}/*", *NETWORK_FILES), ("configs/*", "models/model.pt"))  # the second is a MONAI Bundle
+NETWORK = "a latent validator"  # in messages
 NUM_TRAIN_TIMESTEPS = 1000
 BETA_RANGE = (0.00085, 0.012)  # Stable Diffusion's "scaled_linear" range
 
 
 class Validator(Protocol):
-    """What the validating transform needs of a segmenter.
+    """Interface of the segmenter that a validating transform calls.
 
     Attributes:
-        size_px: side of the square crops it wants; None means any.
+        size_px: side of the square crops that ``predict`` needs; None means any.
     """
 
     size_px: int | None
 
     def predict(self, images: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-        """Mask probabilities (B, 1, h, w) float32 of images (B, 3, h, w) in [-1, 1]; one CPU generator an image."""
+        """Mask probabilities (B, 1, h, w) float32 of images (B, 3, h, w) in [-1, 1]; one CPU generator per image."""
         ...
 
 
 def cumulative_alphas(zero_terminal_snr: bool) -> Tensor:
-    """(1000,) float32: ab_t of Stable Diffusion's schedule, rescaled to ab_T = 0 if asked (Lin et al. 2023, algorithm 1)."""
+    """(1000,) float32: ab_t of Stable Diffusion's schedule.
+
+    ``zero_terminal_snr`` rescales it to ab_T = 0 (Lin et al. 2023, "Common diffusion noise schedules and sample steps are flawed",
+    algorithm 1).
+
+    >>> [round(float(cumulative_alphas(zero)[-1]), 4) for zero in (False, True)]
+    [0.0047, 0.0]
+    """
     low, high = BETA_RANGE
     betas = torch.linspace(low**0.5, high**0.5, NUM_TRAIN_TIMESTEPS, dtype=torch.float64) ** 2
     root = (1 - betas).cumprod(0).sqrt()
@@ -76,16 +87,16 @@ def cumulative_alphas(zero_terminal_snr: bool) -> Tensor:
 class LatentSegmenter(nn.Module):
     """The trainable part: condition encoder and UNet on latents.
 
-    The condition encoder is built of the VAE encoder's blocks; behind a ``PixelUnshuffle(condition_unshuffle)`` it starts at half
-    the resolution. The VAE encoder's own shape (16, 48, 96 at full resolution) costs 93 ms a sample forward and backward on one
-    core, this whole network 37 ms, and no half hour of training pays for the former; so it is trained from scratch, not started
-    from the VAE's weights. ``condition_unshuffle=1`` with the VAE's channels gives that shape.
+    The condition encoder has the VAE encoder's blocks, but starts at half the resolution after a ``PixelUnshuffle``. The VAE
+    encoder's architecture (16, 48, 96 channels at full resolution) takes 93 ms per sample forward and backward on one core, this
+    whole network 37 ms, and in half an hour of training the former is not better. So the condition encoder is trained from scratch,
+    not from the VAE's weights. ``condition_unshuffle=1`` with the VAE's channels gives the VAE encoder's architecture.
 
     Args:
         config: sizes, see ``TINY_CONFIG``.
 
     Raises:
-        ValueError: unknown prediction type, or sizes that do not meet the latents' grid.
+        ValueError: unknown prediction type, or a condition encoder whose output is not on the latents' grid.
         MissingExtraError: diffusers is not installed.
     """
 
@@ -133,12 +144,12 @@ class LatentSegmenter(nn.Module):
     alphas: Tensor
 
     def add_noise(self, z0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """z_t = sqrt(ab_t) z0 + sqrt(1 - ab_t) noise; all (B, C, h, w), timesteps (B,) in [0, 999]."""
+        """z_t = sqrt(ab_t) z0 + sqrt(1 - ab_t) noise (Ho et al. 2020, equation 4); all (B, C, h, w), timesteps (B,) in [0, 999]."""
         alphas = self.alphas[timesteps][:, None, None, None]
         return alphas.sqrt() * z0 + (1 - alphas).sqrt() * noise
 
     def forward(self, images: Tensor, z_t: Tensor, timesteps: Tensor) -> Tensor:
-        """The prediction (B, C, h, w), of z0 or of the noise.
+        """Prediction (B, C, h, w) of z0 or of the noise.
 
         Args:
             images: (B, 3, factor * h, factor * w) in [-1, 1].
@@ -150,7 +161,7 @@ class LatentSegmenter(nn.Module):
         return prediction
 
     def z0_of(self, prediction: Tensor, z_t: Tensor, timesteps: Tensor) -> Tensor:
-        """z0hat: the prediction itself, or (z_t - sqrt(1 - ab) eps) / sqrt(ab)."""
+        """Estimate of z0: the prediction itself, or (z_t - sqrt(1 - ab) eps) / sqrt(ab)."""
         if self.prediction_type == "sample":
             return prediction
         alphas = self.alphas[timesteps][:, None, None, None]
@@ -158,18 +169,18 @@ class LatentSegmenter(nn.Module):
 
 
 def mask_latents(vae: Any, mask: Tensor) -> Tensor:
-    """Scaled latents (B, C, h/f, w/f) of masks (B, 1, h, w) in [0, 1], drawn as three-channel images in [-1, 1]."""
+    """Scaled latents (B, C, h/f, w/f) of masks (B, 1, h, w) in [0, 1], encoded as three-channel images in [-1, 1]."""
     latents: Tensor = vae.encode((mask * 2 - 1).expand(-1, 3, -1, -1)).latent_dist.mode() * vae.config.scaling_factor
     return latents
 
 
 class LatentValidator:
-    """The trained one-step segmenter with its VAE; noise comes from the caller's generators, so verdicts repeat.
+    """The trained one-step segmenter with its VAE; noise comes from the caller's generators, so verdicts are reproducible.
 
     Args:
-        segmenter: the trained part; owned, frozen and moved by this object.
-        vae: the frozen ``AutoencoderKL`` whose latents it was trained on.
-        device: where both live. The step runs in float32 whatever the spec's dtype, inside ``torch.autocast`` too.
+        segmenter: the trained part; this object freezes and moves it.
+        vae: the ``AutoencoderKL`` whose latents it was trained on.
+        device: of both. The step runs in float32 whatever the spec's dtype, also inside ``torch.autocast``.
     """
 
     def __init__(self, segmenter: LatentSegmenter, vae: Any, device: torch.device | str = "cpu") -> None:
@@ -184,7 +195,7 @@ class LatentValidator:
 
         Args:
             images: (B, 3, h, w) in [-1, 1]; h and w multiples of 4 times the VAE's factor.
-            generators: one CPU generator an image, the source of its noise.
+            generators: one CPU generator per image, the source of its noise.
         """
         size = tuple(images.shape[-2:])
         step = self.segmenter.config["latent_factor"] * 2 ** (len(self.segmenter.config["unet_channels"]) - 1)
@@ -196,7 +207,7 @@ class LatentValidator:
         shape = (channels, size[0] // factor, size[1] // factor)
         noise = torch.stack([torch.randn(shape, generator=g, dtype=torch.float32, device="cpu") for g in generators]).to(self.device)
         last = torch.full((len(images),), NUM_TRAIN_TIMESTEPS - 1, device=self.device)
-        with torch.autocast(self.device.type, enabled=False):  # a training loop's half precision would be multiplied too
+        with torch.autocast(self.device.type, enabled=False):  # rounding to half precision would be amplified, too
             prediction = self.segmenter(images.to(self.device, torch.float32), noise, last)
             z0 = self.segmenter.z0_of(prediction, noise, last)
             decoded = self.vae.decode(z0 / self.vae.config.scaling_factor).sample
@@ -208,10 +219,10 @@ class SegmenterValidator:
     """Any segmenter as a validator.
 
     Args:
-        model: a module whose output is logits (B, K, h, w): K = 1 sigmoid, K > 1 one minus the softmax of channel 0 (background);
-            it is copied and frozen, and gets images in its own dtype, and the channel mean if its first convolution takes one
+        model: a module that returns logits (B, K, h, w): sigmoid if K = 1, else one minus the softmax of channel 0 (background).
+            It is copied and frozen, and gets images in its own dtype, and their channel mean if its first convolution takes one
             channel. Or a plain callable that returns probabilities (B, 1, h, w) of float32 images.
-        device: where the module lives; a callable gets images there.
+        device: of the module; a callable gets images on it.
     """
 
     def __init__(self, model: Callable[[Tensor], Any], device: torch.device | str = "cpu") -> None:
@@ -219,26 +230,21 @@ class SegmenterValidator:
         self.size_px: int | None = None
         self.is_module = isinstance(model, nn.Module)
         self.model: Any = deepcopy(model).to(self.device).eval().requires_grad_(False) if isinstance(model, nn.Module) else model
-        self.grey = self.is_module and self._input_channels() == 1
+        modules = list(model.modules()) if isinstance(model, nn.Module) else []
+        self.grey = next((module.in_channels for module in modules if isinstance(module, nn.Conv2d)), 3) == 1
         weights = model.parameters() if isinstance(model, nn.Module) else ()
         self.dtype: torch.dtype = next((weight.dtype for weight in weights if weight.is_floating_point()), torch.float32)
-
-    def _input_channels(self) -> int:
-        network: nn.Module = self.model
-        convolutions = (m for m in network.modules() if isinstance(m, nn.Conv2d))
-        first = next(convolutions, None)
-        return first.in_channels if first is not None else 3
 
     @torch.no_grad()
     def predict(self, images: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
         """Mask probabilities (B, 1, h, w) float32 of images (B, 3, h, w) in [-1, 1]; the generators are not used.
 
         Raises:
-            ValueError: the model's answer has another shape, or a callable's is no probability.
+            ValueError: the model returns another shape, or a callable returns values outside [0, 1].
         """
         images = images.to(self.device, self.dtype)
         out = self.model(images.mean(1, keepdim=True) if self.grey else images)
-        if isinstance(out, (tuple, list)) and out:  # deep supervision: the first is the full resolution
+        if isinstance(out, (tuple, list)) and out:  # deep supervision: the first item has the full resolution
             out = out[0]
         if not isinstance(out, Tensor) or out.ndim != 4 or out.shape[0] != len(images) or out.shape[1] < 1:
             got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
@@ -255,87 +261,46 @@ class SegmenterValidator:
 
 def save_validator(segmenter: LatentSegmenter, folder: Path) -> None:
     """Write ``config.json`` and ``model.safetensors`` in float16 (not the VAE: it is the inpainter's)."""
-    from safetensors.torch import save_file
+    save_network(segmenter.config, segmenter, folder)
 
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG_FILE).write_text(json.dumps(segmenter.config, indent=2) + "\n")
-    save_file(
-        {name: value.to(torch.float16).contiguous() for name, value in segmenter.state_dict().items()},
-        folder / WEIGHTS_FILE,
-    )
+
+def load_validator(spec: ModelSpec, device: torch.device | str = "cpu") -> Validator:
+    """Load a frozen validator: "tiny" (embedded), a folder or hub id, a MONAI Bundle (``load_bundle_network``), or a live object.
+
+    A folder has the files of ``save_validator``, and its VAE in the folder ``vae``; without one the embedded inpainter's VAE is used.
+    A live object is a module, a callable, or an object with ``predict`` and ``size_px``.
+
+    Raises:
+        ModelSourceError: the folder or a file in it is missing; the message says what to do.
+        ValueError: corrupt files, weights that are missing or left over, or a live object that cannot be called.
+    """
+    live = live_object(spec)
+    if live is not None:
+        if hasattr(live, "predict") and hasattr(live, "size_px"):
+            validator: Validator = live
+            return validator
+        if not callable(live):
+            raise ValueError(f"a validator must be a source string, a torch module or a callable, got {type(live).__name__}")
+        return SegmenterValidator(live, device)
+    advice = "use model='tiny', a folder that 'monai-diffaug train validator --out FOLDER' wrote, or pass a network or a callable"
+    folder = locate("validator", spec.source, advice, HUB_FILES)
+    if is_bundle(folder):
+        return SegmenterValidator(load_bundle_network(folder), device)
+    require_files(folder, NETWORK_FILES, advice)
+    segmenter = read_config(folder, LatentSegmenter, NETWORK)
+    load_weights(segmenter, folder / WEIGHTS_FILE, NETWORK)
+    vae_folder = folder / VAE_FOLDER if (folder / VAE_FOLDER).is_dir() else tiny_folder("inpainter") / VAE_FOLDER
+    vae = _load_vae(vae_folder)
+    if vae.config.latent_channels != segmenter.config["latent_channels"]:
+        raise ValueError(
+            f"the VAE has {vae.config.latent_channels} latent channels, the validator at {folder} was trained on "
+            f"{segmenter.config['latent_channels']}; put the VAE it was trained with in {folder / VAE_FOLDER}"
+        )
+    return LatentValidator(segmenter, vae, device)
 
 
 def _load_vae(folder: Path) -> Any:
     from diffusers import AutoencoderKL
 
-    if not (folder / CONFIG_FILE).is_file():
-        raise ModelSourceError(f"the validator's VAE is missing: no {folder / CONFIG_FILE}; copy the inpainter's vae folder there")
-    try:
-        vae: Any = AutoencoderKL.from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=False)
-    except Exception as error:  # diffusers raises whatever its readers raise
-        raise ValueError(f"{folder} holds no readable AutoencoderKL: {str(error).strip().splitlines()[0]}") from error
-    return vae
-
-
-def _load_segmenter(folder: Path) -> LatentSegmenter:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
-        if not (folder / name).is_file():
-            raise ModelSourceError(
-                f"{folder / name} is missing; a validator's folder holds {CONFIG_FILE} and {WEIGHTS_FILE} "
-                f"(python -m monai_diffaug.training.embedded.train_validator writes them); the embedded one is 'tiny'"
-            )
-    try:
-        segmenter = LatentSegmenter(json.loads((folder / CONFIG_FILE).read_text()))
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder / CONFIG_FILE} is no configuration of a latent validator: {error!r}") from error
-    try:
-        segmenter.load_state_dict({name: value.float() for name, value in load_file(folder / WEIGHTS_FILE).items()})
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{folder / WEIGHTS_FILE} is truncated or no safetensors file ({error}); copy it again") from error
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"{folder / WEIGHTS_FILE} does not fit {folder / CONFIG_FILE}: {reason}") from error
-    return segmenter
-
-
-def load_validator(spec: ModelSpec, device: torch.device | str = "cpu") -> Validator:
-    """The validator of a spec, frozen, on a device.
-
-    Args:
-        spec: source "tiny" (embedded), a folder as ``save_validator`` writes it (with its own ``vae`` folder, else the embedded
-            inpainter's VAE is used), a MONAI Bundle's folder (its network, see ``load_bundle_network``), or the handle of a live
-            object: a module, a callable, or something with ``predict``.
-        device: where it shall live.
-
-    Raises:
-        ModelSourceError: the folder or a file in it is not there; says what to do.
-        ValueError: the files are corrupt or of another architecture, or the live object cannot be called.
-    """
-    given = live_object(spec)
-    if given is not None:
-        if hasattr(given, "predict") and hasattr(given, "size_px"):
-            validator: Validator = given
-            return validator
-        if not callable(given):
-            raise ValueError(f"a validator must be a source string, a torch module or a callable, got {type(given).__name__}")
-        return SegmenterValidator(given, device)
-    folder = tiny_folder("validator") if spec.source == "tiny" else Path(spec.source).expanduser()
-    if not folder.is_dir():
-        raise ModelSourceError(
-            f"no validator at {folder}; use model='tiny', a folder that 'monai-diffaug train validator --out {folder}' "
-            "wrote, or pass a network or a callable"
-        )
-    if is_bundle(folder):
-        return SegmenterValidator(load_bundle_network(folder), device)
-    segmenter = _load_segmenter(folder)
-    own_vae = folder / VAE_FOLDER
-    vae = _load_vae(own_vae if own_vae.is_dir() else tiny_folder("inpainter") / VAE_FOLDER)
-    if vae.config.latent_channels != segmenter.config["latent_channels"]:
-        raise ValueError(
-            f"the VAE has {vae.config.latent_channels} latent channels, the validator at {folder} was trained on "
-            f"{segmenter.config['latent_channels']}; put the VAE it was trained with in {own_vae}"
-        )
-    return LatentValidator(segmenter, vae, device)
+    require_files(folder, (CONFIG_FILE,), "it is the validator's VAE: copy the inpainter's vae folder there")
+    return load_pretrained(AutoencoderKL, folder)

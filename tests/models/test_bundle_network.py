@@ -29,7 +29,7 @@ def write_bundle(folder: Path, *, name: str = "train.yaml", nested: bool = False
 
 
 @pytest.mark.parametrize(("name", "nested"), [("inference.json", False), ("train.yaml", True)])
-def test_a_bundle_stands_in_for_the_validator_with_its_own_weights(tmp_path: Path, name: str, nested: bool) -> None:
+def test_the_network_of_a_bundle_validates_with_its_weights(tmp_path: Path, name: str, nested: bool) -> None:
     network = write_bundle(tmp_path / "seg", name=name, nested=nested)
     validator = load_validator(ModelSpec("validator", str(tmp_path / "seg")))
     assert isinstance(validator, SegmenterValidator)
@@ -39,7 +39,7 @@ def test_a_bundle_stands_in_for_the_validator_with_its_own_weights(tmp_path: Pat
     assert torch.allclose(validator.predict(images, slice_generators(0, [0, 1])), expected, atol=1e-6)
 
 
-def test_the_packages_own_bundle_defines_a_network_too() -> None:
+def test_the_bundle_of_this_package_defines_a_network() -> None:
     import monai_diffaug
 
     folder = Path(monai_diffaug.__file__).parent / "bundles/local_augmentation"
@@ -48,7 +48,7 @@ def test_the_packages_own_bundle_defines_a_network_too() -> None:
         load_bundle_network(folder)
 
 
-def test_what_cannot_be_loaded_is_named(tmp_path: Path) -> None:
+def test_each_fault_of_a_bundle_has_its_error(tmp_path: Path) -> None:
     write_bundle(tmp_path / "a")
     (tmp_path / "a/models/model.pt").write_bytes(b"short")
     with pytest.raises(ValueError, match="no readable checkpoint"):

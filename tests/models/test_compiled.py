@@ -20,7 +20,7 @@ def one_block() -> torch.nn.Module:
 
 
 @pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="no C++ compiler")
-def test_a_compiled_block_gives_the_same_result_and_keeps_the_names_of_its_weights() -> None:
+def test_a_compiled_block_returns_the_same_and_keeps_the_names_of_its_weights() -> None:
     class Network(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -44,7 +44,7 @@ def test_without_a_compiler_the_error_says_what_to_install(monkeypatch) -> None:
         compile_regions(one_block())
 
 
-def test_a_compiled_model_is_another_entry_of_the_table_and_a_live_one_is_left_to_its_owner(random_inpainter) -> None:
+def test_a_compiled_model_has_its_own_spec_and_a_live_one_is_not_compiled(random_inpainter) -> None:
     assert spec_of("inpainter", "tiny") != spec_of("inpainter", "tiny", compile=True)
     from monai_diffaug.models.inpainter import load_inpainter
     from monai_diffaug.models.registry import ModelSpec

@@ -27,7 +27,7 @@ def model_4ch(random_inpainter_4ch: str) -> Inpainter:
 
 
 def trained(model: Inpainter, **options) -> torch.nn.Module:
-    """A ControlNet whose zero layers have learnt something."""
+    """A ControlNet whose zero layers are not zero."""
     torch.manual_seed(0)
     network = build_controlnet(model.unet, model.factor, **options).eval()
     with torch.no_grad():
@@ -63,7 +63,7 @@ def test_a_plain_four_channel_unet_is_supported(model_4ch: Inpainter) -> None:
 
 
 @torch.no_grad()
-def test_the_control_steers_and_its_scale_fades_it_out(model: Inpainter) -> None:
+def test_the_control_changes_the_prediction_in_proportion_to_its_scale(model: Inpainter) -> None:
     network, plain = trained(model), model.denoise(*call(model))
     change = [float((ControlledDenoiser(model, network, edges(), scale=s)(*call(model)) - plain).abs().mean()) for s in (0, 0.1, 1)]
     assert change[0] == 0 < change[1] < change[2]
@@ -84,7 +84,7 @@ def test_both_branches_of_guidance_get_the_control_of_their_slice(model: Inpaint
 
 
 @torch.no_grad()
-def test_the_sampling_loop_takes_it_and_a_slice_does_not_depend_on_its_batch(model: Inpainter) -> None:
+def test_a_slice_of_the_sampling_loop_does_not_depend_on_its_batch(model: Inpainter) -> None:
     generator = torch.Generator().manual_seed(3)
     clean, noise, masked = (torch.randn(2, 4, 16, 16, generator=generator) for _ in range(3))
     mask, context, empty = torch.ones(2, 1, 16, 16), model.encode_text(["a mass", "b"]), model.encode_text(["", ""])
@@ -114,21 +114,7 @@ def test_a_control_of_another_size_or_factor_is_resized(model: Inpainter) -> Non
     assert ControlledDenoiser(model, network, edges())(*call(model)).shape == (2, 4, 16, 16)
 
 
-@torch.no_grad()
-def test_it_can_be_given_the_text_tokens_only(model: Inpainter) -> None:
-    latents, timestep, context = call(model)
-    network = trained(model)
-    longer = torch.cat([context, torch.randn(2, 5, context.shape[-1])], 1)
-    seen: list[int] = []
-    hook = network.register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append(kwargs["encoder_hidden_states"].shape[1]), with_kwargs=True
-    )
-    ControlledDenoiser(model, network, edges(), context_tokens=context.shape[1])(latents, timestep, longer)
-    hook.remove()
-    assert seen == [context.shape[1]]
-
-
-def test_what_does_not_fit_is_refused(model: Inpainter, model_4ch: Inpainter) -> None:
+def test_a_controlnet_or_control_that_does_not_fit_is_refused(model: Inpainter, model_4ch: Inpainter) -> None:
     network = build_controlnet(model.unet, model.factor)
     with pytest.raises(ValueError, match="9 input channels"):
         ControlledDenoiser(model_4ch, network, edges())
@@ -156,7 +142,7 @@ def test_a_saved_folder_loads_with_the_weights_it_was_saved_with(model: Inpainte
     assert next(half.parameters()).dtype == torch.float16
 
 
-def test_a_live_network_is_taken_and_the_spec_stays_small(model: Inpainter) -> None:
+def test_a_live_network_is_used_itself_and_its_spec_is_small(model: Inpainter) -> None:
     network = build_controlnet(model.unet, model.factor)
     spec = spec_of("controlnet", network)
     assert load_controlnet(spec, CPU) is network and len(pickle.dumps(spec)) < 1000
@@ -164,11 +150,11 @@ def test_a_live_network_is_taken_and_the_spec_stays_small(model: Inpainter) -> N
         load_controlnet(spec_of("controlnet", torch.nn.Linear(1, 1)), CPU)
 
 
-def test_missing_sources_say_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_of_a_missing_source_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr("monai_diffaug.models.controlnet.tiny_folder", lambda part: tmp_path / "no" / part)
+    monkeypatch.setattr("monai_diffaug.models.sources.tiny_folder", lambda part: tmp_path / "no" / part)
     for source, words in (
-        ("tiny", "training.controlnet"),
+        ("tiny", "monai-diffaug train controlnet"),
         (str(tmp_path), "config.json"),
         ("nowhere", "no hub id"),
         ("some-org/no-such-controlnet-here@main", "hf download"),
@@ -181,10 +167,9 @@ def test_missing_sources_say_what_to_do(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_the_embedded_controlnet_is_small_and_fits_the_embedded_inpainter() -> None:
-    from monai_diffaug.training.embedded.train_controlnet import EMBEDDING_WIDTHS
-    from monai_diffaug.training.embedded.train_inpaint import build_unet
+    from monai_diffaug.training.embedded.architectures import CONTROL_WIDTHS, build_unet
 
-    network = build_controlnet(build_unet(), 4, widths=EMBEDDING_WIDTHS)
+    network = build_controlnet(build_unet(), 4, widths=CONTROL_WIDTHS)
     assert sum(p.numel() for p in network.parameters()) <= 3_000_000 and control_factor(network) == 4
     if not (tiny_folder("controlnet") / "config.json").is_file():
         pytest.skip("no embedded ControlNet in this tree")

@@ -1,4 +1,4 @@
-"""Graphs by shape: the bookkeeping with a stand-in for the recorder, the recorder itself on a GPU."""
+"""Graphs per shape: their management with a stand-in for the recorder, the recorder itself on a GPU."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def denoise(latents: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
 
 
 class Recorder:
-    """Records as a GPU would: replaying computes the recorded call on what the inputs then hold, into the one output."""
+    """Stand-in for a GPU: a replay computes the recorded call on the current inputs and writes into the output tensor."""
 
     def __init__(self, fails: type[Exception] | None = None) -> None:
         self.shapes: list[tuple[int, ...]] = []
@@ -59,29 +59,29 @@ def test_a_bucket_pads_at_most_a_quarter(count: int, rows: int) -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 3, 7, 8])
-def test_a_replay_gives_what_the_denoiser_gives(rows: int) -> None:
+def test_a_replay_equals_the_denoiser(rows: int) -> None:
     graphed = GraphedDenoiser(denoise, capture=Recorder())
     for seed, step in ((0, 3), (1, 5)):
-        given = call(rows, seed=seed, step=step)
-        torch.testing.assert_close(graphed(*given), denoise(*given), rtol=0, atol=0)
+        inputs = call(rows, seed=seed, step=step)
+        torch.testing.assert_close(graphed(*inputs), denoise(*inputs), rtol=0, atol=0)
 
 
-def test_one_recording_serves_all_calls_of_a_bucket_and_an_earlier_result_stays() -> None:
+def test_all_calls_of_a_bucket_use_one_graph_and_earlier_results_are_not_overwritten() -> None:
     recorder = Recorder()
     graphed = GraphedDenoiser(denoise, capture=recorder)
     first = graphed(*call(8))
-    kept = first.clone()
+    copy = first.clone()
     graphed(*call(7, seed=1))
     graphed(*call(8, seed=2, step=9))
-    assert recorder.shapes == [(8, 9, 4, 4)] and torch.equal(first, kept)
+    assert recorder.shapes == [(8, 9, 4, 4)] and torch.equal(first, copy)
 
 
 def test_each_shape_and_type_is_recorded_once() -> None:
     recorder = Recorder()
     graphed = GraphedDenoiser(denoise, keep=8, capture=recorder)
     for _ in range(2):
-        for given in (call(2), call(4), call(2, side=8), call(2, dtype=torch.bfloat16)):
-            graphed(*given)
+        for inputs in (call(2), call(4), call(2, side=8), call(2, dtype=torch.bfloat16)):
+            graphed(*inputs)
     assert len(recorder.shapes) == 4
 
 
@@ -93,7 +93,7 @@ def test_the_graph_used_longest_ago_is_dropped() -> None:
     assert [shape[0] for shape in recorder.shapes] == [1, 2, 4, 2]
 
 
-def test_where_recording_fails_the_denoiser_is_called_and_the_log_says_why_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_if_recording_fails_the_denoiser_is_called_and_the_reason_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     recorder = Recorder(fails=RuntimeError)
     graphed = GraphedDenoiser(denoise, capture=recorder)
     with caplog.at_level(logging.WARNING, logger=cuda_graphs.__name__):
@@ -103,12 +103,12 @@ def test_where_recording_fails_the_denoiser_is_called_and_the_log_says_why_once(
     assert [record.message.count("not permitted when stream is capturing") for record in caplog.records] == [1]
 
 
-def test_memory_that_runs_out_while_recording_is_told_to_the_caller() -> None:
+def test_an_out_of_memory_error_while_recording_reaches_the_caller() -> None:
     with pytest.raises(torch.OutOfMemoryError):
         GraphedDenoiser(denoise, capture=Recorder(fails=torch.OutOfMemoryError))(*call(2))
 
 
-def test_memory_that_runs_out_drops_the_other_graphs_and_is_found_behind_the_error_of_the_broken_capture() -> None:
+def test_an_out_of_memory_error_behind_a_broken_capture_is_raised_and_drops_the_other_graphs() -> None:
     recorder = Recorder()
     graphed = GraphedDenoiser(denoise, capture=recorder)
     graphed(*call(2))
@@ -125,14 +125,14 @@ def test_memory_that_runs_out_drops_the_other_graphs_and_is_found_behind_the_err
     assert not graphed._graphs
 
 
-def test_threads_take_turns_on_a_graph() -> None:
+def test_threads_use_a_graph_one_after_the_other() -> None:
     graphed = GraphedDenoiser(denoise, capture=Recorder())
     wrong: list[int] = []
 
     def work(seed: int) -> None:
         for step in range(8):
-            given = call(4, seed=seed, step=step)
-            if not torch.equal(graphed(*given), denoise(*given)):
+            inputs = call(4, seed=seed, step=step)
+            if not torch.equal(graphed(*inputs), denoise(*inputs)):
                 wrong.append(seed)
 
     threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
@@ -143,13 +143,13 @@ def test_threads_take_turns_on_a_graph() -> None:
     assert wrong == []
 
 
-def test_at_least_one_graph_is_kept() -> None:
+def test_fewer_than_one_graph_is_refused() -> None:
     with pytest.raises(ValueError, match="keep must be >= 1"):
         GraphedDenoiser(denoise, keep=0)
 
 
 @needs_cuda
-def test_a_graph_of_the_unet_gives_what_the_unet_gives(random_inpainter: str) -> None:
+def test_a_graph_of_the_unet_equals_the_unet(random_inpainter: str) -> None:
     from monai_diffaug.models.inpainter import load_inpainter
     from monai_diffaug.models.registry import ModelSpec
 
@@ -158,14 +158,14 @@ def test_a_graph_of_the_unet_gives_what_the_unet_gives(random_inpainter: str) ->
     for seed, rows in ((0, 4), (1, 4), (2, 7), (3, 8), (4, 4)):
         latents, step, _ = call(rows, side=16, seed=seed, step=100 * seed + 1)
         context = model.encode_text([f"text {seed} {row}" for row in range(rows)])
-        given = latents.cuda(), step.cuda(), context
+        inputs = latents.cuda(), step.cuda(), context
         with torch.no_grad():
-            torch.testing.assert_close(graphed(*given), model.denoise(*given), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(graphed(*inputs), model.denoise(*inputs), rtol=1e-4, atol=1e-5)
     assert all(captured is not None for captured in graphed._graphs.values()) and len(graphed._graphs) == 2
 
 
 @needs_cuda
-def test_what_cannot_be_recorded_is_called_and_the_device_still_works(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_denoiser_that_cannot_be_recorded_is_called_and_the_device_still_works(caplog: pytest.LogCaptureFixture) -> None:
     def reads(latents: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
         return latents * float(timestep)
 
@@ -192,7 +192,7 @@ def test_an_edit_of_a_compiled_model_on_a_gpu_replays_graphs(random_inpainter: s
     torch.testing.assert_close(torch.as_tensor(compiled), torch.as_tensor(plain), rtol=0, atol=1e-3)
 
 
-def test_a_graph_recorded_in_inference_mode_serves_a_training_step_too() -> None:
+def test_a_graph_recorded_in_inference_mode_also_works_in_a_training_step() -> None:
     graphed = GraphedDenoiser(denoise, capture=Recorder())
     with torch.inference_mode():
         first = graphed(*call(4)).clone()

@@ -19,7 +19,7 @@ from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaint
 CPU = torch.device("cpu")
 
 
-def test_the_embedded_model_loads_in_diffusers_own_pipeline_too() -> None:
+def test_the_embedded_model_also_loads_in_a_pipeline_of_diffusers() -> None:
     from diffusers import StableDiffusionInpaintPipeline
 
     from monai_diffaug.models.registry import tiny_folder
@@ -46,7 +46,7 @@ def test_a_missing_part_is_named_with_the_command_that_fetches_it(random_inpaint
         load_inpainter(ModelSpec("inpainter", str(tmp_path / "m")), CPU)
 
 
-def test_truncated_weights_are_refused_in_one_clear_error(random_inpainter, tmp_path) -> None:
+def test_truncated_weights_are_refused(random_inpainter, tmp_path) -> None:
     shutil.copytree(random_inpainter, tmp_path / "m")
     weights = tmp_path / "m/unet/diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
@@ -65,7 +65,7 @@ def test_offline_a_hub_id_names_the_command_with_its_revision(monkeypatch) -> No
         load_inpainter(ModelSpec("inpainter", "org/name@abc"), CPU)
 
 
-def test_a_pipeline_object_is_taken_as_it_is(random_inpainter) -> None:
+def test_the_parts_of_a_live_pipeline_are_used_themselves(random_inpainter) -> None:
     from diffusers import StableDiffusionInpaintPipeline
 
     pipeline = StableDiffusionInpaintPipeline.from_pretrained(random_inpainter)
@@ -168,7 +168,7 @@ def test_an_edit_with_an_autoencoder_tiny_stays_inside_the_mask(tiny_vae_folder:
     assert edit.record["applied"] and bool(changed[mask > 0].any()) and not bool(changed[mask == 0].any())
 
 
-def test_channels_last_is_the_layout_inside_alone() -> None:
+def test_the_channels_last_layout_does_not_leave_the_vae() -> None:
     model = load_inpainter(ModelSpec("inpainter"), CPU)
     images = torch.rand(2, 3, 32, 32) * 2 - 1
     with torch.no_grad():
@@ -193,7 +193,7 @@ def edited(model: object, **options: object) -> torch.Tensor:
     return DiffusionLocalInpaint(model, num_inference_steps=2, **options).apply(image, mask, "a mass", seed=3).image
 
 
-def test_what_is_changed_in_a_live_pipeline_between_two_edits_counts(pipeline) -> None:
+def test_a_change_of_a_live_pipeline_between_two_edits_has_an_effect(pipeline) -> None:
     from diffusers import EulerDiscreteScheduler
 
     images = [edited(pipeline)]
@@ -206,7 +206,7 @@ def test_what_is_changed_in_a_live_pipeline_between_two_edits_counts(pipeline) -
     assert not torch.equal(images[0], images[1]) and not torch.equal(images[1], images[2])
 
 
-def test_the_way_out_that_inverted_noise_names_works_for_a_pipeline_that_was_used(pipeline) -> None:
+def test_the_advice_of_the_inversion_error_works_for_a_used_pipeline(pipeline) -> None:
     from diffusers import DDIMScheduler, EulerDiscreteScheduler
 
     pipeline.scheduler = EulerDiscreteScheduler.from_config(pipeline.scheduler.config)
@@ -216,27 +216,27 @@ def test_the_way_out_that_inverted_noise_names_works_for_a_pipeline_that_was_use
     assert bool(torch.isfinite(edited(pipeline, options=InpaintOptions(noise=Noise(source="inverted")))).all())
 
 
-def test_a_textual_inversion_of_several_vectors_is_read_whole_as_by_the_pipeline(pipeline) -> None:
+def test_a_textual_inversion_of_several_vectors_is_encoded_as_in_the_pipeline(pipeline) -> None:
     vectors = torch.randn(3, pipeline.text_encoder.config.hidden_size, generator=torch.Generator().manual_seed(0))
     pipeline.load_textual_inversion({"<lesion>": vectors})
     expected = pipeline.encode_prompt("a <lesion> here", CPU, 1, False)[0]
     assert torch.allclose(load_inpainter(spec_of("inpainter", pipeline), CPU).encode_text(["a <lesion> here"]), expected, atol=1e-5)
 
 
-def test_a_unet_that_wants_more_than_text_or_another_text_encoder_is_named(pipeline) -> None:
+def test_a_unet_with_other_conditions_or_another_text_width_is_refused(pipeline) -> None:
     from diffusers import UNet2DConditionModel
 
-    own = pipeline.unet
+    config = pipeline.unet.config
     xl = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 80}
-    pipeline.unet = UNet2DConditionModel.from_config({**own.config, **xl})
+    pipeline.unet = UNet2DConditionModel.from_config({**config, **xl})
     with pytest.raises(ValueError, match="more than a text.*text_time.*unload_ip_adapter"):
         load_inpainter(spec_of("inpainter", pipeline), CPU)
-    pipeline.unet = UNet2DConditionModel.from_config({**own.config, "cross_attention_dim": 64})
+    pipeline.unet = UNet2DConditionModel.from_config({**config, "cross_attention_dim": 64})
     with pytest.raises(ValueError, match="text states of width 64.*gives 128"):
         load_inpainter(spec_of("inpainter", pipeline), CPU)
 
 
-def test_a_text_that_another_thread_drops_while_one_is_encoded_is_no_error(random_inpainter, monkeypatch) -> None:
+def test_texts_are_encoded_while_another_thread_empties_the_cache(random_inpainter, monkeypatch) -> None:
     model = load_inpainter(ModelSpec("inpainter", random_inpainter), CPU)
     expected = model.encode_text(["kept", "new"])
     model.forget_prompts()
@@ -245,13 +245,13 @@ def test_a_text_that_another_thread_drops_while_one_is_encoded_is_no_error(rando
     assert torch.allclose(model.encode_text(["kept", "new"]), expected, atol=1e-5)
 
 
-def test_the_end_of_a_text_that_the_model_does_not_read_is_told_once(random_inpainter, caplog) -> None:
+def test_a_text_that_is_too_long_is_logged_once(random_inpainter, caplog) -> None:
     model = load_inpainter(ModelSpec("inpainter", random_inpainter), CPU)
     limit, long = model.tokenizer.model_max_length, "mass " * 60
     for _ in range(2):
         model.encode_text(["a mass", long, ("mass " * (limit - 2)).strip()])
-    told = [record.getMessage() for record in caplog.records if record.name == "monai_diffaug.models.inpainter"]
-    assert len(told) == 1 and f"the first {limit} tokens" in told[0] and "mass mass" in told[0]
+    messages = [record.getMessage() for record in caplog.records if record.name == "monai_diffaug.models.inpainter"]
+    assert len(messages) == 1 and f"the first {limit} tokens" in messages[0] and "mass mass" in messages[0]
 
 
 def test_threads_that_encode_many_texts_do_not_disturb_each_other(random_inpainter, monkeypatch) -> None:

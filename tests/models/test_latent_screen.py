@@ -37,7 +37,7 @@ def vae(random_inpainter: str) -> Any:
     return load_inpainter(ModelSpec("inpainter", random_inpainter), torch.device("cpu")).vae
 
 
-def test_latents_become_one_logit_a_pixel_at_every_size_that_can_be_halved() -> None:
+def test_latents_become_one_logit_per_pixel_at_sizes_that_can_be_halved() -> None:
     network = ScreenNetwork(ScreenConfig()).eval()
     for side in (32, 20):
         assert network(torch.randn(2, 4, side, side)).shape == (2, 1, side, side)
@@ -51,7 +51,7 @@ def test_the_default_network_has_less_than_eight_hundred_thousand_parameters() -
     assert sum(p.numel() for p in ScreenNetwork(ScreenConfig()).parameters()) < 800_000
 
 
-def test_what_is_saved_in_half_precision_is_loaded_as_it_was(folder: Path) -> None:
+def test_a_network_saved_in_half_precision_predicts_the_same(folder: Path) -> None:
     torch.manual_seed(0)
     network, latents = ScreenNetwork(SMALL).eval(), torch.randn(1, 4, 16, 16)
     loaded = load_latent_screen(ModelSpec("latent_screen", str(folder)))
@@ -70,7 +70,7 @@ def test_probabilities_stay_float32_inside_autocast(folder: Path) -> None:
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
 def test_a_missing_file_is_named_with_the_recipe_that_writes_it(folder: Path, missing: str) -> None:
     (folder / missing).unlink()
-    with pytest.raises(ModelSourceError, match=rf"{missing}.*training\.latent_screen"):
+    with pytest.raises(ModelSourceError, match=rf"{missing} is missing.*monai-diffaug train latent-screen"):
         load_latent_screen(ModelSpec("latent_screen", str(folder)))
 
 
@@ -81,7 +81,7 @@ def test_a_broken_configuration_is_named(folder: Path, content: str) -> None:
         load_latent_screen(ModelSpec("latent_screen", str(folder)))
 
 
-def test_weights_of_another_size_and_truncated_ones_are_told_apart(folder: Path) -> None:
+def test_weights_of_another_size_and_truncated_ones_have_different_errors(folder: Path) -> None:
     values = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**values, "channels": 16}))
     with pytest.raises(ValueError, match="does not fit"):
@@ -92,7 +92,7 @@ def test_weights_of_another_size_and_truncated_ones_are_told_apart(folder: Path)
         load_latent_screen(ModelSpec("latent_screen", str(folder)))
 
 
-def test_a_module_a_callable_and_a_screen_can_be_given() -> None:
+def test_a_module_a_callable_and_a_screen_are_accepted() -> None:
     module = nn.Conv2d(4, 1, 1).train()
     screen = load_latent_screen(spec_of("latent_screen", module))
     latents = torch.randn(2, 4, 8, 8)
@@ -108,7 +108,7 @@ def test_a_module_a_callable_and_a_screen_can_be_given() -> None:
         load_latent_screen(spec_of("latent_screen", 3))
 
 
-def test_an_answer_of_another_shape_is_refused() -> None:
+def test_logits_of_another_shape_are_refused() -> None:
     with pytest.raises(ValueError, match=r"logits \(1, 1, 8, 8\), got \(1, 4, 8, 8\)"):
         LatentScreen(lambda z: z).predict(torch.zeros(1, 4, 8, 8))
     with pytest.raises(ValueError, match="got tuple"):
@@ -133,7 +133,7 @@ def test_a_screen_fits_its_vae_in_every_precision_and_no_other_vae(random_inpain
     other = deepcopy(loaded)
     with torch.no_grad():
         next(other.encoder.parameters()).mul_(2.0)
-    with pytest.raises(ValueError, match=r"another VAE.*training\.latent_screen"):
+    with pytest.raises(ValueError, match=r"another VAE.*monai-diffaug train latent-screen"):
         screen.check_vae(other)
     LatentScreen(lambda z: z).check_vae(other)  # a live callable is not checked
 

@@ -1,4 +1,4 @@
-"""The UNet with the shared work done once: equal to the UNet's own call, and nothing written to it."""
+"""The UNet without repeated work: equal to a call of the UNet, which is not changed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STEP = torch.tensor(300)
 
 def unet(**options: Any) -> UNet2DConditionModel:
     torch.manual_seed(0)
-    made = {
+    defaults = {
         "sample_size": 16,
         "in_channels": 9,
         "out_channels": 4,
@@ -32,7 +32,7 @@ def unet(**options: Any) -> UNet2DConditionModel:
         "attention_head_dim": 4,
         "norm_num_groups": 8,
     }
-    network: UNet2DConditionModel = UNet2DConditionModel(**{**made, **options}).eval().requires_grad_(False)
+    network: UNet2DConditionModel = UNet2DConditionModel(**{**defaults, **options}).eval().requires_grad_(False)
     return network
 
 
@@ -46,16 +46,16 @@ def latents(rows: int, height: int = 16, width: int = 16) -> Tensor:
     return torch.randn(rows, 9, height, width, generator=torch.Generator().manual_seed(2))
 
 
-def own(network: UNet2DConditionModel, x: Tensor, context: Tensor, step: Tensor = STEP) -> Tensor:
+def plain_call(network: UNet2DConditionModel, x: Tensor, context: Tensor, step: Tensor = STEP) -> Tensor:
     repeated = torch.cat([x] * (len(context) // len(x)))
     result: Tensor = network(repeated, step, encoder_hidden_states=context, return_dict=False)[0]
     return result
 
 
 def lean(network: UNet2DConditionModel) -> LeanUnet:
-    made = lean_unet(network)
-    assert made is not None
-    return made
+    evaluation = lean_unet(network)
+    assert evaluation is not None
+    return evaluation
 
 
 def assert_equal(ours: Tensor, theirs: Tensor) -> None:
@@ -80,90 +80,90 @@ def assert_equal(ours: Tensor, theirs: Tensor) -> None:
 @pytest.mark.parametrize("rows", [(0, 0, 1, 1), (0, 0, 1, 2), (3, 3, 3, 3)], ids=["one prompt", "two prompts", "prompt as negative"])
 def test_a_guided_call_equals_the_unet_on_doubled_latents(options: dict[str, Any], rows: tuple[int, ...]) -> None:
     network, context = unet(**options), texts(*rows)
-    assert_equal(lean(network)(latents(2), STEP, context), own(network, latents(2), context))
+    assert_equal(lean(network)(latents(2), STEP, context), plain_call(network, latents(2), context))
 
 
 def test_an_unguided_call_equals_the_unet() -> None:
     network, context = unet(), texts(0, 1, 1)
-    assert_equal(lean(network)(latents(3), STEP, context), own(network, latents(3), context))
+    assert_equal(lean(network)(latents(3), STEP, context), plain_call(network, latents(3), context))
 
 
 @pytest.mark.parametrize("size", [(10, 10), (16, 14), (9, 13)])
-def test_sizes_that_are_no_multiple_of_the_doublings(size: tuple[int, int]) -> None:
+def test_sizes_that_are_not_multiples_of_the_downsampling_equal_the_unet(size: tuple[int, int]) -> None:
     network, context = unet(), texts(0, 1)
-    assert_equal(lean(network)(latents(1, *size), STEP, context), own(network, latents(1, *size), context))
+    assert_equal(lean(network)(latents(1, *size), STEP, context), plain_call(network, latents(1, *size), context))
 
 
-def test_the_steps_of_a_run_and_its_unguided_part_see_their_own_texts_and_times() -> None:
+def test_each_step_uses_its_text_and_timestep_guided_or_not() -> None:
     network = unet()
     run, pair, single = lean(network), texts(0, 0, 1, 2), texts(1, 2)
     for step in (torch.tensor(900), torch.tensor(300), torch.tensor(1)):
         for context in (pair, single, pair):
-            assert_equal(run(latents(2), step, context), own(network, latents(2), context, step))
+            assert_equal(run(latents(2), step, context), plain_call(network, latents(2), context, step))
 
 
-def test_the_keys_of_a_text_are_computed_once_a_run_and_prompt() -> None:
-    network, seen = unet(), []
+def test_the_keys_of_a_text_are_computed_once_per_run_and_prompt() -> None:
+    network, rows = unet(), []
     projection = network.mid_block.attentions[0].transformer_blocks[0].attn2.to_k
-    projection.register_forward_hook(lambda module, given, result: seen.append(len(given[0])))
+    projection.register_forward_hook(lambda module, args, result: rows.append(len(args[0])))
     run, context = lean(network), texts(0, 0, 0, 1, 1, 1)
     for _ in range(3):
         run(latents(3), STEP, context)
-    assert seen == [2]
+    assert rows == [2]
 
 
-def test_the_work_before_the_first_text_is_done_for_one_branch() -> None:
-    network, seen = unet(), []
+def test_the_layers_before_the_first_cross_attention_run_for_one_branch() -> None:
+    network, rows = unet(), []
     for module in (network.conv_in, network.down_blocks[1].attentions[0].transformer_blocks[0].attn1.to_q, network.conv_out):
-        module.register_forward_hook(lambda module, given, result: seen.append(len(given[0])))
+        module.register_forward_hook(lambda module, args, result: rows.append(len(args[0])))
     lean(network)(latents(3), STEP, texts(0, 0, 0, 1, 1, 1))
-    assert seen == [3, 3, 6]
+    assert rows == [3, 3, 6]
 
 
-@pytest.mark.parametrize("allowed", [0, lean_unet_module.COPIED_BYTES])
-def test_weights_in_another_layout_are_few_and_change_nothing(allowed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lean_unet_module, "COPIED_BYTES", allowed)
+@pytest.mark.parametrize("limit", [0, lean_unet_module.COPIED_BYTES])
+def test_weight_copies_stay_within_the_limit_and_do_not_change_the_result(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lean_unet_module, "COPIED_BYTES", limit)
     network, context = unet(), texts(0, 1)
     run = lean(network)
     for _ in range(2):
-        assert_equal(run(latents(1), STEP, context), own(network, latents(1), context))
-    assert run._copied == sum(weight.nbytes for weight in run._weights.values()) <= allowed
-    assert bool(run._weights) == (allowed > 0)
+        assert_equal(run(latents(1), STEP, context), plain_call(network, latents(1), context))
+    assert run._copied == sum(weight.nbytes for weight in run._weights.values()) <= limit
+    assert bool(run._weights) == (limit > 0)
 
 
-def test_the_unet_is_left_as_it_is() -> None:
+def test_the_weights_of_the_unet_are_not_changed() -> None:
     network = unet()
     before = {name: (value.data_ptr(), value._version, value.stride()) for name, value in network.named_parameters()}
     lean(network)(latents(1), STEP, texts(0, 1))
     assert before == {name: (value.data_ptr(), value._version, value.stride()) for name, value in network.named_parameters()}
 
 
-def test_weights_that_change_between_runs_are_seen() -> None:
+def test_weights_that_change_between_runs_have_an_effect() -> None:
     network, context = unet(), texts(0, 1)
     lean(network)(latents(1), STEP, context)
     for name, weight in network.named_parameters():
         if "attn2.to_k" in name or "upsamplers" in name:
             weight.mul_(3.0)
-    assert_equal(lean(network)(latents(1), STEP, context), own(network, latents(1), context))
+    assert_equal(lean(network)(latents(1), STEP, context), plain_call(network, latents(1), context))
 
 
-def test_a_unet_with_lora_layers_is_evaluated_with_them() -> None:
+def test_lora_layers_of_the_unet_have_an_effect() -> None:
     peft = pytest.importorskip("peft")
     network, context = unet(), texts(0, 1)
-    plain = own(network, latents(1), context)
+    plain = plain_call(network, latents(1), context)
     network.add_adapter(peft.LoraConfig(r=2, init_lora_weights=False, target_modules=["to_q", "to_k", "to_v", "ff.net.0.proj", "conv"]))
     network.eval().requires_grad_(False)
-    expected = own(network, latents(1), context)
+    expected = plain_call(network, latents(1), context)
     assert not torch.allclose(plain, expected, atol=1e-3)
     assert_equal(lean(network)(latents(1), STEP, context), expected)
 
 
 def hooked(network: UNet2DConditionModel) -> None:
-    network.down_blocks[0].register_forward_hook(lambda module, given, result: result)
+    network.down_blocks[0].register_forward_hook(lambda module, args, result: result)
 
 
 def replaced(network: UNet2DConditionModel) -> None:
-    network.forward = lambda *given, **named: None
+    network.forward = lambda *args, **options: None
 
 
 def compiled(network: UNet2DConditionModel) -> None:
@@ -190,22 +190,21 @@ def fused(network: UNet2DConditionModel) -> None:
 
 
 @pytest.mark.parametrize("change", [hooked, replaced, compiled, other_attention, free_u, chunked, fused])
-def test_a_unet_that_is_not_as_it_was_written_is_called_as_a_whole(change: Any) -> None:
+def test_a_changed_unet_is_not_evaluated_in_parts(change: Any) -> None:
     network = unet()
     assert lean_unet(network) is not None
     change(network)
     assert lean_unet(network) is None
 
 
-def test_a_forward_that_was_replaced_in_the_class_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
-    forward, seen = UNet2DConditionModel.forward, []
+def test_a_unet_with_a_replaced_forward_of_its_class_is_not_evaluated_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = UNet2DConditionModel.forward
 
     @wraps(forward)
-    def counted(*given: Any, **named: Any) -> Any:
-        seen.append(1)
-        return forward(*given, **named)
+    def wrapper(*args: Any, **options: Any) -> Any:
+        return forward(*args, **options)
 
-    monkeypatch.setattr(UNet2DConditionModel, "forward", counted)
+    monkeypatch.setattr(UNet2DConditionModel, "forward", wrapper)
     assert lean_unet(unet()) is None
 
 
@@ -213,12 +212,12 @@ def test_a_forward_that_was_replaced_in_the_class_is_called(monkeypatch: pytest.
     "options",
     [{"class_embed_type": "timestep"}, {"encoder_hid_dim": 12, "encoder_hid_dim_type": "text_proj"}, {"center_input_sample": True}],
 )
-def test_conditions_beside_the_text_are_left_to_the_unet(options: dict[str, Any]) -> None:
+def test_a_unet_with_conditions_other_than_text_is_not_evaluated_in_parts(options: dict[str, Any]) -> None:
     assert lean_unet(unet(**options)) is None
     assert lean_unet(nn.Conv2d(9, 4, 1)) is None
 
 
-def test_the_embedded_model_is_evaluated_so() -> None:
+def test_the_embedded_model_is_evaluated_in_parts() -> None:
     model = load_inpainter(ModelSpec("inpainter"), torch.device("cpu"))
     run, context = model.denoiser(), model.encode_text(["", "", "a cyst", "a cyst"])
     assert isinstance(run, LeanUnet)

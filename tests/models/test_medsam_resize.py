@@ -1,4 +1,4 @@
-"""The resize by two matrices against scikit-image, whose resize MedSAM's official script calls."""
+"""The resize by two matrices against scikit-image, which MedSAM's official script uses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TOLERANCE = 1.3e-4  # grey values of 255
 
 
 @pytest.mark.parametrize(("shape", "size"), [((256, 200, 3), 512), ((300, 411, 1), 256), ((64, 64, 1), 1024)])
-def test_an_eight_bit_image_is_resized_as_by_scikit_image(shape: tuple[int, int, int], size: int) -> None:
+def test_an_eight_bit_image_is_resized_as_in_scikit_image(shape: tuple[int, int, int], size: int) -> None:
     from skimage.transform import resize
 
     rng = np.random.RandomState(0)
@@ -22,15 +22,24 @@ def test_an_eight_bit_image_is_resized_as_by_scikit_image(shape: tuple[int, int,
     assert np.abs(ours - expected).max() <= TOLERANCE
 
 
-def test_scikit_image_is_not_imported() -> None:
-    import subprocess
-    import sys
+@pytest.mark.parametrize(("n_in", "n_out"), [(1, 8), (2, 9), (37, 64), (64, 64), (100, 64), (333, 64)])
+def test_one_axis_of_the_cubic_resize_equals_scikit_image(n_in: int, n_out: int) -> None:
+    from skimage.transform import resize
 
-    code = (
-        "import sys, torch; from monai_diffaug.models.medsam_resize import resize_cubic; "
-        "resize_cubic(torch.rand(1, 1, 9, 9), 8); assert 'skimage' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    signal = np.random.RandomState(0).rand(n_in, 3)
+    expected = resize(signal, (n_out, 3), order=3, preserve_range=True, anti_aliasing=True, clip=False)
+    np.testing.assert_allclose(cubic_matrix(n_in, n_out).double().numpy() @ signal, expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("shape", [(40, 90, 3), (200, 31, 1)])
+def test_the_cubic_resize_equals_scikit_image_with_its_clipping(shape: tuple[int, ...]) -> None:
+    from skimage.transform import resize
+
+    image = (np.random.RandomState(1).rand(*shape) > 0.7) * 255.0
+    expected = resize(image, (64, 64), order=3, preserve_range=True, anti_aliasing=True)
+    ours = resize_cubic(torch.from_numpy(image).permute(2, 0, 1)[None], 64)[0].permute(1, 2, 0)
+    np.testing.assert_allclose(ours.numpy(), expected, atol=1e-3)
+    assert ours.min() == 0 and ours.max() <= 255
 
 
 @pytest.mark.parametrize(("n_in", "n_out"), [(512, 256), (512, 1024), (640, 256)])

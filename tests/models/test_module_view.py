@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from monai_diffaug.models.module_view import ModuleView
 
-WAYS = ["blocks.0.attention", "blocks.1.attention"]
+NAMES = ["blocks.0.attention", "blocks.1.attention"]
 
 
 class Attention(nn.Module):
@@ -63,7 +63,7 @@ def sparse(root: Any) -> None:
 
 
 def hooked(root: Any) -> None:
-    root.blocks[0].register_forward_hook(lambda module, given, result: result + 1)
+    root.blocks[0].register_forward_hook(lambda module, args, result: result + 1)
 
 
 def changed_gain(root: Any) -> None:
@@ -87,65 +87,65 @@ def wrapped(root: Any) -> None:
 
 
 @pytest.mark.parametrize("change", [sparse, hooked, changed_gain, new_projection, new_block, new_method, wrapped])
-def test_a_change_on_a_way_is_found_and_is_in_the_next_view(root: Any, change: Callable[[Any], None]) -> None:
-    view = ModuleView(root, WAYS)
+def test_a_change_of_a_copied_module_is_detected_and_is_in_the_next_view(root: Any, change: Callable[[Any], None]) -> None:
+    view = ModuleView(root, NAMES)
     assert view.is_current(root) and torch.equal(view.module(X), root(X))
     before = root(X)
     change(root)
     assert not view.is_current(root) and not torch.equal(root(X), before)
-    assert torch.equal(ModuleView(root, WAYS).module(X), root(X))
+    assert torch.equal(ModuleView(root, NAMES).module(X), root(X))
 
 
-def test_a_change_in_a_shared_part_is_seen_at_once(root: Any) -> None:
-    view = ModuleView(root, WAYS)
+def test_a_change_of_a_shared_module_has_an_effect_at_once(root: Any) -> None:
+    view = ModuleView(root, NAMES)
     before = root(X)
     root.blocks[0].rest.weight = nn.Parameter(torch.zeros(3, 3))
-    root.blocks[1].attention.project.register_forward_hook(lambda module, given, result: result + 1)
+    root.blocks[1].attention.project.register_forward_hook(lambda module, args, result: result + 1)
     assert view.is_current(root) and torch.equal(view.module(X), root(X)) and not torch.equal(root(X), before)
 
 
-def test_nothing_that_the_view_is_given_reaches_the_root(root: Any) -> None:
+def test_a_change_of_the_view_does_not_change_the_root(root: Any) -> None:
     before, names = root(X), [name for name, _ in root.named_modules()]
-    own = ModuleView(root, WAYS).module
-    own.blocks[0].attention.processor = nn.Linear(3, 3)
-    own.blocks[1].gain, own.more = 0.0, nn.Linear(3, 3)
-    own.register_forward_hook(lambda module, given, result: result + 1)
-    assert not torch.equal(own(X), before) and torch.equal(root(X), before)
+    twin = ModuleView(root, NAMES).module
+    twin.blocks[0].attention.processor = nn.Linear(3, 3)
+    twin.blocks[1].gain, twin.more = 0.0, nn.Linear(3, 3)
+    twin.register_forward_hook(lambda module, args, result: result + 1)
+    assert not torch.equal(twin(X), before) and torch.equal(root(X), before)
     assert [name for name, _ in root.named_modules()] == names
 
 
-def test_methods_of_the_root_that_were_replaced_call_the_parts_of_the_view(root: Any) -> None:
+def test_replaced_methods_of_the_root_call_the_modules_of_the_view(root: Any) -> None:
     new_method(root)
     wrapped(root)
-    own = ModuleView(root, WAYS).module
-    for block in own.blocks:
+    twin = ModuleView(root, NAMES).module
+    for block in twin.blocks:
         block.attention.processor = torch.zeros_like
-    assert not torch.equal(own(X), root(X)) and torch.equal(own(X), 2 * own.blocks[1](own.blocks[0](X)))
+    assert not torch.equal(twin(X), root(X)) and torch.equal(twin(X), 2 * twin.blocks[1](twin.blocks[0](X)))
 
 
-def test_a_forward_that_no_other_module_can_take_is_refused(root: Any) -> None:
+def test_a_forward_that_calls_the_original_module_is_refused(root: Any) -> None:
     block = root.blocks[1]
     plain = block.forward
     block.forward = lambda x: 2 * plain(x)
     with pytest.raises(ValueError, match=r"'blocks\.1' was replaced.*take the replacement"):
-        ModuleView(root, WAYS)
+        ModuleView(root, NAMES)
 
 
-def test_a_hook_of_diffusers_that_calls_the_part_as_it_was_is_refused(root: Any) -> None:
+def test_a_hook_of_diffusers_that_calls_the_original_module_is_refused(root: Any) -> None:
     from diffusers.hooks import HookRegistry, ModelHook
 
     registry = HookRegistry.check_if_exists_or_initialize(root.blocks[0])
     registry.register_hook(ModelHook(), "mine")
     with pytest.raises(ValueError, match=r"'blocks\.0' was replaced"):
-        ModuleView(root, WAYS)
+        ModuleView(root, NAMES)
     registry.remove_hook("mine")
-    assert torch.equal(ModuleView(root, WAYS).module(X), root(X))
+    assert torch.equal(ModuleView(root, NAMES).module(X), root(X))
 
 
 def test_a_view_does_not_keep_its_root_alive() -> None:
     root: Any = Root()
     wrapped(root)
-    view, reference = ModuleView(root, WAYS), weakref.ref(root)
+    view, reference = ModuleView(root, NAMES), weakref.ref(root)
     del root
     gc.collect()
     assert reference() is None and view.module(X).shape == X.shape

@@ -13,7 +13,7 @@ from monai_diffaug.models import registry
 from monai_diffaug.models.registry import ModelSpec, live_object, load_count, shared_model, spec_of
 
 
-def test_eight_threads_at_first_use_give_one_load() -> None:
+def test_eight_threads_load_a_model_once() -> None:
     loads = []
 
     def load(spec: ModelSpec, device: torch.device) -> object:
@@ -60,24 +60,24 @@ def test_a_fork_while_the_lock_is_held_does_not_deadlock() -> None:
     assert status == 0
 
 
-def test_cuda_in_a_forked_worker_names_the_ways_out(monkeypatch) -> None:
+def test_the_error_of_cuda_in_a_forked_worker_names_the_alternatives(monkeypatch) -> None:
     monkeypatch.setattr(registry, "_forked", True)
     with pytest.raises(WorkerDeviceError, match="num_workers=0.*spawn.*CachedRandomd"):
         shared_model(ModelSpec("inpainter"), "cuda", lambda s, d: None)
 
 
-def test_a_live_object_travels_as_a_handle_not_as_weights() -> None:
+def test_a_live_object_is_pickled_as_a_handle() -> None:
     network = torch.nn.Linear(1000, 1000)
     spec = spec_of("validator", network)
     assert live_object(spec) is network
     assert len(pickle.dumps(spec)) < 1000
 
 
-def test_a_handle_of_another_process_says_what_to_pass_instead() -> None:
+def test_the_error_of_a_handle_of_another_process_says_what_to_pass() -> None:
     with pytest.raises(ModelSourceError, match="pass a folder, a file or a hub id"):
         live_object(ModelSpec("validator", "object:Linear-1-abc"))
 
 
-def test_a_wrong_dtype_is_named() -> None:
+def test_a_dtype_that_is_not_floating_is_refused() -> None:
     with pytest.raises(ValueError, match="got 'int8'"):
         _ = ModelSpec("inpainter", "tiny", "int8").torch_dtype

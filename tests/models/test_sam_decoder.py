@@ -1,4 +1,4 @@
-"""The batched mask decoder against ``segment_anything``'s own, image by image."""
+"""The batched mask decoder against that of ``segment_anything``, image by image."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CONFIG = {
 }
 
 
-def test_each_image_gets_what_the_decoder_gives_it_alone() -> None:
+def test_a_batch_of_images_equals_the_decoder_image_by_image() -> None:
     torch.manual_seed(0)
     sam = build_sam(CONFIG).eval().requires_grad_(False)
     embeddings = torch.randn(3, 32, 8, 8)

@@ -73,7 +73,7 @@ def test_an_untrained_adapter_reproduces_the_plain_unet_exactly(inpainter, untra
         assert torch.equal(denoise(latents, timestep, context), inpainter.denoise(latents, timestep, context))
 
 
-def test_the_tokens_steer_the_conditional_half_and_are_dropped_from_the_unconditional_one(inpainter, steering, crops) -> None:
+def test_the_tokens_change_the_conditional_half_of_the_batch_only(inpainter, steering, crops) -> None:
     context, negative = inpainter.encode_text(["a mass", "a cyst"]), inpainter.encode_text(["", ""])
     denoise = SemanticDenoiser(inpainter, steering, images=crops[0], hard=crops[1], context=context)
     latents, timestep = unet_input()
@@ -96,18 +96,18 @@ def test_the_shared_unet_keeps_its_processors_its_config_and_its_output(inpainte
         denoise(latents, timestep, context)
         assert torch.equal(before, inpainter.denoise(latents, timestep, context))
     assert inpainter.unet.attn_processors == processors and dict(inpainter.unet.config) == config
-    own = {id(p) for name, p in denoise.unet.named_parameters() if "processor" not in name}
-    assert own == {id(p) for p in inpainter.unet.parameters()}
+    shared = {id(p) for name, p in denoise.unet.named_parameters() if "processor" not in name}
+    assert shared == {id(p) for p in inpainter.unet.parameters()}
 
 
-def test_all_threads_get_the_one_unet_of_a_model(inpainter, steering) -> None:
-    found: list[object] = []
-    threads = [threading.Thread(target=lambda: found.append(steering.unet_of(inpainter.unet))) for _ in range(4)]
+def test_all_threads_get_the_same_unet_of_a_model(inpainter, steering) -> None:
+    unets: list[object] = []
+    threads = [threading.Thread(target=lambda: unets.append(steering.unet_of(inpainter.unet))) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(found) == 4 and len({id(unet) for unet in found}) == 1
+    assert len(unets) == 4 and len({id(unet) for unet in unets}) == 1
 
 
 def with_lora(unet: Any) -> None:
@@ -122,8 +122,8 @@ def with_assigned_weights(unet: Any) -> None:
 
 
 CHANGES: dict[str, tuple[Callable[[Any], None], Callable[[Any], None]]] = {
-    "a lora comes": (lambda unet: None, with_lora),
-    "a lora goes": (with_lora, lambda unet: unet.delete_adapters("default")),
+    "a lora is added": (lambda unet: None, with_lora),
+    "a lora is removed": (with_lora, lambda unet: unet.delete_adapters("default")),
     "a lora is scaled": (with_lora, lambda unet: unet.set_adapters(["default"], [0.3])),
     "a lora is switched off": (with_lora, lambda unet: unet.disable_lora()),
     "weights are written into": (lambda unet: None, lambda unet: unet.conv_in.weight.mul_(2)),
@@ -139,33 +139,33 @@ def _doubled(module: Any) -> None:
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_what_has_changed_in_the_unet_since_the_last_use_is_seen(inpainter, untrained, crops, change: str) -> None:
-    before_use, since = CHANGES[change]
+def test_a_change_of_the_unet_after_the_last_use_has_an_effect(inpainter, untrained, crops, change: str) -> None:
+    before_use, change_it = CHANGES[change]
     live = replace(inpainter, unet=deepcopy(inpainter.unet))
-    context, given = live.encode_text(["a mass", "a cyst"]), unet_input()
+    context, noisy = live.encode_text(["a mass", "a cyst"]), unet_input()
     with torch.no_grad():
         before_use(live.unet)
-        first = SemanticDenoiser(live, untrained, images=crops[0], hard=crops[1], context=context)(*given, context)
-        assert torch.allclose(first, live.denoise(*given, context), atol=1e-6)
-        since(live.unet)
-        plain = live.denoise(*given, context)
+        first = SemanticDenoiser(live, untrained, images=crops[0], hard=crops[1], context=context)(*noisy, context)
+        assert torch.allclose(first, live.denoise(*noisy, context), atol=1e-6)
+        change_it(live.unet)
+        plain = live.denoise(*noisy, context)
         assert not torch.allclose(plain, first, atol=1e-4)
-        second = SemanticDenoiser(live, untrained, images=crops[0], hard=crops[1], context=context)(*given, context)
+        second = SemanticDenoiser(live, untrained, images=crops[0], hard=crops[1], context=context)(*noisy, context)
     assert torch.allclose(second, plain, atol=1e-6)
 
 
-def test_a_lora_that_is_fused_after_the_last_use_is_not_added_twice(inpainter, untrained, crops) -> None:
+def test_a_lora_fused_after_the_last_use_is_not_added_twice(inpainter, untrained, crops) -> None:
     live = replace(inpainter, unet=deepcopy(inpainter.unet))
-    context, given = live.encode_text(["a mass", "a cyst"]), unet_input()
+    context, noisy = live.encode_text(["a mass", "a cyst"]), unet_input()
     with torch.no_grad():
         with_lora(live.unet)
         SemanticDenoiser(live, untrained, images=crops[0], hard=crops[1], context=context)
         live.unet.fuse_lora()
         fused = SemanticDenoiser(live, untrained, images=crops[0], hard=crops[1], context=context)
-        assert torch.allclose(fused(*given, context), live.denoise(*given, context), atol=1e-5)
+        assert torch.allclose(fused(*noisy, context), live.denoise(*noisy, context), atol=1e-5)
 
 
-def test_a_unet_behind_torch_compile_is_taken_as_it_was(inpainter, untrained) -> None:
+def test_the_module_inside_a_compiled_unet_is_used(inpainter, untrained) -> None:
     assert untrained.unet_of(torch.compile(inpainter.unet)) is untrained.unet_of(inpainter.unet)
 
 
@@ -174,25 +174,25 @@ def test_compiled_blocks_of_the_unet_do_not_hide_the_tokens(inpainter, steering,
     middle = live.unet.mid_block
     for block in (middle.resnets[0], middle.attentions[0].transformer_blocks[0]):
         block.compile(dynamic=False, backend="eager")
-    context, given = live.encode_text(["a mass", "a cyst"]), unet_input()
+    context, noisy = live.encode_text(["a mass", "a cyst"]), unet_input()
     with torch.no_grad():
         expected, result = (
-            SemanticDenoiser(model, steering, images=crops[0], hard=crops[1], context=context)(*given, context)
+            SemanticDenoiser(model, steering, images=crops[0], hard=crops[1], context=context)(*noisy, context)
             for model in (inpainter, live)
         )
     assert torch.allclose(result, expected, atol=1e-5)
 
 
-def test_a_unet_that_is_dropped_is_not_kept(inpainter, untrained) -> None:
+def test_the_model_does_not_keep_a_unet_alive(inpainter, untrained) -> None:
     unet = deepcopy(inpainter.unet)
     untrained.unet_of(unet)
-    held = len(untrained._unets)
+    count = len(untrained._unets)
     del unet
     gc.collect()
-    assert len(untrained._unets) == held - 1
+    assert len(untrained._unets) == count - 1
 
 
-def test_the_tokens_of_a_sample_do_not_depend_on_its_batch_or_on_what_the_mask_hides(inpainter, steering, crops) -> None:
+def test_the_tokens_of_a_sample_do_not_depend_on_its_batch_or_on_masked_pixels(inpainter, steering, crops) -> None:
     images, hard = crops
     context = inpainter.encode_text(["a mass", "a cyst"])
     together = steering.tokens(images, hard, context)
@@ -211,14 +211,7 @@ def test_predictions_replace_the_features_under_the_mask_only(inpainter, steerin
     assert (size[hidden == 0] == 0).all() and (size[hidden == 1] > 0).all()
 
 
-def test_a_patch_is_hidden_when_one_of_its_pixels_is() -> None:
-    mask = torch.zeros(1, 1, 64, 64)
-    mask[..., 17, 40] = 1
-    hidden = patch_mask(mask, 8).reshape(8, 8)
-    assert hidden.sum() == 1 and hidden[2, 5] == 1
-
-
-def test_the_sampler_takes_it_and_batches_that_do_not_fit_are_refused(inpainter, steering, crops) -> None:
+def test_the_sampler_runs_with_it_and_other_batch_sizes_are_refused(inpainter, steering, crops) -> None:
     images, hard = crops
     context = inpainter.encode_text(["a mass", "a cyst"])
     denoise = SemanticDenoiser(inpainter, steering, images=images, hard=hard, context=context)
@@ -243,10 +236,10 @@ def test_the_sampler_takes_it_and_batches_that_do_not_fit_are_refused(inpainter,
 
 def test_a_saved_model_comes_back_with_the_same_tokens_in_half_precision(tmp_path: Path, inpainter, steering, crops) -> None:
     save_semantic_controller(steering.config, steering.parts, tmp_path)
-    again = load_semantic_controller(ModelSpec("semantic_controller", str(tmp_path)), CPU)
+    loaded = load_semantic_controller(ModelSpec("semantic_controller", str(tmp_path)), CPU)
     context = inpainter.encode_text(["a mass", "a cyst"])
-    assert torch.allclose(again.tokens(*crops, context), steering.tokens(*crops, context), atol=0.05)
-    assert not any(p.requires_grad for p in again.parts.parameters())
+    assert torch.allclose(loaded.tokens(*crops, context), steering.tokens(*crops, context), atol=0.05)
+    assert not any(p.requires_grad for p in loaded.parts.parameters())
 
 
 def test_the_embedded_size_stays_below_five_megabytes(tmp_path: Path) -> None:
@@ -255,18 +248,21 @@ def test_the_embedded_size_stays_below_five_megabytes(tmp_path: Path) -> None:
     assert save_semantic_controller(model.config, model.parts, tmp_path) < 5_000_000
 
 
-def test_a_live_model_is_taken_as_it_is_and_anything_else_refused(steering) -> None:
+def test_a_live_model_is_used_itself_and_other_objects_are_refused(steering) -> None:
     assert load_semantic_controller(spec_of("semantic_controller", steering), CPU) is steering
     with pytest.raises(ValueError, match="SemanticModel"):
         load_semantic_controller(spec_of("semantic_controller", object()), CPU)
 
 
 def test_a_missing_folder_is_named_with_the_command_that_makes_one(tmp_path: Path) -> None:
-    with pytest.raises(ModelSourceError, match="training.semantic_controller"):
+    with pytest.raises(ModelSourceError, match="monai-diffaug train semantic-controller"):
         load_semantic_controller(ModelSpec("semantic_controller", str(tmp_path / "none")), CPU)
 
 
-@pytest.mark.parametrize(("change", "message"), [({"encoder_fingerprint": "0" * 16}, "another"), ({"grid": 4}, "holds no semantic")])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"encoder_fingerprint": "0" * 16}, "another"), ({"grid": 4}, "does not fit a semantic"), ({"size": 4}, "is no configuration of a")],
+)
 def test_a_config_that_does_not_fit_is_refused(tmp_path: Path, steering, change, message) -> None:
     save_semantic_controller(steering.config, steering.parts, tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from monai_diffaug.errors import MissingExtraError
-from monai_diffaug.models import sam_attention
+from monai_diffaug.models import sam_encoder
 from monai_diffaug.models.medsam import MedSAM, load_medsam
 from monai_diffaug.models.registry import ModelSpec
 from monai_diffaug.models.sam_weights import TINY_CONFIG, build_sam
@@ -38,7 +38,7 @@ def test_a_row_is_timed_when_the_masks_are_those_of_the_script() -> None:
 
 
 def test_no_speed_is_told_when_relative_positions_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sam_attention, "relative", lambda positions, size: torch.zeros(size, size, positions.shape[1]))
+    monkeypatch.setattr(sam_encoder, "relative", lambda positions, size: torch.zeros(size, size, positions.shape[1]))
     row = measure_masks(sam_with_positions(), make_volume(64, 2), CPU, torch.float32, 1)
     assert row["passed"] is False and "seconds" not in row
 
