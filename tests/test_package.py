@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 import monai_diffaug
 
@@ -26,10 +29,12 @@ def test_every_public_name_exists_and_has_a_docstring() -> None:
         assert getattr(monai_diffaug, name).__doc__ or name == "__version__"
 
 
-def test_importing_the_package_alone_imports_neither_torch_nor_monai() -> None:
-    code = "import sys, monai_diffaug; print({'torch', 'monai'} & set(sys.modules))"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "set()"
+@pytest.mark.parametrize("command", [["-m", "monai_diffaug"], [str(Path(sys.executable).parent / "monai-diffaug")]])
+@pytest.mark.parametrize("arguments", [["--help"], ["augment", "--help"], ["evaluate", "no-such-study"]])
+def test_the_command_line_answers_without_torch_and_monai(command: list[str], arguments: list[str]) -> None:
+    result = subprocess.run([sys.executable, "-X", "importtime", *command, *arguments], capture_output=True, text=True, check=False)
+    modules = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines() if line.startswith("import time:")}
+    assert "monai_diffaug.commands.cli" in modules and not {"torch", "monai", "numpy", "yaml"} & modules
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

@@ -40,7 +40,7 @@ def test_the_mask_lies_on_the_lesion_and_only_it_changes(lesion) -> None:
 
 
 def test_a_rejected_sample_is_put_back_whole(lesion) -> None:
-    result = augmentation(validator=lambda images: torch.zeros_like(images[:, :1]))(lesion)
+    result = augmentation(model=lambda images: torch.zeros_like(images[:, :1]))(lesion)
     assert np.array_equal(result["image"], lesion["image"]) and np.array_equal(result["label"], lesion["label"])
     assert result["image_diffaug"]["accepted"] is False
     assert not [key for key in result if str(key).endswith("_original")]

@@ -7,7 +7,17 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose
 
-from monai_diffaug import LesionBank, LesionNovelty, presets
+from monai_diffaug import (
+    ControlNet,
+    LatentValidate,
+    LesionBank,
+    LesionNovelty,
+    PlaceMaskd,
+    Region,
+    SemanticController,
+    SoftEdge,
+    presets,
+)
 from monai_diffaug.models.inpainter import load_inpainter
 from monai_diffaug.models.registry import ModelSpec
 from monai_diffaug.transforms.text_prompt import TextPromptd
@@ -69,7 +79,9 @@ def test_diffaug_paints_clear_of_the_lesion_that_is_there_and_counts_its_tries(r
 
 
 def test_emit_diff_makes_the_whole_slice_anew_and_keeps_the_label(random_inpainter, controlnet) -> None:
-    preset = presets.emit_diff(modality="ultrasound", model=random_inpainter, controlnet=controlnet, num_inference_steps=2, prob=1.0)
+    preset = presets.emit_diff(
+        modality="ultrasound", model=random_inpainter, control=ControlNet(controlnet), num_inference_steps=2, prob=1.0
+    )
     result = run(preset, sample())
     assert (result["image"] != sample()["image"]).float().mean() > 0.9
     assert torch.equal(result["label"], sample()["label"]) and "edges" not in result
@@ -79,7 +91,12 @@ def test_emit_diff_runs_at_the_strength_that_was_asked_for(random_inpainter, con
     moved = []
     for strength in (0.2, 1.0):
         preset = presets.emit_diff(
-            modality="ultrasound", model=random_inpainter, controlnet=controlnet, num_inference_steps=5, strength=strength, prob=1.0
+            modality="ultrasound",
+            model=random_inpainter,
+            control=ControlNet(controlnet),
+            num_inference_steps=5,
+            strength=strength,
+            prob=1.0,
         )
         assert preset.transforms[3].inpaint.settings.strength == strength
         moved.append(float((run(preset, sample())["image"] - sample()["image"]).abs().mean()))
@@ -95,23 +112,24 @@ def test_an_outline_that_medsam_doubts_is_used_where_the_user_asks_for_it(preset
 def test_emit_diff_makes_a_slice_at_its_own_resolution_where_asked(random_inpainter, controlnet) -> None:
     larger = {key: value.repeat_interleave(2, -1).repeat_interleave(2, -2) for key, value in sample().items()}  # than the model's 64 px
     results = []
-    for roi in (True, False):
-        options = {"model": random_inpainter, "controlnet": controlnet, "num_inference_steps": 2, "roi": roi, "prob": 1.0}
+    for whole in (False, True):
+        options = {
+            "model": random_inpainter,
+            "control": ControlNet(controlnet),
+            "num_inference_steps": 2,
+            "region": Region(whole_slice=whole),
+            "prob": 1.0,
+        }
         results.append(run(presets.emit_diff(modality="ultrasound", **options), larger))
     assert all(result["image_diffaug"]["applied"] for result in results)
     assert results[0]["image"].shape == results[1]["image"].shape and not torch.equal(results[0]["image"], results[1]["image"])
 
 
-def test_diffaug_scales_the_outlines_of_its_bank_and_the_random_shapes_as_asked(random_inpainter) -> None:
-    outline = torch.zeros(1, 40, 40)
-    outline[:, 10:26, 10:26] = 1
-    options = {"modality": "ultrasound", "model": random_inpainter, "num_inference_steps": 1}
-    for factor in (0.5, 1.0):
-        place = presets.diffaug(bank=[outline], scale_range=(factor, factor), **options).transforms[0].set_random_state(0)
-        assert int(place(sample())["mask"].sum()) == (16 * factor) ** 2
-    place = presets.diffaug(size_range=(0.25, 0.25), **options).transforms[0].set_random_state(0)
-    rows, columns = place(sample())["mask"][0].nonzero().T
-    assert max(int(rows.max() - rows.min()), int(columns.max() - columns.min())) + 1 <= 16
+def test_diffaug_places_by_the_transform_that_it_is_given(random_inpainter) -> None:
+    place = PlaceMaskd("image", label_key="label", size_range=(0.25, 0.25))
+    options = {"modality": "ultrasound", "model": random_inpainter, "num_inference_steps": 1, "max_tries": 1, "prob": 1.0}
+    rows, columns = run(presets.diffaug(place=place, **options), sample())["mask"][0].nonzero().T
+    assert 12 < max(int(rows.max() - rows.min()), int(columns.max() - columns.min())) + 1 <= 16
 
 
 def test_diffaug_takes_the_training_lesions_and_refuses_their_copies(random_inpainter) -> None:
@@ -119,8 +137,7 @@ def test_diffaug_takes_the_training_lesions_and_refuses_their_copies(random_inpa
     preset = presets.diffaug(
         modality="ultrasound",
         model=random_inpainter,
-        validator=lambda images: torch.ones(len(images), 1, 128, 128),
-        min_dice=0.0,
+        validator=LatentValidate(lambda images: torch.ones(len(images), 1, 128, 128), min_dice=0.0),
         num_inference_steps=1,
         novelty=LesionNovelty(LesionBank.of(lesions), limit=1e-6),
         prob=1.0,
@@ -144,9 +161,9 @@ def test_medsoft_diffusion_repaints_with_a_soft_edge(random_inpainter, semantic_
     preset = presets.medsoft_diffusion(
         modality="ultrasound",
         model=random_inpainter,
-        semantic_controller=semantic_controller,
+        control=SemanticController(semantic_controller),
         num_inference_steps=2,
-        soft_width_mm=2.0,
+        soft_edge=SoftEdge(width_mm=2.0),
         prob=1.0,
     )
     result = run(preset, sample())
@@ -164,7 +181,9 @@ def test_a_label_under_the_name_of_an_item_that_a_preset_writes_is_refused_befor
 
 def test_presets_can_follow_each_other(random_inpainter, controlnet) -> None:
     options = {"modality": "ultrasound", "model": random_inpainter, "num_inference_steps": 1}
-    both = Compose([presets.mila_tmgdiff(min_iou=0.0, prob=1.0, **options), presets.emit_diff(controlnet=controlnet, prob=1.0, **options)])
+    both = Compose(
+        [presets.mila_tmgdiff(min_iou=0.0, prob=1.0, **options), presets.emit_diff(control=ControlNet(controlnet), prob=1.0, **options)]
+    )
     result = run(both, sample())
     assert result["image_diffaug"]["applied"] and result["mask"].all() and torch.equal(result["label"], sample()["label"])
 
@@ -191,17 +210,7 @@ def test_a_plane_that_does_not_exist_is_refused(preset) -> None:
 
 def test_diffaug_places_and_repaints_in_the_plane_that_was_named(random_inpainter) -> None:
     volume = {"image": torch.rand(1, 16, 40, 40, generator=torch.Generator().manual_seed(0)) + 1, "label": torch.zeros(1, 16, 40, 40)}
-    result = run(presets.diffaug(modality="MRI", plane="sagittal", depth_mm=0, max_tries=1, model=random_inpainter, prob=1.0), volume)
+    place = PlaceMaskd("image", label_key="label", plane="sagittal", depth_mm=0)
+    result = run(presets.diffaug(modality="MRI", plane="sagittal", place=place, max_tries=1, model=random_inpainter, prob=1.0), volume)
     assert int((result["mask"] > 0).flatten(2).any(dim=2).sum()) == 1
     assert result["image_diffaug"]["n_slices"] == 1
-
-
-def test_a_lesion_of_diffaug_is_as_high_as_asked(random_inpainter) -> None:
-    image, label = torch.rand(1, 32, 32, 12) + 1, torch.zeros(1, 32, 32, 12)
-    heights = []
-    for depth_mm in (0.0, 8.0):
-        place = presets.diffaug(modality="CT", depth_mm=depth_mm, model=random_inpainter).transforms[0]
-        place.set_random_state(0)
-        mask = torch.as_tensor(place({"image": image, "label": label})["mask"])
-        heights.append(int((mask > 0).flatten(0, 2).any(dim=0).sum()))
-    assert heights[0] == 1 < heights[1]

@@ -69,7 +69,8 @@ class LatentValidated(RandomizableTransform, MapTransform):
             DroppedSampleError.
         max_tries: candidates at most with "retry"; the first accepted is taken.
         min_dice, window, plane, device: as in ``LatentValidate``.
-        validator: thresholds, crops and what happens to rejected samples, see ``Validator``.
+        validator: thresholds, crops and what happens to rejected samples, see ``Validator``; None takes those of a ready
+            ``LatentValidate``, else the defaults.
         dynamic: a threshold that rises with the scores, see ``Dynamic``; None keeps ``min_dice``.
         prob: chance of validating; with ``inpaint``, of editing at all (then multiplied by the inpainting's own chance).
         allow_missing_keys: skip images that are not there.
@@ -117,7 +118,8 @@ class LatentValidated(RandomizableTransform, MapTransform):
             raise ValueError("screen= looks before the decoding: pass inpaint=DiffusionLocalInpaintd(...)")
         if max_tries < 1:
             raise ValueError(f"max_tries must be 1 or more, got {max_tries}")
-        validator = Validator() if validator is None else validator
+        if validator is None:
+            validator = model.options if isinstance(model, LatentValidate) else Validator()
         check_group("validator", validator, Validator)
         check_group("dynamic", dynamic, Dynamic, type(None))
         if validator.refine_label and label_key is None:

@@ -32,7 +32,7 @@ transforms = [
     CachedRandomd(MedSAMMaskd("image", label_key="label", jitter_px=5), seed=1, id_key="id"),
     CachedRandomd(Compose([RandFlipd("image", prob=0.5), DiffusionLocalInpaintd("image", window=(-160, 240))]), seed=2, id_key="id"),
     TextPromptd("prompt", modality="MRI", anatomy="brain", finding="glioma"), SoftMaskd("mask"),
-    LatentValidated("image", inpaint=DiffusionLocalInpaintd("image"), on_reject="retry", dynamic=True),
+    LatentValidated("image", inpaint=DiffusionLocalInpaintd("image"), on_reject="retry", dynamic=Dynamic()),
 ]
 """
 

@@ -14,8 +14,8 @@ from monai_diffaug.edit.validation_options import Screen, Validator
 from monai_diffaug.models.inpainter import Inpainter
 from monai_diffaug.models.medsam import MedSAM
 from monai_diffaug.models.validator import TINY_CONFIG, LatentSegmenter
-from monai_diffaug.training.embedded import train_validator as training
-from monai_diffaug.training.embedded.train_inpaint import build_scheduler
+from monai_diffaug.training import validator_loss
+from monai_diffaug.training.embedded.architectures import build_scheduler
 from monai_diffaug.transforms.latent_validate import LatentValidate
 from monai_diffaug.transforms.latent_validated import LatentValidated
 from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaint
@@ -88,8 +88,8 @@ def test_masks_of_other_images_shapes_of_ones_own_and_a_users_mask_all_lead_to_a
 
 
 def test_the_preset_uses_masks_seeds_and_thresholds_as_published() -> None:
-    place, _, validate = presets.diffaug(modality="endoscopy", shape="ellipse").transforms
-    assert place.place.shape == "ellipse" and place.label_key == "label"
+    place, _, validate = presets.diffaug(modality="endoscopy").transforms
+    assert place.place.shape == "blob" and place.label_key == "label"
     assert validate.on_reject == "retry" and validate.max_tries == 3 and validate.options.on_exhausted == "original"
     assert validate.dynamic is None
     assert validate.validator.min_dice == 0.7 and validate.validator.options == Validator()
@@ -195,7 +195,7 @@ def test_rejected_candidates_are_rejected_before_they_are_decoded(random_inpaint
 @pytest.mark.parametrize("prediction_type", ["sample", "epsilon"])
 def test_the_validators_loss_is_that_of_the_noise_plus_that_of_z0hat(prediction_type: str, monkeypatch) -> None:
     """|eps - eps_th| + 1.0 |z0 - z0hat|, the first for the epsilon form alone, and nothing else without the mask's own terms."""
-    monkeypatch.setattr(training, "DICE_WEIGHT", 0.0)
+    monkeypatch.setattr(validator_loss, "DICE_WEIGHT", 0.0)
     torch.manual_seed(0)
     config = {**TINY_CONFIG, "size_px": 64, "condition_channels": [8, 16], "unet_channels": [16, 32], "condition_out_channels": 8}
     segmenter = LatentSegmenter({**config, "prediction_type": prediction_type})
@@ -206,7 +206,7 @@ def test_the_validators_loss_is_that_of_the_noise_plus_that_of_z0hat(prediction_
     hook = segmenter.register_forward_hook(lambda module, given, answer: seen.append((given[1], given[2], answer)))
     probe = (torch.zeros(1, 4, 3, 3), torch.zeros(1))
     with torch.no_grad():
-        loss = training.training_loss(segmenter, z0, training.LesionCrops(images, masks), probe, torch.Generator().manual_seed(0))
+        loss = validator_loss.validator_loss(segmenter, z0, images, masks, probe, torch.Generator().manual_seed(0))
     hook.remove()
     ((z_t, timesteps, answer),) = seen
     ab = segmenter.alphas[timesteps][:, None, None, None]

@@ -12,6 +12,7 @@ from monai.transforms import Compose, RandFlipd, RandRotate90d, RandSpatialCropd
 from torch import Tensor
 
 from monai_diffaug import presets
+from monai_diffaug.edit.options import ControlNet
 from monai_diffaug.masks.edges import outline
 from monai_diffaug.masks.patch_grid import grid_shape, upsampled
 from monai_diffaug.models.controlnet import build_controlnet
@@ -56,7 +57,7 @@ def test_both_branches_of_every_step_are_shown_the_edges_with_the_outline_of_the
         ),
         with_kwargs=True,
     )
-    preset = presets.emit_diff(modality="ultrasound", model=random_inpainter, controlnet=network, num_inference_steps=2, prob=1.0)
+    preset = presets.emit_diff(modality="ultrasound", model=random_inpainter, control=ControlNet(network), num_inference_steps=2, prob=1.0)
     before = {name: value.clone() for name, value in model.unet.state_dict().items()}
     result = preset.set_random_state(0)(sample())
     hook.remove()

@@ -11,7 +11,7 @@ from monai_diffaug import presets
 from monai_diffaug.models.medsam import MedSAM
 from monai_diffaug.sampling.inpaint_latents import inpaint_latents
 from monai_diffaug.sampling.noise import local_noise
-from monai_diffaug.training.embedded.train_inpaint import build_scheduler
+from monai_diffaug.training.embedded.architectures import build_scheduler
 from monai_diffaug.transforms.medsam_mask import MedSAMMask
 
 
