@@ -1,4 +1,4 @@
-"""What a transform is given: shapes and grids checked once, MONAI types to plain tensors and back."""
+"""Inputs of transforms: check shapes and grids, convert MONAI types to plain tensors and back."""
 
 from __future__ import annotations
 
@@ -20,14 +20,21 @@ __all__ = ["affine_of", "check_finite", "check_grid", "check_image", "like", "pl
 
 
 def required(data: Mapping[Hashable, Any], key: Hashable, advice: str = "name the key that holds it", *, of: str = "sample") -> Any:
-    """The item of a sample (or what ``of`` says); KeyError tells what the sample has and gives the advice."""
+    """The item of a sample under a key; the KeyError lists the sample's keys and gives the advice.
+
+    >>> required({"image": 1}, "image")
+    1
+    """
     if key not in data:
         raise KeyError(f"the {of} has no {key!r} (it has {', '.join(map(str, data))}); {advice}")
     return data[key]
 
 
 def check_image(img: NdarrayOrTensor) -> None:
-    """Raise ValueError unless the image is (1 or 3, H, W) or (1 or 3, H, W, D)."""
+    """Raise ValueError unless the image is (1 or 3, H, W) or (1 or 3, H, W, D).
+
+    >>> check_image(torch.zeros(1, 64, 64))
+    """
     if img.ndim not in (3, 4) or img.shape[0] not in (1, 3):
         raise ValueError(
             f"an image must be (C, H, W) or (C, H, W, D) with C 1 or 3, got shape {tuple(img.shape)}; add EnsureChannelFirstd before, "
@@ -36,10 +43,10 @@ def check_image(img: NdarrayOrTensor) -> None:
 
 
 def check_finite(volume: Tensor) -> None:
-    """Raise ValueError when a plain image has NaN or infinity."""
+    """Raise ValueError if a plain image has NaN or infinite voxels."""
     if not volume.dtype.is_floating_point or volume.numel() == 0:
         return
-    lowest, highest = torch.aminmax(volume)  # a NaN is both of them; no second volume of true and false is made
+    lowest, highest = torch.aminmax(volume)  # both are NaN if one voxel is; needs no boolean copy of the volume
     if not math.isfinite(lowest) or not math.isfinite(highest):
         raise ValueError("the image has non-finite voxels (NaN or infinity); replace them first, e.g. with torch.nan_to_num")
 
@@ -47,8 +54,10 @@ def check_finite(volume: Tensor) -> None:
 def check_grid(name: str, array: NdarrayOrTensor, img: NdarrayOrTensor, channels: tuple[int, ...] | None = (1,)) -> None:
     """Raise GridMismatchError unless ``array`` is (C, ...) on the image's grid, with C one of ``channels`` (None: any).
 
-    Volumes whose affines put the same grid at another place of the world get a warning: one of them has probably not been resampled or
-    turned. An identity affine says nothing.
+    It warns about volumes of equal shape whose affines differ by more than half a voxel: probably only one of them was resampled or
+    reoriented. Identity affines are not compared.
+
+    >>> check_grid("mask", torch.zeros(1, 8, 8), torch.zeros(3, 8, 8))
     """
     expected = " or ".join(str((c, *img.shape[1:])) for c in channels or ("C",))
     if tuple(array.shape[1:]) != tuple(img.shape[1:]):
@@ -65,7 +74,11 @@ def check_grid(name: str, array: NdarrayOrTensor, img: NdarrayOrTensor, channels
 
 
 def plain(array: NdarrayOrTensor) -> Tensor:
-    """A plain tensor that shares memory where it can; unsigned types that torch cannot compute with become int64."""
+    """A plain tensor, if possible without a copy; unsigned types without arithmetic in torch become int64.
+
+    >>> plain(torch.zeros(1, 2, dtype=torch.uint16)).dtype
+    torch.int64
+    """
     tensor = convert_to_tensor(array, track_meta=False)
     bare = tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor
     wide = bare.dtype in (torch.uint16, torch.uint32, torch.uint64)
@@ -74,29 +87,29 @@ def plain(array: NdarrayOrTensor) -> Tensor:
 
 
 def like(tensor: Tensor, target: NdarrayOrTensor) -> NdarrayOrTensor:
-    """The tensor in the target's type, dtype, device and meta data."""
+    """The tensor with the type, dtype, device and meta data of the target."""
     converted: NdarrayOrTensor = convert_to_dst_type(tensor, target)[0]
     return converted
 
 
 def affine_of(img: NdarrayOrTensor) -> Tensor | None:
-    """(4, 4) voxel to world of an image that carries one, on the CPU."""
+    """(4, 4) voxel to RAS+ world in mm, on the CPU; None for an image without meta data."""
     return img.affine.detach().cpu() if isinstance(img, MetaTensor) else None
 
 
 def _warn_if_apart(name: str, array: NdarrayOrTensor, img: NdarrayOrTensor) -> None:
-    """Warn when a corner of a volume's grid lies more than half a voxel elsewhere by the affine of ``array`` than by the image's."""
-    theirs, own = affine_of(array), affine_of(img)
-    if theirs is None or own is None or img.ndim != 4:
+    """Warn if the affines of ``array`` and image put a corner of the grid more than half a voxel apart."""
+    affine, image_affine = affine_of(array), affine_of(img)
+    if affine is None or image_affine is None or img.ndim != 4:
         return
-    theirs, own = theirs.double(), own.double()
+    affine, image_affine = affine.double(), image_affine.double()
     identity = torch.eye(4, dtype=torch.float64, device="cpu")
-    if theirs.shape != (4, 4) or own.shape != (4, 4) or torch.equal(theirs, identity) or torch.equal(own, identity):
+    if affine.shape != (4, 4) or image_affine.shape != (4, 4) or torch.equal(affine, identity) or torch.equal(image_affine, identity):
         return
     ends = [identity.new_tensor([0.0, n - 1.0]) for n in img.shape[1:]]
     corners = torch.cat([torch.cartesian_prod(*ends), identity.new_ones(8, 1)], 1)
-    apart = float((corners @ (theirs - own).T)[:, :3].norm(dim=1).max())
-    if apart > 0.5 * float(affine_to_spacing(own, suppress_zeros=False).min()):
+    apart = float((corners @ (affine - image_affine).T)[:, :3].norm(dim=1).max())
+    if apart > 0.5 * float(affine_to_spacing(image_affine, suppress_zeros=False).min()):
         warnings.warn(
             f"{name} and image have one shape, but their affines put a corner of it {apart:.3g} mm apart: was one of them resampled or "
             "turned without the other? ResampleToMatchd brings them together",

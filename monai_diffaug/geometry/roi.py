@@ -1,4 +1,4 @@
-"""Square regions of interest around a mask: small lesions are zoomed, large slices need not be repainted whole."""
+"""Square regions of interest around a mask: small lesions are enlarged, and large slices are not repainted as a whole."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch import Tensor
 
 __all__ = ["Extent", "Roi", "crop", "extent_of", "paste", "resize", "roi_around", "roi_around_extent", "square_from"]
 
-NATIVE_RANGE = (0.8, 1.1)
+NATIVE_RANGE = (0.8, 1.1)  # sides in this range of the model's size become the model's size, so that nothing is resampled
 
 
 @dataclass(frozen=True)
 class Roi:
-    """A square of a slice in pixels; it may reach over the image's border."""
+    """A square of a slice in pixels; it may extend beyond the image's border."""
 
     top: int
     left: int
@@ -35,10 +35,13 @@ class Extent(NamedTuple):
 
 
 def extent_of(mask: Tensor) -> Extent:
-    """Of the non-zero pixels of (h, w).
+    """Extent of the non-zero pixels of (h, w).
 
     Raises:
         ValueError: empty mask.
+
+    >>> extent_of(torch.eye(4)[:, :3])
+    Extent(top=0, bottom=2, left=0, right=2)
     """
     rows, columns = (mask != 0).any(1).nonzero().flatten(), (mask != 0).any(0).nonzero().flatten()
     if len(rows) == 0:
@@ -49,17 +52,23 @@ def extent_of(mask: Tensor) -> Extent:
 def roi_around(
     mask: Tensor, size: int, context: float = 2.0, min_side: int = 32, *, least_side: Callable[[int], float] | None = None
 ) -> Roi:
-    """The square around a mask that the model shall see.
+    """The square around a mask that is the model's input.
 
     Args:
-        mask: (h, w), non-zero where to repaint, not empty.
-        size: the model's image size in pixels; a side close to it becomes exactly it, so nothing is resampled.
+        mask: (h, w), non-zero means repaint, not empty.
+        size: the model's image size in pixels; a side close to it becomes equal to it, so that nothing is resampled.
         context: side of the square as a multiple of the mask's longer extent.
-        min_side: smallest side in pixels; smaller lesions are zoomed to it.
-        least_side: smallest side for a mask of a given extent, where more than ``context`` is needed; the image's longer side limits it.
+        min_side: smallest side in pixels.
+        least_side: longer extent of the mask in pixels -> smallest side, if it needs more than ``context``; the side is never longer
+            than the image's longer side.
 
     Raises:
         ValueError: empty mask.
+
+    >>> mask = torch.zeros(100, 100)
+    >>> mask[40:60, 40:50] = 1
+    >>> roi_around(mask, size=64)
+    Roi(top=30, left=25, side=40)
     """
     return roi_around_extent(extent_of(mask), (mask.shape[0], mask.shape[1]), size, context, min_side, least_side=least_side)
 
@@ -73,7 +82,7 @@ def roi_around_extent(
     *,
     least_side: Callable[[int], float] | None = None,
 ) -> Roi:
-    """``roi_around`` for a mask of a given extent on an image of ``size_hw``."""
+    """``roi_around`` from the extent of the mask and the image's size in pixels (height, width)."""
     top, bottom, left, right = extent
     longer = max(bottom - top, right - left) + 1
     needed = longer if least_side is None else math.ceil(least_side(longer))
@@ -85,7 +94,7 @@ def roi_around_extent(
 
 
 def _start(first: int, last: int, side: int, length: int) -> int:
-    """Centre the span on the mask, then shift it into the image where it fits."""
+    """Start of a span centred on the mask; shifted into the image if it is not longer than it."""
     start = (first + last + 1 - side) // 2
     return min(max(start, 0), length - side) if side <= length else (length - side) // 2
 
@@ -95,19 +104,23 @@ def _span(start: int, side: int, length: int, device: torch.device) -> Tensor:
 
 
 def crop(image: Tensor, roi: Roi, size: int) -> Tensor:
-    """(C, h, w) -> (C, size, size); beyond the border the border's pixels repeat. A side equal to size is copied."""
+    """(C, h, w) -> (C, size, size), border pixels repeated beyond the border; not resampled if the side equals ``size``.
+
+    >>> crop(torch.arange(4.0).view(1, 2, 2), Roi(-1, 0, 2), 2).tolist()
+    [[[0.0, 1.0], [0.0, 1.0]]]
+    """
     return resize(square_from(image, roi), size)
 
 
 def square_from(image: Tensor, roi: Roi) -> Tensor:
-    """(C, h, w) -> (C, side, side), the pixels of the square as they are; beyond the border the border's repeat."""
+    """(C, h, w) -> (C, side, side), not resampled; border pixels are repeated beyond the border."""
     height, width = image.shape[-2:]
     rows, columns = _span(roi.top, roi.side, height, image.device), _span(roi.left, roi.side, width, image.device)
     return image.index_select(-2, rows).index_select(-1, columns)
 
 
 def resize(square: Tensor, size: int) -> Tensor:
-    """(C, n, n) -> (C, size, size), antialiased bilinear; unchanged when it is that size."""
+    """(C, n, n) -> (C, size, size), antialiased bilinear; unchanged if n equals ``size``."""
     if square.shape[-1] == size:
         return square
     resized: Tensor = F.interpolate(square[None], (size, size), mode="bilinear", antialias=True, align_corners=False)[0]
@@ -115,7 +128,11 @@ def resize(square: Tensor, size: int) -> Tensor:
 
 
 def paste(canvas: Tensor, patch: Tensor, roi: Roi) -> Tensor:
-    """A copy of (C, h, w) ``canvas`` with (C, size, size) ``patch`` resized into the square."""
+    """A copy of ``canvas`` (C, h, w) with ``patch`` (C, size, size) resized into the square.
+
+    >>> paste(torch.zeros(1, 2, 3), torch.ones(1, 2, 2), Roi(1, 1, 2)).tolist()
+    [[[0.0, 0.0, 0.0], [0.0, 1.0, 1.0]]]
+    """
     height, width = canvas.shape[-2:]
     top, left = max(roi.top, 0), max(roi.left, 0)
     bottom, right = min(roi.top + roi.side, height), min(roi.left + roi.side, width)

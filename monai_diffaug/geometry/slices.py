@@ -1,4 +1,4 @@
-"""Volumes as stacks of 2-D slices in an anatomical plane, seen as a radiologist sees them, and back."""
+"""Volumes as stacks of 2-D slices in an anatomical plane, in the radiological view, and back."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 
 __all__ = ["PLANES", "Slab", "SlicePlane", "from_slices", "hit_along", "pixel_mm", "slab_of", "slice_plane", "to_slices", "touched"]
 
-# For each plane the world axes (0 right, 1 anterior, 2 superior) of slice, row and column, with the sign in which they
-# run: slices towards + world, rows from the top of the picture, columns from its left (radiological: patient's right).
+# World axes (0 right, 1 anterior, 2 superior) of slice, row and column for each plane, and their signs: slices run towards + world,
+# rows from the top of the picture, columns from its left (radiological view: the patient's right).
 PLANES: dict[str, tuple[tuple[int, int], tuple[int, int], tuple[int, int]]] = {
     "axial": ((2, 1), (1, -1), (0, -1)),
     "coronal": ((1, 1), (2, -1), (0, -1)),
@@ -22,11 +22,11 @@ PLANES: dict[str, tuple[tuple[int, int], tuple[int, int], tuple[int, int]]] = {
 
 @dataclass(frozen=True)
 class SlicePlane:
-    """How the voxel axes of one grid become slice, row and column.
+    """Voxel axes of a grid for slice, row and column.
 
     Attributes:
         axes: spatial axis (0, 1, 2) of slice, row and column.
-        flips: which of the three run against the voxel order.
+        flips: True for those of the three that run against the voxel order.
     """
 
     axes: tuple[int, int, int]
@@ -34,9 +34,9 @@ class SlicePlane:
 
 
 def slice_plane(affine: ArrayLike | None, plane: str, spatial_ndim: int = 3) -> SlicePlane | None:
-    """The slicing of a grid in an anatomical plane; None for 2-D images, which are one slice as they are.
+    """Slicing of a grid in an anatomical plane; None for 2-D images, which are a single slice.
 
-    The same anatomy gives the same slices however the volume is stored. For an oblique grid the nearest axis counts.
+    The slices do not depend on the orientation in which the volume is stored. For an oblique grid the nearest axes are used.
 
     Args:
         affine: (4, 4) voxel to RAS+ world in mm; None means identity (stored R, A, S).
@@ -45,6 +45,9 @@ def slice_plane(affine: ArrayLike | None, plane: str, spatial_ndim: int = 3) -> 
 
     Raises:
         ValueError: unknown plane, or neither 2 nor 3 spatial dimensions.
+
+    >>> slice_plane(np.diag([-1.0, -1.0, 1.0, 1.0]), "axial")  # stored L, P, S
+    SlicePlane(axes=(2, 1, 0), flips=(False, False, False))
     """
     if plane not in PLANES:
         raise ValueError(f"plane must be one of {', '.join(PLANES)}, got {plane!r}")
@@ -60,15 +63,19 @@ def slice_plane(affine: ArrayLike | None, plane: str, spatial_ndim: int = 3) -> 
         raise ValueError(f"the affine has a zero axis, so the plane {plane!r} is undefined: {matrix.tolist()}")
     voxel_axis = {int(world): (axis, int(sign)) for axis, (world, sign) in enumerate(orientation)}
     axes, flips = [], []
-    for world, wanted in PLANES[plane]:
+    for world, direction in PLANES[plane]:
         axis, sign = voxel_axis[world]
         axes.append(axis)
-        flips.append(sign != wanted)
+        flips.append(sign != direction)
     return SlicePlane((axes[0], axes[1], axes[2]), (flips[0], flips[1], flips[2]))
 
 
 def pixel_mm(affine: ArrayLike | None, plane: SlicePlane | None) -> float:
-    """Size of a pixel of the slices: the geometric mean of its sides in mm; 1 without an affine."""
+    """Size of a pixel of the slices: geometric mean of its sides in mm; 1 without an affine.
+
+    >>> pixel_mm(np.diag([2.0, 8.0, 5.0, 1.0]), slice_plane(None, "axial"))
+    4.0
+    """
     if affine is None:
         return 1.0
     from monai.data.utils import affine_to_spacing
@@ -79,7 +86,11 @@ def pixel_mm(affine: ArrayLike | None, plane: SlicePlane | None) -> float:
 
 
 def to_slices(volume: Tensor, plane: SlicePlane | None) -> Tensor:
-    """(C, H, W) -> (1, C, H, W), or (C, H, W, D) -> (S, C, rows, columns) in the plane."""
+    """(C, H, W) -> (1, C, H, W), or (C, H, W, D) -> (S, C, rows, columns) in the plane.
+
+    >>> to_slices(torch.zeros(1, 4, 5, 6), slice_plane(None, "axial")).shape
+    torch.Size([6, 1, 5, 4])
+    """
     if plane is None:
         return volume[None]
     slices = volume.permute(1 + plane.axes[0], 0, 1 + plane.axes[1], 1 + plane.axes[2])
@@ -88,7 +99,12 @@ def to_slices(volume: Tensor, plane: SlicePlane | None) -> Tensor:
 
 
 def from_slices(slices: Tensor, plane: SlicePlane | None) -> Tensor:
-    """The inverse of ``to_slices``."""
+    """Inverse of ``to_slices``.
+
+    >>> volume, plane = torch.rand(1, 4, 5, 6), slice_plane(None, "sagittal")
+    >>> torch.equal(from_slices(to_slices(volume, plane), plane), volume)
+    True
+    """
     if plane is None:
         return slices[0]
     flipped = _flipped_dims(plane)
@@ -98,19 +114,23 @@ def from_slices(slices: Tensor, plane: SlicePlane | None) -> Tensor:
 
 
 def touched(mask_slices: Tensor) -> list[int]:
-    """Positions of the slices of (S, 1, h, w) in which the mask is not zero."""
+    """Indices of the slices of (S, 1, h, w) in which the mask is not zero.
+
+    >>> touched(torch.tensor([0.0, 2.0, 0.0, 1.0]).view(4, 1, 1, 1))
+    [1, 3]
+    """
     hit: list[int] = (mask_slices != 0).flatten(1).any(1).nonzero().flatten().tolist()
     return hit
 
 
 @dataclass(frozen=True)
 class Slab:
-    """The neighbouring slices that a mask touches: an edit need not look at, or copy, the rest of a volume.
+    """The consecutive slices from the first to the last one with a mask; an edit neither reads nor copies the rest of the volume.
 
     Attributes:
-        axis: of (C, H, W[, D]) that the slices lie along; 0 for a 2-D image, which is a slab of one slice, whole in any case.
-        start, length: voxels along it.
-        first: position of its first slice in the stack of the volume.
+        axis: slicing axis of (C, H, W[, D]); 0 for a 2-D image, which is always a whole slab of one slice.
+        start, length: voxels along the axis.
+        first: index of its first slice in the stack of the volume.
     """
 
     axis: int
@@ -119,12 +139,18 @@ class Slab:
     first: int
 
     def of(self, volume: Tensor) -> Tensor:
-        """The view (C, ...) of a volume or 2-D image."""
+        """View of the slab in a volume or 2-D image (C, ...)."""
         return volume if self.axis == 0 else volume.narrow(self.axis, self.start, self.length)
 
 
 def slab_of(mask: Tensor, plane: SlicePlane | None) -> Slab:
-    """The slab of a mask (1, H, W[, D]), non-zero counts; its length is 0 for an empty mask."""
+    """Slab of the non-zero voxels of a mask (1, H, W[, D]); its length is 0 for an empty mask.
+
+    >>> mask = torch.zeros(1, 4, 4, 9)
+    >>> mask[..., 2:5] = 1
+    >>> slab_of(mask, slice_plane(None, "axial"))
+    Slab(axis=3, start=2, length=3, first=2)
+    """
     if plane is None:
         return Slab(0, 0, int(bool(mask.any())), 0)
     axis = 1 + plane.axes[0]
@@ -134,9 +160,9 @@ def slab_of(mask: Tensor, plane: SlicePlane | None) -> Slab:
 
 
 def hit_along(mask: Tensor, axis: int) -> Tensor:
-    """(n,) bool: where along an axis of a mask there is a voxel that is not zero.
+    """(n,) bool: True for the positions along an axis of a mask with a non-zero voxel.
 
-    On a CPU by NumPy, which is three to ten times as fast at it.
+    On a CPU it uses NumPy, which is three to ten times faster here.
     """
     others = tuple(i for i in range(mask.ndim) if i != axis)
     if mask.device.type != "cpu" or mask.dtype == torch.bfloat16:

@@ -1,4 +1,4 @@
-"""Which squares of a slice the model sees: one around all that is masked, or several around lesions that lie far apart."""
+"""Squares of a slice that the model repaints: one around the whole mask, or several around lesions that are far apart."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from monai_diffaug.geometry.roi import Extent, Roi, extent_of, roi_around_extent
 __all__ = ["Square", "squares_of", "whole_slices"]
 
 AroundExtent = Callable[[Extent], Roi]
-MOST_PARTS = 64  # a mask of more parts in a slice is speckled, not several lesions
+MOST_PARTS = 64  # a slice with more connected components has a speckled mask, not several lesions
 
 
 class Square(NamedTuple):
-    """A square of a slice and what is repainted in it.
+    """A square of a slice and the part of the mask that is repainted in it.
 
     Attributes:
-        row: of the slice in its stack.
-        roi: where.
-        size: pixels a side that it is resampled to.
+        row: index of the slice in its stack.
+        roi: the square.
+        size: side in pixels after resampling.
         mask: (h, w) of the slice, non-zero means repaint.
-        part: number of the lesion, the same in neighbouring slices; 0 where all lesions share one square.
+        part: number of the lesion, the same in neighbouring slices; 0 if all lesions share one square.
     """
 
     row: int
@@ -47,14 +47,19 @@ def squares_of(
 ) -> list[Square]:
     """Squares around the masks of some slices of a stack, see ``roi_around``.
 
-    Where one square would be made smaller for the model, lesions that lie apart get squares of their own, as long as no square shows
-    what is repainted in another and the squares are no more work than the slice at its own resolution.
+    If one square would have to be downsampled for the model, lesions that are far apart get separate squares, unless a square would
+    contain pixels that are repainted in another one, or the squares together have more pixels than the slice.
 
     Args:
         masks: (S, 1, h, w), non-zero means repaint.
-        rows: the slices in which there is a mask.
+        rows: indices of the slices with a mask.
         size: the model's image size in pixels.
         context, min_side, least_side: see ``roi_around``.
+
+    >>> mask = torch.zeros(1, 1, 300, 300)
+    >>> mask[..., 10:30, 10:30] = mask[..., 250:270, 250:270] = 1
+    >>> [(square.roi.top, square.roi.side, square.part) for square in squares_of(mask, [0], size=64)]
+    [(0, 40, 0), (240, 40, 1)]
     """
     size_hw = (masks.shape[-2], masks.shape[-1])
 
@@ -70,7 +75,11 @@ def squares_of(
 
 
 def whole_slices(masks: Tensor, rows: Sequence[int], multiple: int) -> list[Square]:
-    """Of some slices of a stack (S, 1, h, w) the smallest square that holds all of it, its side a multiple of ``multiple`` pixels."""
+    """Smallest square around a whole slice, for some slices of (S, 1, h, w); its side is a multiple of ``multiple`` pixels.
+
+    >>> whole_slices(torch.ones(1, 1, 60, 90), [0], 32)[0].roi
+    Roi(top=-18, left=-3, side=96)
+    """
     height, width = masks.shape[-2:]
     side = -(-max(height, width) // multiple) * multiple
     roi = Roi((height - side) // 2, (width - side) // 2, side)
@@ -78,7 +87,7 @@ def whole_slices(masks: Tensor, rows: Sequence[int], multiple: int) -> list[Squa
 
 
 def _connected(masks: Tensor) -> np.ndarray[Any, Any]:
-    """(S, h, w) -> the number of the connected part that a pixel belongs to, from 1 on, 0 outside."""
+    """(S, h, w) -> number of the 26-connected component of each pixel, from 1 on; 0 outside the mask."""
     from scipy.ndimage import label
 
     numbers: np.ndarray[Any, Any] = label(masks.detach().cpu().numpy() != 0, np.ones((3, 3, 3)))[0]
@@ -93,19 +102,19 @@ def _split(mask: Tensor, parts: np.ndarray[Any, Any], row: int, whole: Roi, size
     if len(groups) == 1 or len(groups) > (whole.side / size) ** 2:
         return [Square(row, whole, size, mask, present[0] - 1)]
     masks = [mask * torch.from_numpy(np.isin(parts, group)).to(mask.device) for group in groups]
-    return [Square(row, around(extent_of(own)), size, own, group[0] - 1) for group, own in zip(groups, masks, strict=True)]
+    return [Square(row, around(extent_of(part)), size, part, group[0] - 1) for group, part in zip(groups, masks, strict=True)]
 
 
 def _extents(parts: np.ndarray[Any, Any]) -> dict[int, Extent]:
-    """Part -> its rows and columns, of those in a slice (h, w)."""
+    """Number of each component in a slice (h, w) -> its rows and columns."""
     from scipy.ndimage import find_objects
 
-    found = enumerate(find_objects(parts), start=1)
-    return {part: Extent(at[0].start, at[0].stop - 1, at[1].start, at[1].stop - 1) for part, at in found if at is not None}
+    boxes = enumerate(find_objects(parts), start=1)
+    return {part: Extent(box[0].start, box[0].stop - 1, box[1].start, box[1].stop - 1) for part, box in boxes if box is not None}
 
 
 def _grouped(extents: dict[int, Extent], size: int, around: AroundExtent) -> list[list[int]]:
-    """Which parts share a square: those that fit into one of the model's size, and those that one would show beside others."""
+    """Groups of components with one square each: those that fit into a square of the model's size, or whose squares overlap."""
     groups: list[list[int]] = []
     for part in extents:
         fitting = (group for group in groups if around(_union(extents, [*group, part])).side <= size)
@@ -114,19 +123,19 @@ def _grouped(extents: dict[int, Extent], size: int, around: AroundExtent) -> lis
             groups.append([part])
         else:
             group.append(part)
-    while (shown := _first_shown(groups, extents, around)) is not None:
-        one, other = shown
+    while (overlap := _first_overlap(groups, extents, around)) is not None:
+        one, other = overlap
         groups[one] = sorted(groups[one] + groups[other])
         del groups[other]
     return groups
 
 
-def _first_shown(groups: list[list[int]], extents: dict[int, Extent], around: AroundExtent) -> tuple[int, int] | None:
-    """Two groups of which the square of the first reaches into the extent of the second."""
-    whole = [_union(extents, group) for group in groups]
-    rois = [around(extent) for extent in whole]
+def _first_overlap(groups: list[list[int]], extents: dict[int, Extent], around: AroundExtent) -> tuple[int, int] | None:
+    """First pair (i, j) where the square of group i overlaps the bounding box of group j; None if there is none."""
+    boxes = [_union(extents, group) for group in groups]
+    rois = [around(box) for box in boxes]
     for one, other in permutations(range(len(groups)), 2):
-        roi, (top, bottom, left, right) = rois[one], whole[other]
+        roi, (top, bottom, left, right) = rois[one], boxes[other]
         if roi.top <= bottom and top < roi.top + roi.side and roi.left <= right and left < roi.left + roi.side:
             return one, other
     return None

@@ -1,4 +1,4 @@
-"""The intensity window between image units and the model's range [-1, 1]: float all the way, never 8 bit."""
+"""Intensity window: maps image units to the model's range [-1, 1] and back, in floating point."""
 
 from __future__ import annotations
 
@@ -16,7 +16,13 @@ SAMPLE_VOXELS = 2**18
 
 @dataclass(frozen=True)
 class Window:
-    """A linear map: ``low`` <-> -1, ``high`` <-> 1, in the image's own unit."""
+    """Linear map between image units and [-1, 1]: ``low`` <-> -1, ``high`` <-> 1.
+
+    >>> Window(-160, 240).to_model(torch.tensor([-1000.0, 40.0, 240.0])).tolist()
+    [-1.0, 0.0, 1.0]
+    >>> Window(-160, 240).to_image(torch.tensor([0.0])).item()
+    40.0
+    """
 
     low: float
     high: float
@@ -34,23 +40,28 @@ class Window:
         return (model + 1.0) * ((self.high - self.low) / 2.0) + self.low
 
     def beyond(self, image: Tensor) -> Tensor:
-        """How far each value of a float image lies above or below the window: what the model is not shown; 0 within it."""
+        """Signed distance of each value of a float image from the window, 0 inside it: the part that ``to_model`` clips."""
         return image - image.clamp(self.low, self.high)
 
 
 def window_of(image: Tensor, window: tuple[float, float] | None = None) -> Window:
-    """The given window, or the 0.5 and 99.5 percentiles of a finite image (uint8 pictures: 0 to 255).
+    """The window of the argument, or the 0.5 and 99.5 percentiles of a finite image (uint8 pictures: 0 to 255).
 
-    A constant image gets a window of width 1 around its value, so that the map stays invertible.
+    A constant image gets a window of width 1 around its value, so that the map can be inverted.
+
+    >>> window_of(torch.zeros(1, 4, 4, dtype=torch.uint8))
+    Window(low=0.0, high=255.0)
+    >>> window_of(torch.full((1, 4, 4), 7.0))
+    Window(low=6.5, high=7.5)
     """
     if window is not None:
         return Window(float(window[0]), float(window[1]))
     if image.dtype == torch.uint8:
         return Window(0.0, 255.0)
     values = image.reshape(-1)
-    if values.numel() > SAMPLE_VOXELS:  # every n-th voxel is exact enough for a percentile and keeps quantile within its limit
+    if values.numel() > SAMPLE_VOXELS:  # every n-th voxel suffices for a percentile; torch.quantile has a limit
         step = -(-values.numel() // SAMPLE_VOXELS)
-        while math.gcd(step, values.numel()) > 1:  # a factor shared with an axis would see the same few of its slices only
+        while math.gcd(step, values.numel()) > 1:  # a common factor with an axis would sample a few of its slices only
             step += 1
         values = values[::step]
     quantiles = torch.quantile(values.double(), torch.tensor([p / 100 for p in PERCENTILES], dtype=torch.float64, device=values.device))

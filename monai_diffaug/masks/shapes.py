@@ -1,4 +1,4 @@
-"""Masks for normal images: shapes borrowed from real lesions, smooth random blobs and elastic ellipses, placed on tissue."""
+"""Lesion masks for normal images: shapes of real lesions, smooth random blobs and elastic ellipses, placed on tissue."""
 
 from __future__ import annotations
 
@@ -8,12 +8,17 @@ from numpy.typing import NDArray
 __all__ = ["borrow_shape", "elastic_ellipse", "largest_component", "place", "random_blob"]
 
 ELASTIC_CANVAS_PX = 96  # the ellipse is drawn and deformed at this size; its longer axis is two thirds of it
-ELASTIC_SPACING_PX = 16  # of the control points that are moved
-ELASTIC_MAGNITUDE_PX = (2.0, 6.0)  # standard deviation of their shifts, 3 to 9 % of the longer axis
+ELASTIC_SPACING_PX = 16  # distance of the control points
+ELASTIC_MAGNITUDE_PX = (2.0, 6.0)  # standard deviation of the control points' shifts, 3 to 9 % of the longer axis
 
 
 def random_blob(rng: np.random.RandomState, side: int) -> NDArray[np.bool_]:
-    """A smooth closed shape that fills a ``side`` x ``side`` box: an ellipse with four random radial harmonics."""
+    """A smooth closed shape in a box of ``side`` x ``side`` pixels: an ellipse with four random radial harmonics.
+
+    >>> blob = random_blob(np.random.RandomState(0), 40)
+    >>> blob.shape, bool(blob[20, 20]), bool(blob[0, 0])
+    ((40, 40), True, False)
+    """
     angle = np.linspace(-np.pi, np.pi, 361)
     radius = np.ones_like(angle)
     for order in range(2, 6):
@@ -28,9 +33,12 @@ def random_blob(rng: np.random.RandomState, side: int) -> NDArray[np.bool_]:
 
 
 def elastic_ellipse(rng: np.random.RandomState, side: int) -> NDArray[np.bool_]:
-    """An ellipse of random ratio and direction after an elastic deformation, cut out; its longer side is ``side`` pixels.
+    """An elastically deformed ellipse of random ratio and direction, cropped; its longer side is ``side`` pixels.
 
-    The deformation is MONAI's ``Rand2DElastic``: control points move at random, the points between them smoothly along.
+    The deformation is MONAI's ``Rand2DElastic``: random shifts of control points, interpolated in between.
+
+    >>> max(elastic_ellipse(np.random.RandomState(0), 30).shape)
+    30
     """
     from monai.transforms.spatial.array import Rand2DElastic
     from scipy.ndimage import zoom
@@ -49,7 +57,13 @@ def elastic_ellipse(rng: np.random.RandomState, side: int) -> NDArray[np.bool_]:
 
 
 def borrow_shape(rng: np.random.RandomState, mask: NDArray[np.bool_], scale: float) -> NDArray[np.bool_]:
-    """A real lesion's outline, cut out, scaled and randomly mirrored."""
+    """The shape of a real lesion, cropped, scaled and randomly mirrored.
+
+    >>> mask = np.zeros((50, 50), bool)
+    >>> mask[10:30, 10:20] = True
+    >>> borrow_shape(np.random.RandomState(0), mask, 0.5).shape
+    (10, 5)
+    """
     from scipy.ndimage import zoom
 
     ys, xs = np.nonzero(mask)
@@ -60,13 +74,16 @@ def borrow_shape(rng: np.random.RandomState, mask: NDArray[np.bool_], scale: flo
 
 
 def place(rng: np.random.RandomState, shape: NDArray[np.bool_], tissue: NDArray[np.bool_], tries: int = 30) -> NDArray[np.bool_] | None:
-    """Put a shape on an image so that at least 95 % of it lies on tissue; None when no place was found.
+    """Mask (H, W) with the shape at a random position where at least 95 % of it is on tissue; None if there is none.
 
     Args:
         rng: source of the position.
-        shape: (h, w) outline.
-        tissue: (H, W) where a lesion may be.
-        tries: positions drawn at most.
+        shape: (h, w) lesion shape.
+        tissue: (H, W), True where a lesion may be.
+        tries: maximum number of random positions.
+
+    >>> int(place(np.random.RandomState(0), np.ones((3, 4), bool), np.ones((20, 20), bool)).sum())
+    12
     """
     height, width = shape.shape
     if height > tissue.shape[0] or width > tissue.shape[1]:
@@ -81,7 +98,11 @@ def place(rng: np.random.RandomState, shape: NDArray[np.bool_], tissue: NDArray[
 
 
 def largest_component(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The largest connected part of a non-empty mask: a crop is centred on one lesion."""
+    """The largest connected component of a non-empty mask.
+
+    >>> largest_component(np.array([[1, 0, 1, 1]], bool)).tolist()
+    [[False, False, True, True]]
+    """
     from scipy.ndimage import label
 
     parts, _ = label(mask)

@@ -1,4 +1,4 @@
-"""Where normal tissue is: not the black frame around a scan, not on or beside a finding."""
+"""Normal tissue: neither the black frame around a scan, nor a finding or its neighbourhood."""
 
 from __future__ import annotations
 
@@ -9,17 +9,23 @@ from numpy.typing import NDArray
 
 __all__ = ["normal_tissue"]
 
-FRAME_LEVEL = 8 / 255  # mean brightness of a neighbourhood that still is the black frame
+FRAME_LEVEL = 8 / 255  # largest mean brightness of a neighbourhood in the black frame
 NEIGHBOURHOOD_PX = 9
 MARGIN_PX = 4  # around a finding
 
 
 def normal_tissue(brightness: NDArray[Any], label: NDArray[Any]) -> NDArray[np.bool_]:
-    """(H, W) bool.
+    """(H, W) bool, True for pixels of normal tissue.
 
     Args:
-        brightness: (H, W) in [0, 1], of colour images the brightest channel.
+        brightness: (H, W) in [0, 1]; the brightest channel of a colour image.
         label: (H, W), non-zero on findings.
+
+    >>> label = np.zeros((30, 30))
+    >>> label[15, 15] = 1
+    >>> tissue = normal_tissue(np.full((30, 30), 0.5), label)
+    >>> bool(tissue[5, 5]), bool(tissue[15, 13])
+    (True, False)
     """
     from scipy.ndimage import binary_dilation, uniform_filter
 

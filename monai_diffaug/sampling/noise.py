@@ -1,4 +1,4 @@
-"""Initial noise: one generator a slice, correlated from slice to slice on demand, and fresh noise mixed in under a mask."""
+"""Initial noise: one generator per slice, optional correlation between slices, and a second noise mixed in under the mask."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from monai_diffaug.sampling.seeding import slice_generators
 
 __all__ = ["LOCAL_NOISE", "local_noise", "slice_noise"]
 
-LOCAL_NOISE = 2  # the ``purpose`` of the noise that ``local_noise`` mixes in, see ``slice_generators``
+LOCAL_NOISE = 2  # ``purpose`` of the second noise of ``local_noise``, see ``slice_generators``
 
 
 def slice_noise(seed: int, slice_indices: Sequence[int], shape: tuple[int, ...], rho: float = 0.0, purpose: int = 0) -> Tensor:
     """Standard normal noise for some slices of a volume.
 
-    n_k = rho n_{k-1} + sqrt(1 - rho^2) e_k over consecutive slice indices: unit variance for every rho, correlation
-    rho^|i-j| between slices, and rho = 0 is independent noise. A gap in the indices starts afresh.
+    n_k = rho n_{k-1} + sqrt(1 - rho^2) e_k over consecutive slice indices (an AR(1) process): unit variance for every rho, and
+    correlation rho^|i-j| between slices i and j; rho = 0 is independent noise. A gap in the indices starts a new sequence.
 
     Args:
         seed: the sample's seed.
@@ -34,23 +34,27 @@ def slice_noise(seed: int, slice_indices: Sequence[int], shape: tuple[int, ...],
 
     Raises:
         ValueError: rho outside [0, 1].
+
+    >>> noise = slice_noise(7, [3, 4], (4, 8, 8))
+    >>> torch.equal(noise[1:], slice_noise(7, [4], (4, 8, 8)))  # a slice does not depend on the others
+    True
     """
     if not 0.0 <= rho <= 1.0:
         raise ValueError(f"noise_rho must be in [0, 1], got {rho}")
-    exactly: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}  # whatever defaults the user has set
-    fresh = [torch.randn(shape, generator=generator, **exactly) for generator in slice_generators(seed, slice_indices, purpose)]
+    kind: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}  # torch's defaults may have been changed
+    independent = [torch.randn(shape, generator=generator, **kind) for generator in slice_generators(seed, slice_indices, purpose)]
     noise: list[Tensor] = []
-    for k, (index, own) in enumerate(zip(slice_indices, fresh, strict=True)):
+    for k, (index, slice_part) in enumerate(zip(slice_indices, independent, strict=True)):
         follows = k > 0 and slice_indices[k - 1] == index - 1
-        noise.append(rho * noise[-1] + math.sqrt(1 - rho * rho) * own if follows else own)
+        noise.append(rho * noise[-1] + math.sqrt(1 - rho * rho) * slice_part if follows else slice_part)
     return torch.stack(noise)
 
 
 def local_noise(eps: Tensor, eta: Tensor, *, scale_g: float, mask: Tensor) -> Tensor:
-    """Noise whose distance from ``eps`` under the mask is set by one number: sqrt(1 - g^2) eps + g eta there, eps outside.
+    """Mix a second noise into ``eps`` under the mask: sqrt(1 - g^2) eps + g eta inside, eps outside.
 
-    Variance preserving: when eps and eta are standard normal and independent, so is the result for every g. With random
-    eps, g moves a sample away from its g = 0 twin and leaves the similarity to the original as it is; with eps from
+    The variance is preserved: if eps and eta are independent and standard normal, the result is standard normal for every g. With
+    random eps, g is the distance to the sample with g = 0, and the similarity to the original does not depend on it. With eps from
     ``invert_latents``, g is the distance to the original (the local-noise strength of MILA-TMGDiff, Cao et al. 2026).
 
     Args:
@@ -61,6 +65,10 @@ def local_noise(eps: Tensor, eta: Tensor, *, scale_g: float, mask: Tensor) -> Te
 
     Raises:
         ValueError: g outside [0, 1].
+
+    >>> eps, eta = torch.ones(1, 1, 1, 2), torch.zeros(1, 1, 1, 2)
+    >>> local_noise(eps, eta, scale_g=0.6, mask=torch.tensor([0.0, 1.0])).flatten().tolist()
+    [1.0, 0.800000011920929]
     """
     if not 0.0 <= scale_g <= 1.0:
         raise ValueError(f"noise_scale must be in [0, 1], got {scale_g}")

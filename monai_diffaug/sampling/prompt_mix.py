@@ -12,19 +12,22 @@ __all__ = ["mix_prompts", "prompt_mix_text", "prompt_pairs"]
 
 
 def prompt_pairs(prompt: str | Sequence[tuple[float, str]]) -> tuple[tuple[float, str], ...]:
-    """The prompt of a sample as (weight, text) pairs; one text has the weight 1.
+    """The prompt of a sample as (weight, text) pairs; a single text has the weight 1.
 
     Raises:
-        ValueError: neither a text nor (weight, text) pairs, or weights without a meaning.
+        ValueError: neither a text nor (weight, text) pairs, or weights that cannot be scaled to the sum 1.
+
+    >>> prompt_pairs("benign mass")
+    ((1.0, 'benign mass'),)
     """
     if isinstance(prompt, str):
         return ((1.0, prompt),)
     try:
         pairs = tuple((float(weight), text) for weight, text in prompt)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"a prompt must be one text a sample, or (weight, text) pairs, got {prompt!r}") from error
+        raise ValueError(f"a prompt must be one text per sample, or (weight, text) pairs, got {prompt!r}") from error
     if not all(isinstance(text, str) for _, text in pairs):
-        raise ValueError(f"a prompt must be one text a sample, or (weight, text) pairs, got {prompt!r}")
+        raise ValueError(f"a prompt must be one text per sample, or (weight, text) pairs, got {prompt!r}")
     _check_weights(pairs)
     return pairs
 
@@ -41,6 +44,11 @@ def mix_prompts(encode_text: Callable[[list[str]], Tensor], prompt_mix: Sequence
 
     Raises:
         ValueError: no pair, a negative or non-finite weight, or all weights 0.
+
+    >>> def encode_text(texts):
+    ...     return torch.tensor([[[float(len(text))]] for text in texts])
+    >>> mix_prompts(encode_text, [(3, "abcd"), (1, "abcdefgh")]).item()
+    5.0
     """
     weights = _check_weights(prompt_mix)
     states = encode_text([text for _, text in prompt_mix])
@@ -49,7 +57,7 @@ def mix_prompts(encode_text: Callable[[list[str]], Tensor], prompt_mix: Sequence
 
 
 def prompt_mix_text(prompt_mix: Sequence[tuple[float, str]]) -> str:
-    """A mix as one line, for records.
+    """A mix as one line of text, for records.
 
     >>> prompt_mix_text([(0.7, "benign mass"), (0.3, "malignant mass")])
     '0.7 * benign mass + 0.3 * malignant mass'

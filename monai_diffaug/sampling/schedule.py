@@ -1,4 +1,4 @@
-"""Which timesteps a run visits: the diffusers scheduler's own, cut at the start by ``strength``."""
+"""Timesteps of a run: those of the diffusers scheduler, without the first ones if ``strength`` is below 1."""
 
 from __future__ import annotations
 
@@ -11,16 +11,21 @@ __all__ = ["prepare_schedule"]
 
 
 def prepare_schedule(scheduler: Any, num_inference_steps: int, strength: float, device: torch.device) -> tuple[Any, torch.Tensor]:
-    """A private copy of the scheduler (they are stateful) and the timesteps to visit.
+    """A copy of the scheduler (schedulers have a state) and the timesteps of the run.
 
     Args:
         scheduler: any diffusers scheduler of diffusion models.
-        num_inference_steps: steps of a full run; 1 estimates the image directly from pure noise, whatever the scheduler's spacing.
+        num_inference_steps: steps of a full run; 1 estimates the image directly from pure noise, also if the scheduler's spacing differs.
         strength: in (0, 1]; the share of the steps that is run. 1 starts from pure noise.
-        device: where the timesteps live.
+        device: of the timesteps.
 
     Raises:
-        ValueError: strength outside (0, 1], fewer than one step, or a scheduler that cannot put noise on an image.
+        ValueError: strength outside (0, 1], fewer than one step, or a scheduler that cannot add noise to an image.
+
+    >>> from diffusers import DDIMScheduler
+    >>> _, timesteps = prepare_schedule(DDIMScheduler(), num_inference_steps=4, strength=0.5, device=torch.device("cpu"))
+    >>> timesteps.tolist()
+    [250, 0]
     """
     if not 0.0 < strength <= 1.0:
         raise ValueError(f"strength must be in (0, 1], got {strength}")
@@ -31,14 +36,14 @@ def prepare_schedule(scheduler: Any, num_inference_steps: int, strength: float, 
             f"{type(scheduler).__name__} cannot put noise on an image as diffusion models need it (flow-matching ones cannot); give the "
             "pipeline another scheduler, e.g. DDIMScheduler.from_config(...)"
         )
-    own = deepcopy(scheduler)
-    own.set_timesteps(num_inference_steps, device=device)
-    if num_inference_steps == 1 and int(own.timesteps[0]) < own.config.num_train_timesteps // 2:
-        # "leading" and Euler's "linspace" put the only step beside the image: nothing would be generated
-        own = type(own).from_config(own.config, timestep_spacing="trailing")
-        own.set_timesteps(1, device=device)
+    scheduler = deepcopy(scheduler)
+    scheduler.set_timesteps(num_inference_steps, device=device)
+    if num_inference_steps == 1 and int(scheduler.timesteps[0]) < scheduler.config.num_train_timesteps // 2:
+        # the only step of "leading" and Euler's "linspace" is next to the image: nothing would be generated
+        scheduler = type(scheduler).from_config(scheduler.config, timestep_spacing="trailing")
+        scheduler.set_timesteps(1, device=device)
     count = max(1, min(int(num_inference_steps * strength), num_inference_steps))
-    start = max(num_inference_steps - count, 0) * own.order
-    if hasattr(own, "set_begin_index"):
-        own.set_begin_index(start)
-    return own, own.timesteps[start:]
+    start = max(num_inference_steps - count, 0) * scheduler.order
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(start)
+    return scheduler, scheduler.timesteps[start:]

@@ -1,4 +1,4 @@
-"""One step of the sampler: DDIM as two tensor operations with coefficients known beforehand, any other scheduler as it is."""
+"""One step of the sampler: two tensor operations with precomputed coefficients for DDIM, the scheduler's method for all others."""
 
 from __future__ import annotations
 
@@ -13,51 +13,59 @@ from torch import Tensor
 __all__ = ["Step", "linear_coefficients", "make_step", "predicted_clean"]
 
 Step = Callable[[int, Tensor, Tensor], Tensor]
-"""(position in the timesteps, the UNet's prediction, latents) -> latents of the next noise level."""
+"""(index of the timestep, the UNet's prediction, latents) -> latents of the next noise level."""
 
 DDIM = "diffusers.schedulers.scheduling_ddim", "DDIMScheduler"
 
 
 def make_step(scheduler: Any, timesteps: Tensor, generators: list[torch.Generator] | None = None) -> Step:
-    """The step of a scheduler over the timesteps that a run visits.
+    """The step of a scheduler for the timesteps of a run.
 
-    DDIM without noise (eta 0), clipping and thresholding is linear in latents and prediction, so its step is one scaling and one
-    addition, with no read of a GPU tensor in between. Every other scheduler, subclasses of DDIM too, is asked itself.
+    DDIM without noise (eta 0), clipping and thresholding is linear in latents and prediction. Its step is one scaling and one addition,
+    without reading a GPU tensor in between. For all other schedulers, also subclasses of DDIM, the step is their ``step`` method.
 
     Args:
-        scheduler: a diffusers scheduler after ``set_timesteps``; stateful ones are changed by the steps.
-        timesteps: those visited, from the noisiest on.
-        generators: one a sample, for stochastic schedulers.
+        scheduler: a diffusers scheduler after ``set_timesteps``; its steps may change its state.
+        timesteps: of the run, from the noisiest on.
+        generators: one per sample, for stochastic schedulers.
+
+    >>> from diffusers import DDIMScheduler
+    >>> scheduler = DDIMScheduler(clip_sample=False)
+    >>> scheduler.set_timesteps(2)
+    >>> step = make_step(scheduler, scheduler.timesteps)
+    >>> latents, prediction = torch.ones(1, 4, 2, 2), torch.zeros(1, 4, 2, 2)
+    >>> expected = scheduler.step(prediction, scheduler.timesteps[0], latents).prev_sample
+    >>> torch.allclose(step(0, prediction, latents), expected)
+    True
     """
     coefficients = linear_coefficients(scheduler, timesteps)
     if coefficients is not None:
-        known = coefficients
+        pairs = coefficients
 
         def linear(i: int, prediction: Tensor, latents: Tensor) -> Tensor:
-            keep, move = known[i]
+            keep, move = pairs[i]
             return torch.mul(latents, keep).add_(prediction, alpha=move)
 
         return linear
     accepted = inspect.signature(scheduler.step).parameters
     extra = {"generator": generators} if generators is not None and "generator" in accepted else {}
 
-    def own(i: int, prediction: Tensor, latents: Tensor) -> Tensor:
-        stepped: Tensor = scheduler.step(prediction, timesteps[i], latents, return_dict=False, **extra)[0]
-        return stepped
+    def scheduled(i: int, prediction: Tensor, latents: Tensor) -> Tensor:
+        result: Tensor = scheduler.step(prediction, timesteps[i], latents, return_dict=False, **extra)[0]
+        return result
 
-    return own
+    return scheduled
 
 
 def linear_coefficients(scheduler: Any, timesteps: Tensor) -> list[tuple[float, float]] | None:
-    """Pairs (keep, move) with next latents = keep * latents + move * prediction; None when the scheduler's step is not that.
+    """Pairs (keep, move) with next latents = keep * latents + move * prediction; None if the scheduler's step is not linear.
 
-    With a = alpha_bar of the timestep and b = that of the next: the clean latents x0 and the noise e follow from latents and
-    prediction, and the next latents are sqrt(b) x0 + sqrt(1 - b) e (Song et al. 2021, "Denoising diffusion implicit models",
-    equation 12 with sigma = 0).
+    Clean latents x0 and noise e follow from latents and prediction. With b = alpha_bar of the next timestep the next latents are
+    sqrt(b) x0 + sqrt(1 - b) e (Song et al. 2021, "Denoising diffusion implicit models", equation 12 with sigma = 0).
 
     Args:
         scheduler: a diffusers scheduler after ``set_timesteps``.
-        timesteps: those visited.
+        timesteps: of the run.
     """
     kind = type(scheduler)
     if (kind.__module__, kind.__name__) != DDIM or scheduler.config.clip_sample or scheduler.config.thresholding:
@@ -78,10 +86,14 @@ def linear_coefficients(scheduler: Any, timesteps: Tensor) -> list[tuple[float, 
 
 
 def predicted_clean(scheduler: Any, timestep: Tensor, latents: Tensor, prediction: Tensor) -> Tensor:
-    """The clean latents x0 that a prediction at a timestep stands for.
+    """The clean latents x0 that follow from a prediction at a timestep.
 
     Raises:
-        ValueError: the scheduler does not scale latents by its ``alphas_cumprod`` (Euler's kind), or predicts something else.
+        ValueError: the scheduler does not scale latents by its ``alphas_cumprod`` (e.g. Euler), or has another prediction type.
+
+    >>> from diffusers import DDIMScheduler
+    >>> predicted_clean(DDIMScheduler(prediction_type="sample"), torch.tensor(500), torch.zeros(1), torch.ones(1)).item()
+    1.0
     """
     alphas = getattr(scheduler, "alphas_cumprod", None)
     if alphas is not None and float(scheduler.init_noise_sigma) == 1.0:
@@ -97,7 +109,10 @@ def predicted_clean(scheduler: Any, timestep: Tensor, latents: Tensor, predictio
 
 
 def _clean_and_noise(prediction_type: str, signal: float, sigma: float) -> tuple[tuple[float, float], tuple[float, float]] | None:
-    """Clean latents and noise, each as its factors of (latents, prediction); None where a factor is infinite or the type unknown."""
+    """Factors of (latents, prediction) of the clean latents and of the noise; None if one is infinite or the type unknown.
+
+    From x_t = signal x0 + sigma e and v = signal e - sigma x0 (Salimans and Ho 2022, "Progressive distillation", appendix D).
+    """
     if prediction_type == "v_prediction":
         return (signal, -sigma), (sigma, signal)
     if prediction_type == "epsilon" and signal > 0:

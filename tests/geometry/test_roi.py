@@ -13,21 +13,21 @@ def box_mask(height: int, width: int, top: int, left: int, rows: int, columns: i
 
 
 @pytest.mark.parametrize("top", [0, 37, 97])
-def test_a_3x3_lesion_is_zoomed_and_lies_inside_its_square(top: int) -> None:
+def test_a_3x3_lesion_is_enlarged_and_inside_its_square(top: int) -> None:
     mask = box_mask(100, 100, top, top, 3, 3)
     roi = roi_around(mask, 128)
     assert roi.side == 32
     assert crop(mask[None], roi, 128).gt(0.5).sum() >= 11 * 11
 
 
-def test_the_square_holds_the_whole_mask_even_when_it_is_larger_than_the_model() -> None:
+def test_the_square_contains_a_mask_that_is_larger_than_the_model_size() -> None:
     mask = box_mask(300, 200, 10, 5, 280, 190)
     roi = roi_around(mask, 128)
     assert roi.top <= 10 and roi.left <= 5
     assert roi.top + roi.side >= 290 and roi.left + roi.side >= 195
 
 
-def test_a_side_close_to_the_models_size_is_not_resampled() -> None:
+def test_a_side_close_to_the_model_size_is_not_resampled() -> None:
     mask = box_mask(256, 256, 100, 100, 62, 40)
     roi = roi_around(mask, 128)
     image = torch.rand(1, 256, 256)
@@ -48,7 +48,7 @@ def test_an_empty_mask_is_refused() -> None:
         roi_around(torch.zeros(5, 5), 128)
 
 
-def test_the_square_is_as_large_as_is_asked_of_a_mask_of_its_extent_and_never_beyond_the_image() -> None:
+def test_least_side_enlarges_the_square_up_to_the_image() -> None:
     mask = box_mask(300, 300, 140, 140, 20, 10)
     assert roi_around(mask, 128, least_side=lambda extent: extent + 59.2) == Roi(110, 105, 80)
     assert roi_around(mask, 128, least_side=lambda extent: 104.0).side == 128 != roi_around(mask, 128).side

@@ -30,24 +30,24 @@ def stored(ras: torch.Tensor, order: tuple[int, ...], signs: tuple[int, ...]) ->
     st.tuples(*[st.integers(1, 6)] * 3),
     st.tuples(*[st.floats(-0.2, 0.2)] * 3),
 )
-def test_slices_and_back_is_the_identity_for_any_orientation_and_obliqueness(orientation, plane, shape, tilt) -> None:
+def test_from_slices_inverts_to_slices_for_any_orientation_and_obliqueness(orientation, plane, shape, tilt) -> None:
     volume = torch.rand(2, *shape)
     _, affine = stored(volume, *orientation)
     affine[:3, 0] += np.array(tilt) * 0.5
-    chosen = slice_plane(affine, plane)
-    assert torch.equal(from_slices(to_slices(volume, chosen), chosen), volume)
+    cut = slice_plane(affine, plane)
+    assert torch.equal(from_slices(to_slices(volume, cut), cut), volume)
 
 
 @pytest.mark.parametrize("plane", sorted(PLANES))
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
-def test_the_same_anatomy_gives_the_same_slices_however_it_is_stored(plane, orientation) -> None:
+def test_the_slices_do_not_depend_on_the_stored_orientation(plane, orientation) -> None:
     ras = torch.rand(1, 4, 5, 6)
     volume, affine = stored(ras, *orientation)
     expected = to_slices(ras, slice_plane(np.eye(4), plane))
     assert torch.equal(to_slices(volume, slice_plane(affine, plane)), expected)
 
 
-def test_axial_slices_run_upwards_with_anterior_on_top_and_the_patients_right_on_the_left() -> None:
+def test_axial_slices_are_in_radiological_view_from_inferior_to_superior() -> None:
     ras = torch.zeros(1, 3, 4, 5)
     ras[0, 2, 3, 1] = 1  # right, anterior, second slice from below
     slices = to_slices(ras, slice_plane(None, "axial"))
@@ -55,7 +55,7 @@ def test_axial_slices_run_upwards_with_anterior_on_top_and_the_patients_right_on
     assert slices[1, 0, 0, 0] == 1
 
 
-def test_a_2d_image_is_one_slice_as_it_is() -> None:
+def test_a_2d_image_is_one_unchanged_slice() -> None:
     image = torch.rand(3, 4, 5)
     assert slice_plane(None, "axial", 2) is None
     assert torch.equal(to_slices(image, None)[0], image)
@@ -66,7 +66,7 @@ def test_an_unknown_plane_is_refused_by_name() -> None:
         slice_plane(None, "oblique")
 
 
-def test_touched_names_the_slices_with_a_mask() -> None:
+def test_touched_returns_the_indices_of_slices_with_a_mask() -> None:
     mask = torch.zeros(4, 1, 3, 3)
     mask[1, 0, 2, 2] = 1
     mask[3, 0, 0, 0] = 255
@@ -75,15 +75,15 @@ def test_touched_names_the_slices_with_a_mask() -> None:
 
 @pytest.mark.parametrize("plane", PLANES)
 @pytest.mark.parametrize("flips", [(1, 1, 1), (-1, -1, -1)])
-def test_a_slab_holds_the_slices_that_the_mask_touches_and_knows_where_they_were(plane: str, flips: tuple[int, int, int]) -> None:
+def test_a_slab_is_a_view_of_the_masked_slices_with_their_position(plane: str, flips: tuple[int, int, int]) -> None:
     volume = torch.arange(6 * 7 * 8).view(1, 6, 7, 8)
     mask = torch.zeros(1, 6, 7, 8)
     mask[0, 1:3, 2:5, 3:7] = -1
-    chosen = slice_plane(np.diag([*flips, 1]), plane)
-    slab = slab_of(mask, chosen)
-    positions = touched(to_slices(mask, chosen))
+    cut = slice_plane(np.diag([*flips, 1]), plane)
+    slab = slab_of(mask, cut)
+    positions = touched(to_slices(mask, cut))
     assert [slab.first + row for row in range(slab.length)] == positions
-    assert torch.equal(to_slices(slab.of(volume), chosen), to_slices(volume, chosen)[positions])
+    assert torch.equal(to_slices(slab.of(volume), cut), to_slices(volume, cut)[positions])
     assert slab.of(volume).untyped_storage().data_ptr() == volume.untyped_storage().data_ptr()
 
 
@@ -94,7 +94,7 @@ def test_the_slab_of_an_empty_mask_is_empty_and_that_of_a_picture_is_the_picture
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.bool, torch.float32, torch.bfloat16, torch.int64])
-def test_hit_along_names_where_a_mask_is_not_zero(dtype: torch.dtype) -> None:
+def test_hit_along_is_true_at_positions_with_a_non_zero_voxel(dtype: torch.dtype) -> None:
     mask = torch.zeros(1, 3, 4, 5)
     mask[0, 1, 3, 2] = -1 if dtype.is_signed else 1
     hits = [hit_along(mask.to(dtype), axis).nonzero().flatten().tolist() for axis in (1, 2, 3)]

@@ -32,7 +32,7 @@ def squares_around(mask: Tensor, context: float = 2.0, size: int = SIZE_PX) -> l
     return squares_of(slices, touched(slices), size, context)
 
 
-def test_lesions_far_apart_have_squares_of_their_own_that_are_not_made_smaller() -> None:
+def test_lesions_far_apart_have_separate_squares_without_downsampling() -> None:
     mask = masked(*FAR)
     squares = squares_around(mask, 2.0)
     assert [square.part for square in squares] == [0, 1]
@@ -45,13 +45,13 @@ def test_lesions_far_apart_have_squares_of_their_own_that_are_not_made_smaller()
 
 
 @pytest.mark.parametrize("corners", [FAR[:1], ((40, 60), (48, 82)), ((40, 60), (60, 80))])
-def test_lesions_that_fit_into_one_square_share_it(corners: tuple[tuple[int, int], ...]) -> None:
+def test_lesions_that_fit_into_one_square_have_one_square(corners: tuple[tuple[int, int], ...]) -> None:
     mask = masked(*corners)
     (square,) = squares_around(mask, 1.2)
     assert square.part == 0 and square.roi.side <= SIZE_PX and torch.equal(square.mask, mask[0])
 
 
-def test_a_lesion_that_another_ones_square_would_show_shares_it() -> None:
+def test_a_lesion_inside_the_square_of_another_shares_it() -> None:
     mask = masked((40, 60), (300, 420))
     mask[:, 100:200, 60:160] = 1  # too large for the model; its square reaches to the first one
     shared, alone = squares_around(mask, 2.0)
@@ -59,7 +59,7 @@ def test_a_lesion_that_another_ones_square_would_show_shares_it() -> None:
     assert bool(shared.mask[40:60, 60:80].all()) and bool(shared.mask[100:200, 60:160].all()) and not bool(shared.mask[300:, 420:].any())
 
 
-def test_squares_are_never_more_work_than_the_slice_at_its_own_resolution() -> None:
+def test_squares_never_have_more_pixels_than_the_slice() -> None:
     scattered = masked(*((top, left) for top in range(10, 110, 24) for left in range(10, 110, 24)), side=4, size=(130, 130))
     (square,) = squares_around(scattered, 8.0, 32)
     assert torch.equal(square.mask, scattered[0]) and square.roi.side > 32
@@ -68,13 +68,13 @@ def test_squares_are_never_more_work_than_the_slice_at_its_own_resolution() -> N
 def test_a_lesion_keeps_its_number_from_slice_to_slice() -> None:
     empty = torch.zeros(1, 400, 500)
     volume = torch.stack([empty, masked(FAR[1]), masked(*FAR), masked(*FAR), empty, empty, masked((180, 250))], dim=-1)
-    found = [(square.row, square.part) for square in squares_around(volume)]
-    assert [row for row, _ in found] == [1, 2, 2, 3, 3, 6]
-    numbers = [part for _, part in found]
+    squares = squares_around(volume)
+    assert [square.row for square in squares] == [1, 2, 2, 3, 3, 6]
+    numbers = [square.part for square in squares]
     assert numbers[0] in numbers[1:3] and sorted(numbers[1:3]) == sorted(numbers[3:5]) and numbers[5] not in numbers[:5]
 
 
-def test_a_speckled_mask_is_one_square_and_takes_no_time() -> None:
+def test_a_speckled_mask_is_one_square_within_a_second() -> None:
     specks = (torch.rand(1, 512, 512, generator=torch.Generator().manual_seed(0)) < 0.01).float()
     start = time.process_time()
     (square,) = squares_around(specks)
@@ -92,7 +92,7 @@ def transform(random_inpainter: str) -> DiffusionLocalInpaint:
     )
 
 
-def test_each_lesion_is_repainted_with_noise_of_its_own_and_nothing_else_changes(transform: DiffusionLocalInpaint) -> None:
+def test_each_lesion_is_repainted_with_different_noise_and_nothing_else_changes(transform: DiffusionLocalInpaint) -> None:
     image, mask = torch.full((1, 400, 500), 0.4), masked(*FAR)
     edit = transform.apply(image, mask, "mass", seed=3)
     first, second = (edit.image[:, top : top + 20, left : left + 20] for top, left in FAR)
@@ -101,7 +101,7 @@ def test_each_lesion_is_repainted_with_noise_of_its_own_and_nothing_else_changes
     assert float((first - second).abs().mean()) > 1e-3
 
 
-def test_the_first_of_two_lesions_is_as_it_would_be_alone(transform: DiffusionLocalInpaint) -> None:
+def test_the_first_of_two_lesions_is_repainted_as_if_it_were_alone(transform: DiffusionLocalInpaint) -> None:
     image = torch.rand(1, 400, 500, generator=torch.Generator().manual_seed(0))
     (top, left), _ = FAR
     both, alone = (transform.apply(image, mask, "mass", seed=3).image for mask in (masked(*FAR), masked(FAR[0])))

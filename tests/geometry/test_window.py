@@ -22,7 +22,7 @@ def test_the_default_window_is_the_percentiles_of_the_image() -> None:
     assert (window.low, window.high) == pytest.approx((5, 995), abs=1)
 
 
-def test_a_constant_image_gets_a_window_around_its_value() -> None:
+def test_the_window_of_a_constant_image_is_around_its_value() -> None:
     window = window_of(torch.full((1, 8, 8), 7.0))
     assert (window.low, window.high) == (6.5, 7.5)
 
@@ -36,14 +36,14 @@ def test_a_window_without_width_is_refused() -> None:
         Window(3, 3)
 
 
-def test_percentiles_of_a_large_volume_are_those_of_all_its_slices() -> None:
+def test_percentiles_of_a_large_volume_use_all_slices() -> None:
     volume = torch.rand(1, 128, 128, 64) * 100
     volume[..., ::4] = -1024  # every fourth voxel of the volume, and all of them in the same sixteen slices
     window = window_of(volume)
     assert window.low == -1024 and window.high == pytest.approx(99.3, abs=0.3)
 
 
-def test_what_lies_beyond_a_window_is_what_the_model_is_not_shown() -> None:
+def test_beyond_is_the_signed_distance_from_the_window() -> None:
     values = torch.tensor([-1000.0, -160.0, 40.0, 240.0, 1000.0])
     assert Window(-160, 240).beyond(values).tolist() == [-840, 0, 0, 0, 760]
 

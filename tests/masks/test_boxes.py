@@ -1,4 +1,4 @@
-"""Boxes and connected parts of 2-D masks."""
+"""Boxes and connected components of 2-D masks."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def test_the_box_of_a_mask_is_its_first_and_last_column_and_row() -> None:
         box_around(torch.zeros(3, 3))
 
 
-def test_a_box_is_enlarged_in_pixels_of_a_1024_wide_slice_and_cut_at_the_border() -> None:
+def test_a_box_is_enlarged_in_pixels_of_a_1024_wide_slice_and_clipped() -> None:
     assert enlarged((10, 10, 20, 20), (8, 16, 8, 999), (512, 256)) == (8, 2, 22, 512)
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_connected_parts_equal_those_of_scikit_image(seed: int) -> None:
+def test_connected_components_equal_those_of_scikit_image(seed: int) -> None:
     from skimage.filters import gaussian
     from skimage.measure import label
 
@@ -42,7 +42,7 @@ def test_connected_parts_equal_those_of_scikit_image(seed: int) -> None:
     assert areas == sorted(areas, reverse=True)
 
 
-def test_an_empty_mask_has_no_parts_and_a_snake_is_one() -> None:
+def test_an_empty_mask_has_no_component_and_a_long_line_has_one() -> None:
     assert connected_components(torch.zeros(4, 4)) == []
     snake = torch.ones(41, 41)
     snake[1::4, 1:] = snake[3::4, :-1] = 0

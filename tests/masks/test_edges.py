@@ -40,7 +40,7 @@ def test_a_constant_image_has_no_edges_not_even_at_its_border() -> None:
     assert not canny(flat).any() and scharr(flat).max() < 1e-5
 
 
-def test_a_weak_edge_is_kept_only_where_a_strong_one_continues_it() -> None:
+def test_a_weak_edge_remains_only_if_it_is_connected_to_a_strong_one() -> None:
     image = torch.zeros(2, 1, 48, 48)
     ramp = torch.linspace(0.5, 0.05, 48)
     image[0, 0, :, 24:] = ramp[:, None]  # the step fades from top to bottom
@@ -56,7 +56,7 @@ def test_slices_of_a_stack_do_not_influence_each_other() -> None:
     assert together[0].any() and not together[1].any()
 
 
-def test_scharr_measures_the_step_and_stays_within_one() -> None:
+def test_scharr_is_the_change_per_pixel_and_at_most_one() -> None:
     image = torch.zeros(1, 1, 16, 16)
     image[..., 8:] = 0.1
     assert scharr(image, sigma_px=0, gain=1.0).max() == pytest.approx(0.05)
@@ -79,14 +79,14 @@ def test_a_mask_of_one_pixel_keeps_its_outline_and_a_full_mask_has_none() -> Non
     assert not outline(torch.ones(1, 1, 9, 9)).any()
 
 
-def test_edges_inside_the_mask_can_be_left_out_but_its_outline_stays() -> None:
+def test_edges_inside_the_mask_can_be_removed_but_not_its_outline() -> None:
     image, mask = disc(radius=10), disc(radius=20)
-    kept, dropped = control_image(image, mask), control_image(image, mask, keep_inside=False)
-    assert kept[disc(radius=14) > 0].any() and not dropped[disc(radius=14) > 0].any()
-    assert torch.equal(dropped, outline(mask)) and bool((kept >= dropped).all()) and kept.max() == 1
+    complete, dropped = control_image(image, mask), control_image(image, mask, keep_inside=False)
+    assert complete[disc(radius=14) > 0].any() and not dropped[disc(radius=14) > 0].any()
+    assert torch.equal(dropped, outline(mask)) and bool((complete >= dropped).all()) and complete.max() == 1
 
 
-def test_a_default_type_that_the_user_has_set_changes_no_edge() -> None:
+def test_edges_do_not_depend_on_torchs_default_dtype() -> None:
     image = torch.rand(1, 1, 32, 32, generator=torch.Generator().manual_seed(0))
     expected = canny(image), scharr(image)
     torch.set_default_dtype(torch.float64)

@@ -5,7 +5,7 @@ import numpy as np
 from monai_diffaug.masks.shapes import borrow_shape, elastic_ellipse, place, random_blob
 
 
-def test_a_blob_is_one_piece_inside_its_box() -> None:
+def test_a_blob_has_one_component_inside_its_box() -> None:
     from scipy.ndimage import label
 
     for seed in range(10):
@@ -22,16 +22,16 @@ def test_a_shape_is_placed_on_tissue_or_not_at_all() -> None:
     assert place(np.random.RandomState(0), np.ones((40, 60), bool), tissue) is None
 
 
-def test_a_borrowed_outline_is_scaled() -> None:
+def test_a_borrowed_shape_is_scaled() -> None:
     mask = np.zeros((50, 50), bool)
     mask[10:30, 10:20] = True
     assert borrow_shape(np.random.RandomState(0), mask, 0.5).shape == (10, 5)
 
 
-def test_a_borrowed_outline_is_mirrored_both_ways_and_stays_the_same_shape() -> None:
+def test_a_borrowed_shape_is_mirrored_along_both_axes() -> None:
     mask = np.zeros((50, 50), bool)
     mask[10:30, 10:14] = True
-    mask[26:30, 10:22] = True  # an L: its corner tells how it was mirrored
+    mask[26:30, 10:22] = True  # an L: its empty corner shows the orientation
     corners = {
         tuple(bool(shape[y, x]) for y in (0, -1) for x in (0, -1))
         for shape in (borrow_shape(np.random.RandomState(seed), mask, 1.0) for seed in range(40))
@@ -39,7 +39,7 @@ def test_a_borrowed_outline_is_mirrored_both_ways_and_stays_the_same_shape() -> 
     assert len(corners) == 4 and all(sum(corner) == 3 for corner in corners)
 
 
-def test_an_elastic_ellipse_is_one_piece_as_long_as_asked_and_no_plain_ellipse() -> None:
+def test_an_elastic_ellipse_has_one_component_and_the_length_of_its_side_and_is_deformed() -> None:
     from scipy.ndimage import label
 
     shapes = [elastic_ellipse(np.random.RandomState(seed), 60) for seed in range(12)]
@@ -50,7 +50,7 @@ def test_an_elastic_ellipse_is_one_piece_as_long_as_asked_and_no_plain_ellipse()
         axes = np.linalg.eigvalsh(np.cov(np.stack([ys, xs])))
         moved = np.stack([ys - ys.mean(), xs - xs.mean()])
         level = np.einsum("in,ij,jn->n", moved, np.linalg.inv(np.cov(moved)), moved)
-        misfits.append(float((level > 4.1).mean()))  # an ellipse lies within 4 of its own second moments
+        misfits.append(float((level > 4.1).mean()))  # an ellipse is within 4 of its second moments
         assert axes[0] > 20
     assert np.median(misfits) > 0.01
     assert len({shape.tobytes() for shape in shapes}) == len(shapes)

@@ -35,7 +35,7 @@ def test_width_zero_keeps_the_mask_hard() -> None:
 @pytest.mark.parametrize(
     "dtype", [torch.uint8, torch.int16, torch.int32, torch.int64, torch.float16, torch.float32, torch.float64, torch.bool]
 )
-def test_where_the_weight_is_zero_the_bits_are_kept(dtype: torch.dtype) -> None:
+def test_voxels_with_weight_zero_are_bit_identical(dtype: torch.dtype) -> None:
     original = (torch.randn(1, 40, 40) * 90).to(dtype)
     soft = soft_mask(MASK, 2.0)
     result = composite(original, torch.full((1, 40, 40), 13.0), soft)
@@ -57,7 +57,7 @@ def test_an_unknown_mode_is_refused() -> None:
 
 
 @pytest.mark.parametrize("mode", ["grow", "inner", "centre"])
-def test_the_border_of_the_image_is_no_edge_of_the_mask(mode: str) -> None:
+def test_a_mask_at_the_image_border_has_no_soft_edge_there(mode: str) -> None:
     assert bool((soft_mask(torch.ones(40, 40), 2.0, mode) > 0.98).all())
     cut, whole = torch.zeros(20, 40), torch.zeros(40, 40)
     cut[:10, 15:25], whole[10:30, 15:25] = 1, 1

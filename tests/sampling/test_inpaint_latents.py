@@ -14,7 +14,7 @@ PROMPT, SIZE = "ultrasound of breast, malignant mass", 64
 def diffusers_result(
     model: Inpainter, image: torch.Tensor, mask: torch.Tensor, noise: torch.Tensor, strength: float, monkeypatch
 ) -> torch.Tensor:
-    """What StableDiffusionInpaintPipeline returns for tensors, with the posterior's mode instead of a sample."""
+    """Latents of StableDiffusionInpaintPipeline for tensors, with the mode of the VAE's posterior instead of a sample."""
     from diffusers import StableDiffusionInpaintPipeline
     from diffusers.pipelines.stable_diffusion import pipeline_stable_diffusion_inpaint as module
 
@@ -39,9 +39,7 @@ def diffusers_result(
 
 @pytest.mark.parametrize("strength", [1.0, 0.6])
 @pytest.mark.parametrize("channels", [9, 4])
-def test_a_hard_mask_gives_what_the_diffusers_pipeline_gives(
-    channels, strength, random_inpainter, random_inpainter_4ch, monkeypatch
-) -> None:
+def test_a_hard_mask_equals_the_diffusers_pipeline(channels, strength, random_inpainter, random_inpainter_4ch, monkeypatch) -> None:
     source = random_inpainter if channels == 9 else random_inpainter_4ch
     model = load_inpainter(ModelSpec("inpainter", source), torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
@@ -78,7 +76,7 @@ def test_a_hard_mask_gives_what_the_diffusers_pipeline_gives(
         "LCMScheduler",
     ],
 )
-def test_any_diffusers_scheduler_works_and_is_left_unchanged(name) -> None:
+def test_each_diffusers_scheduler_works_and_is_not_changed(name) -> None:
     import diffusers
 
     scheduler = getattr(diffusers, name)()

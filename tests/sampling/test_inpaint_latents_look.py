@@ -1,4 +1,4 @@
-"""A look at the clean latents that are predicted on the way."""
+"""The callback that gets the clean latents predicted during a run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def shifted(latents: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("prediction_type", ["v_prediction", "epsilon", "sample"])
 @pytest.mark.parametrize("kind", [DDIMScheduler, DPMSolverMultistepScheduler])
-def test_a_perfect_prediction_stands_for_the_clean_latents(kind: Any, prediction_type: str) -> None:
+def test_the_clean_latents_of_a_perfect_prediction_are_exact(kind: Any, prediction_type: str) -> None:
     scheduler = kind(prediction_type=prediction_type)
     for step in (999, 500, 10):
         timestep = torch.tensor(step)
@@ -39,23 +39,23 @@ def test_a_perfect_prediction_stands_for_the_clean_latents(kind: Any, prediction
         assert torch.allclose(predicted_clean(scheduler, timestep, noisy, perfect), CLEAN, atol=1e-3)
 
 
-def test_a_scheduler_that_scales_its_latents_otherwise_is_named_with_the_way_out() -> None:
+def test_a_scheduler_with_another_scaling_of_latents_is_refused_with_an_alternative() -> None:
     with pytest.raises(ValueError, match="EulerDiscreteScheduler.*screen_after=1"):
         run(shifted, EulerDiscreteScheduler(), (0.5, lambda clean: True))
 
 
 @pytest.mark.parametrize("scheduler", [DDIMScheduler(clip_sample=False), DPMSolverMultistepScheduler()])
 @pytest.mark.parametrize(("share", "calls"), [(0.01, 1), (0.25, 1), (0.3, 2), (0.75, 3), (1.0, 4)])
-def test_a_run_ends_when_the_look_says_no_and_is_the_same_when_it_says_yes(scheduler: Any, share: float, calls: int) -> None:
-    seen: list[Tensor] = []
-    made: list[int] = []
+def test_a_run_ends_if_the_callback_rejects_and_is_unchanged_if_it_accepts(scheduler: Any, share: float, calls: int) -> None:
+    estimates: list[Tensor] = []
+    timesteps: list[int] = []
 
     def counted(latents: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
-        made.append(int(timestep))
+        timesteps.append(int(timestep))
         return shifted(latents, timestep, context)
 
-    ended = run(counted, scheduler, (share, lambda clean: bool(seen.append(clean))))
-    assert len(made) == calls and len(seen) == 1 and torch.equal(ended, seen[0])
+    ended = run(counted, scheduler, (share, lambda clean: bool(estimates.append(clean))))
+    assert len(timesteps) == calls and len(estimates) == 1 and torch.equal(ended, estimates[0])
     outside = torch.ones(8, 8, dtype=torch.bool)
     outside[2:6, 2:6] = False
     assert torch.equal(ended[..., outside], CLEAN[..., outside]) and not torch.equal(ended, CLEAN)
@@ -64,7 +64,7 @@ def test_a_run_ends_when_the_look_says_no_and_is_the_same_when_it_says_yes(sched
 
 
 def test_the_estimate_of_the_last_step_of_ddim_is_the_result() -> None:
-    seen: list[Tensor] = []
+    estimates: list[Tensor] = []
     scheduler = DDIMScheduler(clip_sample=False, set_alpha_to_one=True)
-    result = run(shifted, scheduler, (1.0, lambda clean: not seen.append(clean)))
-    assert torch.allclose(result, seen[0], atol=1e-4)
+    result = run(shifted, scheduler, (1.0, lambda clean: not estimates.append(clean)))
+    assert torch.allclose(result, estimates[0], atol=1e-4)

@@ -7,7 +7,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 
 from monai_diffaug.sampling.inpaint_latents import inpaint_latents
 from monai_diffaug.sampling.inversion import invert_latents
-from monai_diffaug.training.embedded.train_inpaint import build_scheduler
+from monai_diffaug.training.embedded.architectures import build_scheduler
 
 SPREAD = 0.5
 
@@ -21,7 +21,7 @@ def scheduler_of(prediction_type: str) -> DDIMScheduler:
 
 
 class SmoothImages:
-    """The best denoiser of images with spread 0.5, made to look at neighbours and to bend: a network in two lines."""
+    """The optimal denoiser of images with standard deviation 0.5, with a dependence on neighbours and a non-linear term."""
 
     def __init__(self, scheduler: DDIMScheduler) -> None:
         self.scheduler = scheduler
@@ -32,8 +32,8 @@ class SmoothImages:
         state = latents[:, :4]
         alpha_bar = float(self.scheduler.alphas_cumprod[int(timestep)])
         signal, noise = alpha_bar**0.5, (1 - alpha_bar) ** 0.5
-        seen = 0.5 * state + 0.5 * F.avg_pool2d(state, 3, 1, 1)
-        clean = signal * SPREAD**2 / (signal**2 * SPREAD**2 + noise**2) * seen + 0.05 * torch.sin(3 * seen)
+        smoothed = 0.5 * state + 0.5 * F.avg_pool2d(state, 3, 1, 1)
+        clean = signal * SPREAD**2 / (signal**2 * SPREAD**2 + noise**2) * smoothed + 0.05 * torch.sin(3 * smoothed)
         eps = (state - signal * clean) / noise
         kind = self.scheduler.config.prediction_type
         return {"epsilon": eps, "sample": clean, "v_prediction": signal * eps - noise * clean}[kind]
@@ -60,7 +60,7 @@ def sampled(denoise: SmoothImages, clean: torch.Tensor, noise: torch.Tensor, **o
 @pytest.mark.parametrize("prediction_type", ["v_prediction", "epsilon", "sample"])
 def test_sampling_from_the_inverted_noise_returns_the_image(prediction_type: str, strength: float) -> None:
     denoise, clean = SmoothImages(scheduler_of(prediction_type)), latents()
-    found = invert_latents(
+    inversion = invert_latents(
         denoise,
         denoise.scheduler,
         clean=clean,
@@ -69,21 +69,21 @@ def test_sampling_from_the_inverted_noise_returns_the_image(prediction_type: str
         strength=strength,
         evaluations=6,
     )
-    back = sampled(denoise, clean, found.noise, num_inference_steps=12, strength=strength)
+    back = sampled(denoise, clean, inversion.noise, num_inference_steps=12, strength=strength)
     assert (back - clean).abs().mean() < 0.01 * SPREAD
-    assert torch.equal(found.trajectory[-1], clean) and len(found.trajectory) == (12 if strength == 1 else 6) + 1
+    assert torch.equal(inversion.trajectory[-1], clean) and len(inversion.trajectory) == (12 if strength == 1 else 6) + 1
 
 
-def test_more_evaluations_invert_more_exactly_than_the_plain_inversion() -> None:
+def test_more_evaluations_are_more_exact_than_the_plain_inversion() -> None:
     denoise, clean = SmoothImages(scheduler_of("v_prediction")), latents()
     errors = []
     for counts in ({"evaluations": 1, "evaluations_near_image": 1}, {}):
-        found = invert_latents(denoise, denoise.scheduler, clean=clean, context=torch.zeros(2, 1, 1), num_inference_steps=12, **counts)
-        errors.append(float((sampled(denoise, clean, found.noise, num_inference_steps=12) - clean).abs().mean()))
+        inversion = invert_latents(denoise, denoise.scheduler, clean=clean, context=torch.zeros(2, 1, 1), num_inference_steps=12, **counts)
+        errors.append(float((sampled(denoise, clean, inversion.noise, num_inference_steps=12) - clean).abs().mean()))
     assert errors[1] < 0.2 * errors[0]
 
 
-def test_a_sample_is_inverted_alike_alone_and_in_a_batch_and_without_the_global_random_numbers() -> None:
+def test_the_inversion_of_a_sample_does_not_depend_on_its_batch_and_draws_no_random_number() -> None:
     denoise, clean = SmoothImages(scheduler_of("v_prediction")), latents(3)
     before = torch.get_rng_state()
     together = invert_latents(denoise, denoise.scheduler, clean=clean, context=torch.zeros(3, 1, 1), num_inference_steps=6)
@@ -92,14 +92,14 @@ def test_a_sample_is_inverted_alike_alone_and_in_a_batch_and_without_the_global_
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_an_image_that_is_a_fixed_point_of_the_iteration_gives_finite_noise() -> None:
+def test_an_image_of_zeros_gives_finite_noise() -> None:
     denoise = SmoothImages(scheduler_of("v_prediction"))
-    found = invert_latents(denoise, denoise.scheduler, clean=torch.zeros(1, 4, 12, 12), context=torch.zeros(1, 1, 1))
-    assert torch.isfinite(found.noise).all()
+    inversion = invert_latents(denoise, denoise.scheduler, clean=torch.zeros(1, 4, 12, 12), context=torch.zeros(1, 1, 1))
+    assert torch.isfinite(inversion.noise).all()
 
 
 @pytest.mark.parametrize("scheduler", [DDIMScheduler(), DPMSolverMultistepScheduler()])
-def test_a_scheduler_whose_step_has_no_inverse_is_refused_with_the_way_out(scheduler: object) -> None:
+def test_a_scheduler_whose_step_has_no_inverse_is_refused_with_an_alternative(scheduler: object) -> None:
     with pytest.raises(ValueError, match="DDIMScheduler.from_config"):
         invert_latents(lambda x, t, c: x, scheduler, clean=latents(), context=torch.zeros(2, 1, 1))
 

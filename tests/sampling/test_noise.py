@@ -12,7 +12,7 @@ def test_rho_zero_is_independent_noise() -> None:
 
 
 @pytest.mark.parametrize("rho", [0.3, 0.9, 1.0])
-def test_correlated_noise_keeps_unit_variance_and_has_the_asked_correlation(rho: float) -> None:
+def test_correlated_noise_has_unit_variance_and_correlation_rho(rho: float) -> None:
     noise = slice_noise(1, list(range(12)), (4, 48, 48), rho)
     assert noise[-1].var().item() == pytest.approx(1.0, abs=0.05)
     assert float(torch.corrcoef(noise[4:6].flatten(1))[0, 1]) == pytest.approx(rho, abs=0.03)
@@ -28,7 +28,7 @@ def test_a_rho_outside_the_unit_interval_is_refused() -> None:
         slice_noise(0, [0], (1,), 1.5)
 
 
-def test_local_noise_keeps_unit_variance_for_every_scale_and_has_the_asked_correlation() -> None:
+def test_local_noise_has_unit_variance_and_the_correlation_of_its_scale() -> None:
     generator = torch.Generator().manual_seed(0)
     eps, eta = torch.randn(2, 1, 4, 96, 96, generator=generator)
     for scale in (0.0, 0.3, 0.8, 1.0):
@@ -38,7 +38,7 @@ def test_local_noise_keeps_unit_variance_for_every_scale_and_has_the_asked_corre
         assert float(torch.corrcoef(torch.stack([mixed.flatten(), eps.flatten()]))[0, 1]) == pytest.approx(expected, abs=0.02)
 
 
-def test_local_noise_is_the_given_noise_outside_the_mask_and_at_scale_zero() -> None:
+def test_local_noise_does_not_change_the_noise_outside_the_mask_or_at_scale_zero() -> None:
     eps, eta = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     mask = torch.zeros(3, 1, 8, 8)
     mask[..., 2:5, 2:5] = 1
@@ -54,13 +54,13 @@ def test_a_noise_scale_outside_the_unit_interval_is_refused() -> None:
         local_noise(torch.zeros(1), torch.zeros(1), scale_g=1.1, mask=torch.ones(1))
 
 
-def test_noise_is_the_same_whatever_default_type_and_device_the_user_has_set() -> None:
+def test_noise_does_not_depend_on_torchs_default_dtype_and_device() -> None:
     expected = slice_noise(9, [2, 3], (4, 8, 8), 0.5)
     torch.set_default_dtype(torch.float64)
     torch.set_default_device("meta")
     try:
-        got = slice_noise(9, [2, 3], (4, 8, 8), 0.5)
+        result = slice_noise(9, [2, 3], (4, 8, 8), 0.5)
     finally:
         torch.set_default_dtype(torch.float32)
         torch.set_default_device(None)
-    assert torch.equal(got, expected)
+    assert torch.equal(result, expected)

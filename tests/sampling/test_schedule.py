@@ -22,7 +22,7 @@ SCHEDULERS = [
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_a_single_step_starts_from_pure_noise_whatever_the_spacing(name) -> None:
+def test_a_single_step_starts_from_pure_noise_with_any_spacing(name) -> None:
     options = {"skip_prk_steps": True} if name == "PNDMScheduler" else {}  # as Stable Diffusion's; otherwise it needs 4 steps
     _, timesteps = prepare_schedule(getattr(diffusers, name)(**options), 1, 1.0, CPU)
     assert int(timesteps[0]) >= 990
@@ -35,25 +35,25 @@ def test_more_steps_keep_the_spacing_of_the_scheduler() -> None:
     assert timesteps.tolist() == scheduler.timesteps.tolist()
 
 
-def test_strength_leaves_out_the_first_steps() -> None:
+def test_strength_removes_the_first_steps() -> None:
     whole = prepare_schedule(diffusers.DDIMScheduler(), 8, 1.0, CPU)[1]
     assert prepare_schedule(diffusers.DDIMScheduler(), 8, 0.5, CPU)[1].tolist() == whole[4:].tolist()
 
 
-def test_the_scheduler_given_is_not_changed() -> None:
+def test_the_original_scheduler_is_not_changed() -> None:
     scheduler = diffusers.DDIMScheduler()
     prepare_schedule(scheduler, 7, 1.0, CPU)
     assert scheduler.num_inference_steps is None
 
 
 @pytest.mark.parametrize(("steps", "strength", "message"), [(8, 0.0, "strength"), (8, 1.5, "strength"), (0, 1.0, "num_inference_steps")])
-def test_bad_numbers_are_refused(steps, strength, message) -> None:
+def test_numbers_out_of_range_are_refused(steps, strength, message) -> None:
     with pytest.raises(ValueError, match=message):
         prepare_schedule(diffusers.DDIMScheduler(), steps, strength, CPU)
 
 
 @pytest.mark.parametrize(("name", "strength"), [("FlowMatchEulerDiscreteScheduler", 1.0), ("IPNDMScheduler", 0.5)])
-def test_a_scheduler_that_puts_no_noise_on_an_image_is_refused_with_the_way_out(name, strength) -> None:
+def test_a_scheduler_that_cannot_add_noise_is_refused_with_an_alternative(name, strength) -> None:
     with pytest.raises(ValueError, match=f"{name} cannot put noise .* e.g. DDIMScheduler"):
         prepare_schedule(getattr(diffusers, name)(), 4, strength, CPU)
     prepare_schedule(diffusers.IPNDMScheduler(), 4, 1.0, CPU)

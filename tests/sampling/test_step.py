@@ -19,7 +19,7 @@ def ddim(**options: Any) -> DDIMScheduler:
 
 
 def run(scheduler: Any, timesteps: torch.Tensor, *, fused: bool) -> torch.Tensor:
-    """A run with random but fixed predictions, by our step or by the scheduler's."""
+    """A run with random but fixed predictions, with ``make_step`` or with the scheduler's method."""
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(2, 4, 8, 8, generator=generator)
     step = make_step(scheduler, timesteps)
@@ -46,49 +46,49 @@ def test_a_run_of_fused_ddim_steps_equals_the_steps_of_diffusers(
         set_alpha_to_one=last_alpha_is_one,
         steps_offset=1 if spacing == "leading" and steps > 1 else 0,
     )
-    own, timesteps = prepare_schedule(scheduler, steps, strength, CPU)
-    assert linear_coefficients(own, timesteps) is not None
-    expected = run(own, timesteps, fused=False)
-    torch.testing.assert_close(run(own, timesteps, fused=True), expected, rtol=2e-5, atol=2e-5 * float(expected.abs().max()))
+    scheduler, timesteps = prepare_schedule(scheduler, steps, strength, CPU)
+    assert linear_coefficients(scheduler, timesteps) is not None
+    expected = run(scheduler, timesteps, fused=False)
+    torch.testing.assert_close(run(scheduler, timesteps, fused=True), expected, rtol=2e-5, atol=2e-5 * float(expected.abs().max()))
 
 
-def test_the_step_leaves_its_inputs_alone() -> None:
-    own, timesteps = prepare_schedule(ddim(), 4, 1.0, CPU)
+def test_the_step_does_not_change_its_inputs() -> None:
+    scheduler, timesteps = prepare_schedule(ddim(), 4, 1.0, CPU)
     latents, prediction = torch.ones(1, 4, 2, 2), torch.ones(1, 4, 2, 2)
-    stepped = make_step(own, timesteps)(0, prediction, latents)
+    stepped = make_step(scheduler, timesteps)(0, prediction, latents)
     assert torch.equal(latents, torch.ones_like(latents)) and torch.equal(prediction, latents)
     assert not torch.equal(stepped, latents)
 
 
 @pytest.mark.parametrize("options", [{"clip_sample": True}, {"thresholding": True}, {"rescale_betas_zero_snr": True}])
-def test_a_ddim_step_that_is_not_linear_or_divides_by_zero_is_left_to_diffusers(options: dict[str, Any]) -> None:
-    own, timesteps = prepare_schedule(ddim(timestep_spacing="trailing", **options), 4, 1.0, CPU)
-    assert linear_coefficients(own, timesteps) is None
+def test_a_ddim_step_that_is_not_linear_or_divides_by_zero_has_no_coefficients(options: dict[str, Any]) -> None:
+    scheduler, timesteps = prepare_schedule(ddim(timestep_spacing="trailing", **options), 4, 1.0, CPU)
+    assert linear_coefficients(scheduler, timesteps) is None
 
 
-def test_a_subclass_of_ddim_is_asked_itself() -> None:
+def test_a_subclass_of_ddim_uses_its_step() -> None:
     class Halving(DDIMScheduler):
         def step(self, model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, **options: Any) -> tuple[torch.Tensor]:
             return (sample / 2,)
 
-    own, timesteps = prepare_schedule(Halving(clip_sample=False), 4, 1.0, CPU)
-    assert torch.equal(make_step(own, timesteps)(0, torch.ones(1, 4, 2, 2), torch.ones(1, 4, 2, 2)), torch.full((1, 4, 2, 2), 0.5))
+    scheduler, timesteps = prepare_schedule(Halving(clip_sample=False), 4, 1.0, CPU)
+    assert torch.equal(make_step(scheduler, timesteps)(0, torch.ones(1, 4, 2, 2), torch.ones(1, 4, 2, 2)), torch.full((1, 4, 2, 2), 0.5))
 
 
-def test_a_multistep_solver_goes_through_its_own_step() -> None:
+def test_a_multistep_solver_uses_its_step() -> None:
     runs = []
     for fused in (True, False):
-        own, timesteps = prepare_schedule(UniPCMultistepScheduler(), 5, 1.0, CPU)
-        runs.append(run(own, timesteps, fused=fused))
+        scheduler, timesteps = prepare_schedule(UniPCMultistepScheduler(), 5, 1.0, CPU)
+        runs.append(run(scheduler, timesteps, fused=fused))
     assert torch.equal(*runs)
 
 
 def test_a_stochastic_scheduler_draws_from_the_generators_of_the_samples() -> None:
     def stepped(seeds: tuple[int, int]) -> torch.Tensor:
-        own, timesteps = prepare_schedule(EulerAncestralDiscreteScheduler(), 4, 1.0, CPU)
-        step = make_step(own, timesteps, [torch.Generator().manual_seed(seed) for seed in seeds])
+        scheduler, timesteps = prepare_schedule(EulerAncestralDiscreteScheduler(), 4, 1.0, CPU)
+        step = make_step(scheduler, timesteps, [torch.Generator().manual_seed(seed) for seed in seeds])
         latents = torch.ones(2, 4, 2, 2)
-        own.scale_model_input(latents, timesteps[0])
+        scheduler.scale_model_input(latents, timesteps[0])
         return step(0, latents, latents)
 
     one, other = stepped((1, 2)), stepped((1, 3))
