@@ -19,6 +19,7 @@ from monai.utils.type_conversion import convert_to_dst_type
 
 from monai_diffaug.data.lesion_bank import LesionBank
 from monai_diffaug.edit.options import ControlNet, InpaintOptions, Noise, Region, SemanticController, SoftEdge
+from monai_diffaug.edit.signature import Described, named_options
 from monai_diffaug.edit.validation_options import Dynamic
 from monai_diffaug.transforms.edge_map import EdgeMapd
 from monai_diffaug.transforms.latent_validated import LatentValidated
@@ -34,6 +35,7 @@ Finding = str | Sequence[str] | None
 WRITTEN_KEYS = ("mask", "prompt", "edges")  # written by the presets in addition to image, label and record
 
 
+@named_options
 def mila_tmgdiff(
     image_key: str = "image",
     label_key: str = "label",
@@ -117,6 +119,7 @@ def mila_tmgdiff(
     )
 
 
+@named_options
 def diffaug(
     image_key: str = "image",
     label_key: str = "label",
@@ -204,6 +207,7 @@ def diffaug(
     )
 
 
+@named_options
 def emit_diff(
     image_key: str = "image",
     label_key: str = "label",
@@ -278,6 +282,7 @@ def emit_diff(
     )
 
 
+@named_options
 def medsoft_diffusion(
     image_key: str = "image",
     label_key: str = "label",
@@ -359,7 +364,7 @@ def medsoft_diffusion(
     )
 
 
-class WholeImaged(MapTransform):
+class WholeImaged(MapTransform, Described):
     """Write a mask of ones on the grid of a label: the whole image is repainted."""
 
     def __init__(self, keys: KeysCollection, mask_key: str = "mask") -> None:

@@ -25,6 +25,8 @@ from monai.transforms import MapTransform
 from monai.transforms.traits import RandomizableTrait
 from monai.utils import convert_to_tensor
 
+from monai_diffaug.edit.signature import Described
+
 __all__ = ["PackKeysd", "UnpackKeysd", "with_placeholders"]
 
 
@@ -38,7 +40,7 @@ def with_placeholders(data: Iterable[Mapping[Hashable, Any]], keys: Iterable[Has
     return [{**added, **item} for item in data]
 
 
-class PackKeysd(MapTransform):
+class PackKeysd(MapTransform, Described):
     """Turn texts, numbers and records into byte tensors, as the last transform of the cached part.
 
     One value that is no array turns the cache of ``GDSDataset`` off for the whole item, silently.
@@ -62,7 +64,7 @@ class PackKeysd(MapTransform):
         return d
 
 
-class UnpackKeysd(MapTransform, RandomizableTrait):
+class UnpackKeysd(MapTransform, RandomizableTrait, Described):
     """The inverse of ``PackKeysd``, as the first transform after the cached part, which it ends.
 
     It draws nothing; MONAI's data sets stop caching at the first transform that says it is random.

@@ -22,6 +22,7 @@ from monai.transforms import Randomizable
 from torch import nn
 
 from monai_diffaug.data.item_draws import DrawCounts
+from monai_diffaug.edit.signature import MADE_AS
 from monai_diffaug.models.registry import ModelSpec, live_object
 from monai_diffaug.version import __version__
 
@@ -29,6 +30,7 @@ __all__ = ["transform_hashing"]
 
 # what a random transform draws or counts, beside its options
 STATE_OF_RANDOM = frozenset({"R", "_do_transform", "seed", "seeds", "scores", "statistics"})
+SHOWN = frozenset({MADE_AS})  # the text of ``repr``
 STATE_OF_READERS = frozenset({"filenames"})  # what a reader has read last
 LOCKS = (type(threading.Lock()), type(threading.RLock()))
 STATE_TYPES = (DrawCounts, np.random.RandomState, np.random.Generator, torch.Generator, itertools.count, threading.local, *LOCKS)
@@ -150,7 +152,7 @@ def _of_object(value: Any, path: str, above: tuple[int, ...]) -> bytes:
     else:
         return _join("reduced", _name(type(value)), _digest(_reduced(value, path), path, above))
     state = STATE_OF_RANDOM if isinstance(value, Randomizable) else STATE_OF_READERS if isinstance(value, ImageReader) else ()
-    attributes = {name: each for name, each in attributes.items() if name not in state}
+    attributes = {name: each for name, each in attributes.items() if name not in state and name not in SHOWN}
     parts = [
         _join("attribute", name.encode(), _digest(each, f"{path}.{name}", above))
         for name, each in sorted(attributes.items())

@@ -22,6 +22,7 @@ from monai_diffaug.data.item_draws import item_identity
 from monai_diffaug.data.transform_hash import transform_hashing
 from monai_diffaug.data.variant_orders import VariantOrders
 from monai_diffaug.data.variant_store import FolderStore, MemoryStore, VariantKey, VariantStore
+from monai_diffaug.edit.signature import Described
 from monai_diffaug.sampling.seeding import draw_seed
 
 __all__ = ["DrawVariantD", "DrawVariantDict", "DrawVariantd", "VariantBank"]
@@ -29,7 +30,7 @@ __all__ = ["DrawVariantD", "DrawVariantDict", "DrawVariantd", "VariantBank"]
 logger = logging.getLogger(__name__)
 
 
-class VariantBank:
+class VariantBank(Described):
     """Edited variants of each sample that comes by, made by a thread in the background and replaced after so many uses.
 
     The first draw of a sample waits for its first variant; the others follow in the background, one at a time. Which of them are
@@ -227,7 +228,7 @@ class VariantBank:
             self._used[key.sample, key.slot] = (key.generation, 0)
 
 
-class DrawVariantd(RandomizableTransform):
+class DrawVariantd(RandomizableTransform, Described):
     """Replace each sample by one of its variants in a bank: a random transform that costs no model call most of the time.
 
     A variant need not be an edit: the chance of that is the wrapped transform's own ``prob``, and the keys are the same either way.

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from monai_diffaug.edit.record import RECORD_POSTFIX
+from monai_diffaug.edit.signature import option_group
 from monai_diffaug.geometry.slices import PLANES
 from monai_diffaug.geometry.window import Window
 from monai_diffaug.masks.soft_edge import SOFT_MODES
@@ -18,6 +19,7 @@ NOISE_SOURCES = ("random", "inverted")
 EDGE_REACH = 4.0  # standard deviations: the soft edge ends at 3, and the model has to see the tissue behind it
 
 
+@option_group
 @dataclass(frozen=True)
 class Noise:
     """The noise that an edit starts from.
@@ -43,6 +45,7 @@ class Noise:
         _check(0.0 <= self.scale <= 1.0, f"noise scale must be in [0, 1], got {self.scale}")
 
 
+@option_group
 @dataclass(frozen=True)
 class SoftEdge:
     """The soft edge between repainted and original pixels.
@@ -84,6 +87,7 @@ class SoftEdge:
         return extent / max(1 - edge_share, 0.01)
 
 
+@option_group
 @dataclass(frozen=True)
 class Region:
     """The part of a slice that the model sees.
@@ -104,6 +108,7 @@ class Region:
         _check(self.context >= 1.0, f"region context must be >= 1, got {self.context}")
 
 
+@option_group
 @dataclass(frozen=True)
 class Run:
     """How the model runs.
@@ -127,6 +132,7 @@ class Run:
         _check(self.slice_batch_size is None or self.slice_batch_size >= 1, f"slice_batch_size must be >= 1, got {self.slice_batch_size}")
 
 
+@option_group
 @dataclass(frozen=True)
 class ControlNet:
     """A ControlNet that keeps edges (EMIT-Diff).
@@ -150,6 +156,7 @@ class ControlNet:
         _check(self.scale >= 0, f"ControlNet scale must be >= 0, got {self.scale}")
 
 
+@option_group
 @dataclass(frozen=True)
 class SemanticController:
     """A Medical Semantic Controller that predicts the features behind the mask (MedSoft-Diffusion).
@@ -161,6 +168,7 @@ class SemanticController:
     source: Any = "tiny"
 
 
+@option_group
 @dataclass(frozen=True)
 class InpaintOptions:
     """The options of ``DiffusionLocalInpaint`` and ``DiffusionLocalInpaintd`` that are rarely set.

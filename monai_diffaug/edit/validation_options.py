@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from monai_diffaug.edit.signature import option_group
+
 __all__ = ["ON_EXHAUSTED", "Dynamic", "Screen", "Validator"]
 
 ON_EXHAUSTED = ("original", "flag", "drop")
 
 
+@option_group
 @dataclass(frozen=True)
 class Validator:
     """The options of ``LatentValidate`` and ``LatentValidated`` that are rarely set.
@@ -68,6 +71,7 @@ class Validator:
             raise ValueError(f"on_exhausted must be one of {', '.join(ON_EXHAUSTED)}, got {self.on_exhausted!r}")
 
 
+@option_group
 @dataclass(frozen=True)
 class Screen:
     """A judge of a candidate's latents before they are decoded (needs ``inpaint``).
@@ -93,6 +97,7 @@ class Screen:
             raise ValueError(f"screen after must lie in (0, 1], got {self.after}")
 
 
+@option_group
 @dataclass(frozen=True)
 class Dynamic:
     """A threshold that rises with the scores: the least Dice is max(min_dice, quantile of the last scores).

@@ -11,6 +11,7 @@ from monai.transforms import Randomizable
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from monai_diffaug.edit.signature import Described
 from monai_diffaug.geometry.grids import required
 from monai_diffaug.sampling.seeding import draw_seed
 from monai_diffaug.transforms.local_inpaint import Edit
@@ -19,7 +20,7 @@ from monai_diffaug.transforms.local_inpaintd import DiffusionLocalInpaintd, agre
 __all__ = ["BatchLocalInpaint", "PrepareBatchInpaint"]
 
 
-class BatchLocalInpaint(Randomizable):
+class BatchLocalInpaint(Randomizable, Described):
     """Repaint the images of a collated batch: a plain callable, for after the loader.
 
     Workers stay on the CPU and do what is cheap (``TextPromptd``, masks from a cache); the diffusion runs here, once a batch, with
@@ -125,7 +126,7 @@ class BatchLocalInpaint(Randomizable):
         return value.as_tensor() if isinstance(value, MetaTensor) else value
 
 
-class PrepareBatchInpaint:
+class PrepareBatchInpaint(Described):
     """The ``prepare_batch`` of MONAI's ``SupervisedTrainer``: move the batch, repaint it, hand image and label to the network.
 
     The engine's batch keeps its images and is given the records, which its decollated items and handlers then see.

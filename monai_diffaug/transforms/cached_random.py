@@ -13,11 +13,12 @@ from monai.transforms.traits import InvertibleTrait
 from monai.transforms.utils import reset_ops_id
 
 from monai_diffaug.data.item_draws import DrawCounts, item_identity
+from monai_diffaug.edit.signature import Described
 
 __all__ = ["CachedRandomD", "CachedRandomDict", "CachedRandomd"]
 
 
-class CachedRandomd(InvertibleTransform):
+class CachedRandomd(InvertibleTransform, Described):
     """Run a random transform with random numbers that follow from (seed, item, draw) alone, as a cacheable transform.
 
     CacheDataset, SmartCacheDataset, PersistentDataset and LMDBDataset cache everything before the first random transform. This

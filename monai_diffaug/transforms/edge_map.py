@@ -12,6 +12,7 @@ from monai.transforms import MapTransform, Transform
 from monai.utils import convert_to_dst_type, ensure_tuple
 from torch import Tensor, nn
 
+from monai_diffaug.edit.signature import Described
 from monai_diffaug.geometry.grids import affine_of, check_finite, check_grid, plain, required
 from monai_diffaug.geometry.slices import PLANES, from_slices, slice_plane, to_slices
 from monai_diffaug.geometry.window import window_of
@@ -24,7 +25,7 @@ METHODS = ("canny", "scharr")
 TOLERANCE = 1e-3  # beyond [0, 1], what a detector in half precision may miss it by
 
 
-class EdgeMap(Transform):
+class EdgeMap(Transform, Described):
     """Edges of an image, slice by slice, with the outline of a mask always drawn in (EMIT-Diff, Zhang et al., TMI 2024).
 
     clip(edges(image) + outline(mask), 0, 1). Deterministic, so a cache may hold it.
@@ -112,7 +113,7 @@ class EdgeMap(Transform):
         return partial(scharr, sigma_px=1.0 if self.sigma_px is None else self.sigma_px)
 
 
-class EdgeMapd(MapTransform):
+class EdgeMapd(MapTransform, Described):
     """Dictionary form of ``EdgeMap``.
 
     Args:

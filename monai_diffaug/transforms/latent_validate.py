@@ -16,6 +16,7 @@ from torch import Tensor
 
 from monai_diffaug.edit.options import check_group
 from monai_diffaug.edit.repaint import PURPOSES
+from monai_diffaug.edit.signature import Described
 from monai_diffaug.edit.stack import Stack, open_stack
 from monai_diffaug.edit.validation_options import Validator, check_share
 from monai_diffaug.geometry.grids import affine_of, check_finite, check_grid, check_image, plain
@@ -66,7 +67,7 @@ class Verdict:
         return replace(self, accepted=False, copied=True, reason="; ".join(filter(None, (self.reason, found.reason))))
 
 
-class LatentValidate(Transform):
+class LatentValidate(Transform, Described):
     """Segment the edited image around the mask and compare: deterministic for a given seed.
 
     Accepts iff Dice >= ``min_dice``, coverage >= ``min_coverage``, false positives <= ``max_false_positive`` and the change inside

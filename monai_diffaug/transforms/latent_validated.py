@@ -18,6 +18,7 @@ from monai_diffaug.data.lesion_bank import LesionBank
 from monai_diffaug.edit.options import check_group
 from monai_diffaug.edit.record import RECORD_POSTFIX, DiffAugRecord, original_key, record_key
 from monai_diffaug.edit.screening import CandidateScreen, Refused
+from monai_diffaug.edit.signature import Described
 from monai_diffaug.edit.validation_options import Dynamic, Screen, Validator
 from monai_diffaug.errors import DroppedSampleError
 from monai_diffaug.masks.labels import paint_label
@@ -34,7 +35,7 @@ COUNTERS = ("accepted", "rejected", "retried")
 SCREENED = "screened"  # a further counter, with a screen
 
 
-class LatentValidated(RandomizableTransform, MapTransform):
+class LatentValidated(RandomizableTransform, MapTransform, Described):
     """Fill each edit's record with a verdict, and put rejected samples back; samples without an edit pass through untouched.
 
     The images of one sample share mask and label, so they share the verdict: one that is rejected rejects all. The items

@@ -12,6 +12,7 @@ from monai.transforms.transform import Transform
 from monai.utils.enums import TransformBackends
 
 from monai_diffaug.data.lesion_bank import LesionBank, load_lesion_bank
+from monai_diffaug.edit.signature import Described
 from monai_diffaug.models.registry import ModelSpec, shared_model
 
 __all__ = ["LesionNovelty", "Novelty"]
@@ -37,7 +38,7 @@ class Novelty(NamedTuple):
     reason: str
 
 
-class LesionNovelty(Transform):
+class LesionNovelty(Transform, Described):
     """Is a generated lesion nearer to a training lesion than real lesions are to each other? No random numbers.
 
     What is compared is said in ``monai_diffaug.data.lesion_bank``: grey values inside the mask at 32 x 32 pixels, up to mirroring, quarter

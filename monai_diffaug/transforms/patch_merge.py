@@ -11,6 +11,7 @@ from monai.transforms import MapTransform, RandomizableTransform
 from monai.utils import convert_to_dst_type, convert_to_tensor, ensure_tuple
 from torch import Tensor
 
+from monai_diffaug.edit.signature import Described
 from monai_diffaug.errors import GridMismatchError
 from monai_diffaug.masks.patch_grid import ALPHA, PATCH_FRACTION, bernoulli, check_merge, grid_shape, upsampled
 from monai_diffaug.sampling.seeding import draw_seed, slice_generators
@@ -164,7 +165,7 @@ class RandSynthetic(SeededTransform):
         return candidates[self.seed % usable]
 
 
-class RandSyntheticd(RandomizableTransform, MapTransform):
+class RandSyntheticd(RandomizableTransform, MapTransform, Described):
     """Replace each key's list of synthetic candidates with one of them, e.g. of file names before ``LoadImaged``.
 
     Args:

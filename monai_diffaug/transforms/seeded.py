@@ -6,12 +6,13 @@ from typing import Any
 
 from monai.transforms.transform import RandomizableTransform
 
+from monai_diffaug.edit.signature import Described
 from monai_diffaug.sampling.seeding import draw_seed
 
 __all__ = ["SeededTransform"]
 
 
-class SeededTransform(RandomizableTransform):
+class SeededTransform(RandomizableTransform, Described):
     """A ``RandomizableTransform`` whose ``randomize`` draws the coin and a uint32 ``seed``; the work itself is a function of the seed.
 
     Args:

@@ -10,6 +10,7 @@ from monai.config import KeysCollection, NdarrayOrTensor
 from monai.transforms import MapTransform, Transform
 from monai.utils import convert_to_dst_type, convert_to_tensor
 
+from monai_diffaug.edit.signature import Described
 from monai_diffaug.geometry.grids import affine_of
 from monai_diffaug.geometry.slices import PLANES, from_slices, pixel_mm, slice_plane, to_slices
 from monai_diffaug.masks.soft_edge import SOFT_MODES, soft_mask
@@ -17,7 +18,7 @@ from monai_diffaug.masks.soft_edge import SOFT_MODES, soft_mask
 __all__ = ["SoftMask", "SoftMaskD", "SoftMaskDict", "SoftMaskd"]
 
 
-class SoftMask(Transform):
+class SoftMask(Transform, Described):
     """Weights in [0, 1] around a mask, slice by slice (Soft Mask Inpainting Strategy, MedSoft-Diffusion 2025).
 
     Args:
@@ -64,7 +65,7 @@ class SoftMask(Transform):
         return converted
 
 
-class SoftMaskd(MapTransform):
+class SoftMaskd(MapTransform, Described):
     """Dictionary form of ``SoftMask``.
 
     Args:

