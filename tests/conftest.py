@@ -14,8 +14,8 @@ def build_inpainter_folder(folder: Path, in_channels: int) -> Path:
     """A diffusers folder of the embedded architecture at a third of its width, with random weights."""
     from diffusers import AutoencoderKL, StableDiffusionInpaintPipeline, UNet2DConditionModel
 
+    from monai_diffaug.training.embedded.architectures import build_scheduler
     from monai_diffaug.training.embedded.text_encoder import build_text_encoder, build_tokenizer
-    from monai_diffaug.training.embedded.train_inpaint import build_scheduler
 
     torch.manual_seed(0)
     tokenizer = build_tokenizer(folder / "tokenizer")

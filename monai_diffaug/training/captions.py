@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from monai_diffaug.prompts import NORMAL, vocabulary_of
 
-__all__ = ["TEMPLATES", "MaskAttributes", "caption", "measure"]
+__all__ = ["TEMPLATES", "MaskAttributes", "caption", "measure", "with_dropout"]
 
-# Several ways to say the same, so that words rather than a whole sentence carry the meaning.
+# Several paraphrases, so that words and not whole sentences carry the meaning.
 TEMPLATES = (
     "{modality} of {anatomy}, {finding}, {attributes}",
     "{modality} of {anatomy}, {finding}, {attributes}",
@@ -51,12 +53,12 @@ def _shape_word(mask: NDArray[np.bool_]) -> int:
 
 
 def measure(grey: NDArray[np.floating], mask: NDArray[np.bool_], image_fraction: float) -> MaskAttributes:
-    """Measure a lesion.
+    """Measure size, shape, margin and grey value of a lesion.
 
     Args:
         grey: (h, w) intensities of a crop, any unit.
-        mask: (h, w) the lesion in it, not empty.
-        image_fraction: the lesion's share of the whole image, in (0, 1].
+        mask: (h, w) mask of the lesion, not empty.
+        image_fraction: share of the whole image that the lesion covers, in (0, 1].
     """
     from scipy.ndimage import binary_dilation, binary_erosion
 
@@ -87,3 +89,9 @@ def caption(rng: np.random.RandomState, modality: str, anatomy: str, finding: st
     template = TEMPLATES[rng.randint(len(TEMPLATES))]
     text = template.format(modality=vocabulary.modality, anatomy=anatomy, finding=finding, attributes=", ".join(words))
     return ", ".join(part.strip() for part in text.split(",") if part.strip())
+
+
+def with_dropout(captions: Sequence[str], share: float, generator: torch.Generator) -> list[str]:
+    """The captions, a random share of them left empty: classifier-free guidance needs a model that knows the empty prompt."""
+    is_dropped = torch.rand(len(captions), generator=generator) < share
+    return ["" if drop else text for drop, text in zip(is_dropped.tolist(), captions, strict=True)]

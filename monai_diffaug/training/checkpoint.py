@@ -22,18 +22,18 @@ LONGEST_STEP_S = 10.0
 
 
 class Clock:
-    """Progress of a run that is measured in minutes of running time: a machine that was suspended loses 10 s at most."""
+    """Progress of a run in minutes of running time; the time in which the machine was suspended counts as 10 s at most."""
 
     def __init__(self, minutes: float, progress: float = 0.0) -> None:
         self.budget_s = 60 * minutes
         self.spent_s = progress * self.budget_s
-        self._seen = time.monotonic()
+        self._last = time.monotonic()
 
     def progress(self) -> float:
-        """Share of the budget that is spent, 1 when it is over; call it once a step."""
+        """Share of the budget that is spent, 1 when it is over; to be called at each step."""
         now = time.monotonic()
-        self.spent_s += min(now - self._seen, LONGEST_STEP_S)
-        self._seen = now
+        self.spent_s += min(now - self._last, LONGEST_STEP_S)
+        self._last = now
         return self.spent_s / self.budget_s if self.budget_s > 0 else 1.0
 
 
@@ -47,7 +47,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
-        """Move towards ``module``; early steps weigh more so that the first weights are forgotten."""
+        """Move towards ``module``; the first steps move further, so that the initial weights are forgotten."""
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         for mean, now in zip(self.module.state_dict().values(), module.state_dict().values(), strict=True):
@@ -75,7 +75,7 @@ def save_state(path: Path, parts: dict[str, Any], progress: float) -> None:
     try:
         try:
             torch.save({"progress": progress, **{name: value.state_dict() for name, value in parts.items()}}, part)
-        except RuntimeError as error:  # what torch raises when the disk is full
+        except RuntimeError as error:  # torch's error when the disk is full
             raise OSError(f"{path} cannot be written, is the disk full? ({str(error).splitlines()[0]})") from error
         part.replace(path)
     finally:
@@ -83,7 +83,7 @@ def save_state(path: Path, parts: dict[str, Any], progress: float) -> None:
 
 
 def load_state(path: Path, parts: dict[str, Any]) -> float:
-    """Load what ``save_state`` wrote into the parts; returns the progress, 0 when there is no file yet."""
+    """Load a file of ``save_state`` into the parts; returns the progress, 0 when there is no file yet."""
     if not path.is_file():
         return 0.0
     state: dict[str, Tensor | Any] = torch.load(path, map_location="cpu", weights_only=True)

@@ -1,7 +1,7 @@
-"""The decoder of the inpainter's autoencoder: how well it shows the user's images, and its loss where it has to learn them.
+"""The decoder of the inpainter's autoencoder: how well it reproduces the user's images, and its loss where it has to learn them.
 
-The UNet works on latents, so no training of it can show a colour or texture that the decoder does not know. The encoder stays as
-it is: the latents keep their meaning, and with it every other network that was trained on them.
+The UNet works on latents, so no training of it can produce a colour or texture that the decoder does not know. The encoder is not
+trained: the latents keep their meaning, and with it every other network that was trained on them.
 """
 
 from __future__ import annotations
@@ -9,34 +9,39 @@ from __future__ import annotations
 import logging
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from monai_diffaug.models.inpainter import Inpainter
-from monai_diffaug.training.embedded.train_vae import reconstruction_loss
-from monai_diffaug.training.slice_crops import SliceCropSampler
+from monai_diffaug.training.crop_sampler import CropSampler
 
-__all__ = ["POOR_DB", "decoder_loss", "decoder_modules", "is_poor", "round_trip_db"]
+__all__ = ["POOR_DB", "decoder_loss", "decoder_modules", "is_poor", "psnr_db", "reconstruction_loss"]
 
 logger = logging.getLogger(__name__)
 
 POOR_DB = 28.0  # the embedded autoencoder reaches more than 30 dB on every modality it knows
 JUDGED_CROPS = 8
-DECODED_CROPS = 4  # a step
-WINDOW_SHARE = 2  # windows of half the crop's side are decoded: they cost a quarter and show more crops
+DECODED_CROPS = 4  # per step
+WINDOW_SHARE = 2  # windows of half the crop's side are decoded: they cost a quarter, so more crops can be decoded
 
 
-@torch.no_grad()
-def round_trip_db(model: Inpainter, images: Tensor) -> float:
-    """Peak signal-to-noise ratio, in dB, of images (B, 3, S, S) in [-1, 1] that are encoded and decoded."""
-    decoded = model.decode(model.encode(images)).clamp(-1, 1)
-    error = (decoded - images.to(decoded)).square().mean().clamp_min(1e-10)
+def reconstruction_loss(decoded: Tensor, target: Tensor) -> Tensor:
+    """mean |d| + 2 mean d^2 + 0.5 (mean |D_x d| + mean |D_y d|) of the error d; D are finite differences, which keep edges and speckle."""
+    gradient = F.l1_loss(decoded.diff(dim=-1), target.diff(dim=-1)) + F.l1_loss(decoded.diff(dim=-2), target.diff(dim=-2))
+    return F.l1_loss(decoded, target) + 2 * F.mse_loss(decoded, target) + 0.5 * gradient
+
+
+def psnr_db(decoded: Tensor, images: Tensor) -> float:
+    """Peak signal-to-noise ratio, in dB, of decoded images against the originals, both in [-1, 1]."""
+    error = (decoded.clamp(-1, 1) - images.to(decoded)).square().mean().clamp_min(1e-10)
     return float(10 * torch.log10(4 / error))
 
 
-def is_poor(model: Inpainter, sampler: SliceCropSampler) -> bool:
-    """Whether the autoencoder shows random crops so badly that results will look wrong; says so."""
-    images, _, _ = sampler.draw_batch(JUDGED_CROPS)
-    reached_db = round_trip_db(model, images)
+@torch.no_grad()
+def is_poor(model: Inpainter, sampler: CropSampler) -> bool:
+    """True, with a warning, if the autoencoder reproduces random crops so badly that results will look wrong."""
+    images = sampler.draw_batch(JUDGED_CROPS).images
+    reached_db = psnr_db(model.decode(model.encode(images)), images)
     if reached_db >= POOR_DB:
         return False
     logger.warning("the model's autoencoder shows these images at %.1f dB only: colours and textures that it does not know", reached_db)
@@ -44,18 +49,18 @@ def is_poor(model: Inpainter, sampler: SliceCropSampler) -> bool:
 
 
 def decoder_modules(model: Inpainter) -> dict[str, nn.Module]:
-    """What is trained: everything from the latents to the image."""
+    """The modules to train: everything from the latents to the image."""
     names = ("decoder", "post_quant_conv")
     return {f"vae_{name}": getattr(model.vae, name) for name in names if getattr(model.vae, name, None) is not None}
 
 
 def decoder_loss(model: Inpainter, latents: Tensor, images: Tensor, generator: torch.Generator) -> Tensor:
-    """The embedded autoencoder's loss on one window of a few crops.
+    """The ``reconstruction_loss`` of one window of a few crops.
 
     Args:
         model: its encoder made the latents.
         latents: (B, 4, h, w), scaled.
-        images: (B, 3, h * f, w * f) in [-1, 1], what they are of.
+        images: (B, 3, h * f, w * f) in [-1, 1], the crops.
         generator: places the window.
     """
     latents, images = latents[:DECODED_CROPS], images[:DECODED_CROPS]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,8 @@ from monai_diffaug.training.read_entry import LabelledImage, read_entry
 from monai_diffaug.training.run_settings import TrainingInputError
 
 __all__ = ["LabelledSlice", "load_slices", "slices_of"]
+
+logger = logging.getLogger(__name__)
 
 MIN_AREA_PX = 12
 MAX_SLICES = 32  # per finding and volume, evenly spread: neighbouring slices are nearly the same
@@ -109,12 +112,14 @@ class _NoLesionError(TrainingInputError):
 def slices_of(content: LabelledImage, *, plane: str = "axial", window: tuple[float, float] | None = None) -> list[LabelledSlice]:
     """Cut the slices of one image that its label touches; of an image without a label, slices spread evenly over it.
 
+    Where all lesions have less than 12 pixels, the slices show normal tissue; the labelled pixels are kept, so that no crop shows them.
+
     Args:
         content: image and label, from ``read_entry``.
         plane, window: as for ``load_slices``.
 
     Raises:
-        TrainingInputError: the label shows no lesion of at least 12 pixels.
+        TrainingInputError: the label has none of the values of the findings.
     """
     entry, image, ids = content.entry, content.image, content.ids
     spatial = slice_plane(content.affine, plane, image.ndim - 1)
@@ -124,18 +129,26 @@ def slices_of(content: LabelledImage, *, plane: str = "axial", window: tuple[flo
         "window": window_of(image, window),
         "plane": "" if spatial is None else plane,
     }
-    if entry.label is None or entry.is_normal:
+
+    def without_lesions(positions: Sequence[int] | range, finding: str) -> list[LabelledSlice]:
         empty = np.zeros(tuple(slices.shape[-2:]), bool)
-        finding = entry.findings.get(ANY_VALUE, NORMAL)
-        positions = _spread(range(len(slices)))
-        return [LabelledSlice(_compact(slices[i]), empty, empty, finding, **common, name=f"{entry.image}, slice {i}") for i in positions]
+        return [
+            LabelledSlice(_compact(slices[i]), empty, (id_slices[i, 0] != 0).numpy(), finding, **common, name=f"{entry.image}, slice {i}")
+            for i in _spread(positions)
+        ]
+
+    if entry.label is None or entry.is_normal:
+        return without_lesions(range(len(slices)), entry.findings.get(ANY_VALUE, NORMAL))
     lesions = _lesions(entry, slices, id_slices, common)
+    if not lesions and any(bool(mask_of(ids, values).any()) for values in entry.findings):
+        logger.warning("label %s: its lesions have less than %d pixels; only the tissue around them is used", entry.label, MIN_AREA_PX)
+        common["prompt"] = ""  # it may describe the lesions
+        return without_lesions(touched(id_slices), NORMAL)
     if not lesions:
         values = ", ".join("above 0" if key == ANY_VALUE else " or ".join(map(str, key)) for key in entry.findings)
         raise _NoLesionError(
-            f"label {entry.label} shows no lesion of {MIN_AREA_PX} pixels or more (looked for voxels of value {values}; it holds "
-            f'{", ".join(map(str, torch.unique(ids).tolist()[:8]))}); give the entry "finding": "{NORMAL}" if the image is normal, '
-            "leave it out if its lesions are smaller"
+            f"label {entry.label} shows no lesion (looked for voxels of value {values}; it holds "
+            f'{", ".join(map(str, torch.unique(ids).tolist()[:8]))}); give the entry "finding": "{NORMAL}" if the image is normal'
         )
     return lesions
 

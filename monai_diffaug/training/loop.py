@@ -1,26 +1,34 @@
-"""The one training loop of all recipes: rate, average, resume, sample pictures, export; on one process or several."""
+"""The one training loop of all recipes: rate, average, stop and resume, sample pictures, export; on one process or several."""
 
 from __future__ import annotations
 
 import logging
 import math
 import pickle
+import shutil
+import signal
+import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from monai_diffaug.training.checkpoint import Clock, Ema, cosine_rate, load_state, save_state
+from monai_diffaug.training.model_folder import replace_parts
 from monai_diffaug.training.processes import (
     alike,
     average_gradients,
     averaged,
     failing_together,
     first_process_value,
+    is_alone,
     is_writer,
+    largest,
     process_rank,
     same_weights,
 )
@@ -35,18 +43,21 @@ logger = logging.getLogger(__name__)
 TRAINING_FOLDER = "training"
 LOG_EVERY = 25
 CHECKPOINTS = 10  # over the run
-SEEDS_APART = 1_000_003  # of the processes' random numbers; more than a run has steps
+SEED_STRIDE = 1_000_003  # between the seeds of two processes; more than a run has steps
 FLOOR = 0.02  # the learning rate falls to this share of its peak
+FAST_FACTOR = 3.0  # of the rate, for the parameters in ``fast``
+SIGTERM_EXIT = 128 + signal.SIGTERM  # 143, as a shell reports it
 
 
 class Trainee(Protocol):
-    """What a recipe gives to the loop; it is built as ``Recipe(settings, slices, held_out)``.
+    """Interface of a recipe, which is built as ``Recipe(settings, slices, held_out)``.
 
     Attributes:
         name: of the recipe.
-        modules: what is trained: the parameters in it that require a gradient.
-        rate: peak learning rate when the settings name none.
-        slices: what it draws from, where it draws from ``LabelledSlice``s; not needed. A run goes on with the same ones alone.
+        modules: modules to train: those of their parameters that require a gradient.
+        rate: peak learning rate, unless the settings have one.
+        slices: optional; the ``LabelledSlice``s that it draws from. A run is resumed with the same slices only.
+        fast: optional; parameters that learn three times as fast, e.g. fresh layers among trained ones.
     """
 
     name: str
@@ -54,19 +65,19 @@ class Trainee(Protocol):
     rate: float
 
     def reseed(self, seed: int) -> None:
-        """Begin new streams of random numbers: a run that goes on does not see the same crops again."""
+        """Start new streams of random numbers, so that a resumed run does not draw the same crops again."""
         ...
 
     def loss(self, progress: float) -> Tensor:
-        """The scalar loss of one new batch; ``progress`` is the share of the run that is over, for recipes with phases."""
+        """Scalar loss of a new batch; ``progress`` in [0, 1) is the share of the run that is over, for recipes with phases."""
         ...
 
     def draw(self, file: Path) -> None:
-        """Write one PNG that shows what the modules do now."""
+        """Write a PNG that shows the output of the modules."""
         ...
 
     def write(self, folder: Path) -> None:
-        """Write the model as a folder that ``model=`` takes."""
+        """Write the model into an empty folder, in the layout that its transform loads."""
         ...
 
 
@@ -84,22 +95,57 @@ class _Spent:
 
 
 class _Budget:
-    """Progress of a run that is measured in minutes or in steps; a finished run goes on when it is given more of them."""
+    """Progress of a run, in minutes or in steps; a finished run goes on when it is given more of them."""
 
     def __init__(self, settings: FineTuneSettings, spent: _Spent) -> None:
-        self.spent, self.wanted = spent, settings.steps
+        self.spent, self.steps = spent, settings.steps
         self.clock = None if settings.minutes is None else Clock(settings.minutes, spent.seconds / (60 * settings.minutes))
 
     def progress(self) -> float:
         if self.clock is None:
-            return self.spent.steps / self.wanted if self.wanted else 1.0
+            return self.spent.steps / self.steps if self.steps else 1.0
         progress = self.clock.progress()
         self.spent.seconds = self.clock.spent_s
         return progress
 
 
+class _StopSignals:
+    """Within the block Ctrl-C (SIGINT) and SIGTERM are noted in ``received``, so that the step is finished first.
+
+    A second signal has its usual effect at once; not with several processes, where Ctrl-C reaches each of them twice: from the terminal and
+    from ``torchrun``. Outside the main thread, where Python allows no handlers, nothing is noted.
+    """
+
+    def __init__(self) -> None:
+        self.received = 0
+        self._usual: dict[int, Any] = {}
+
+    def __enter__(self) -> _StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            self._usual = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._usual.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        self._usual = {}
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        self.received = self.received or number
+        if is_alone():
+            self.__exit__()
+            logger.warning("stopping after this step; a second signal stops at once")
+
+
+def _end_as(number: int) -> None:
+    """End as a signal does by default: KeyboardInterrupt after Ctrl-C, exit code 143 after SIGTERM."""
+    if number == signal.SIGTERM:
+        sys.exit(SIGTERM_EXIT)
+    raise KeyboardInterrupt
+
+
 class _Record:
-    """What a run leaves in its folder as it goes; in a process that does not write, nothing."""
+    """Writes state, log, pictures and model of a run into its folder; does nothing in a process that is not the writer."""
 
     def __init__(
         self, trainee: Trainee, trained: nn.ParameterList, parts: Mapping[str, Any], settings: FineTuneSettings, folder: Path
@@ -107,20 +153,20 @@ class _Record:
         self.trainee, self.trained, self.parts, self.folder = trainee, trained, dict(parts), folder
         self.pictures = settings.pictures
         self.log = TrainingLog(folder, tensorboard=settings.tensorboard) if is_writer() else None
-        self.shown = self.saved = 0
+        self.drawn = self.saved = 0
 
     @property
     def state(self) -> Path:
         return self.folder / STATE_FILE
 
-    def starts(self, progress: float) -> None:
-        """Count from here on; a run that has done nothing yet is shown as it is."""
-        self.shown, self.saved = _passed(progress, self.pictures), _passed(progress, CHECKPOINTS)
+    def start(self, progress: float) -> None:
+        """Count from this progress; draw the pictures of a run that has not made a step yet."""
+        self.drawn, self.saved = _passed(progress, self.pictures), _passed(progress, CHECKPOINTS)
         if self.parts["spent"].steps == 0:
             self.draw()
 
     def step(self, progress: float, **figures: float) -> None:
-        """After a step: figures, state and pictures when it is time for them."""
+        """Write figures, state and pictures of a step, each when it is due."""
         if self.log is None:
             return
         if self.parts["spent"].steps == 1 or self.parts["spent"].steps % LOG_EVERY == 0:
@@ -128,8 +174,8 @@ class _Record:
         if _passed(progress, CHECKPOINTS) > self.saved:
             self.saved = _passed(progress, CHECKPOINTS)
             self.save(progress)
-        if _passed(progress, self.pictures) > self.shown:
-            self.shown = _passed(progress, self.pictures)
+        if _passed(progress, self.pictures) > self.drawn:
+            self.drawn = _passed(progress, self.pictures)
             self.draw()
 
     def save(self, progress: float) -> None:
@@ -137,7 +183,7 @@ class _Record:
             save_state(self.state, self.parts, progress)
 
     def draw(self) -> None:
-        """What the averaged weights do now."""
+        """Draw the output of the averaged weights."""
         if self.log is None:
             return
         step = self.parts["spent"].steps
@@ -148,17 +194,22 @@ class _Record:
         self.log.picture(step, file)
 
     def write(self, out: Path) -> None:
-        """The averaged model."""
-        if self.log is not None:
-            with _averaged(self.trained, self.parts["ema"]):
-                self.trainee.write(out)
+        """Write the averaged model; no half-written file is ever at its final place."""
+        if self.log is None:
+            return
+        part = self.folder / "part"
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        with _averaged(self.trained, self.parts["ema"]):
+            self.trainee.write(part)
+        replace_parts(part, out)
 
     def close(self) -> None:
         if self.log is not None:
             self.log.close()
 
 
-def _take_up(record: _Record) -> None:
+def _resume(record: _Record) -> None:
     """Load the state of an earlier run, if there is one.
 
     Raises:
@@ -174,18 +225,21 @@ def _take_up(record: _Record) -> None:
 
 
 def fine_tune(trainee: Trainee, settings: FineTuneSettings, out: Path | str) -> int:
-    """Train until the budget is spent, going on where ``out`` left off, and write the averaged model to ``out``.
+    """Train until the budget is spent, from where an earlier run in ``out`` stopped, and write the averaged model to ``out``.
 
-    ``out/training`` holds the state, the settings, ``log.jsonl`` and ``samples/``. In a process group of ``torch.distributed`` all
-    processes train one model: each draws crops of its own, gradients are averaged, the first process writes. What fails in one fails
-    in all, so that none is left waiting.
+    ``out/training`` holds the state, the settings, ``log.jsonl`` and ``samples/``. After Ctrl-C or SIGTERM the step is finished and its
+    state saved; then KeyboardInterrupt is raised, or the process exits with code 143. In a process group of ``torch.distributed`` all
+    processes train one model: each draws other crops, gradients are averaged, the first process writes. A failure or a signal in one
+    process ends all of them, so that none is left waiting.
 
     Returns:
-        Optimiser steps done since the run began.
+        Optimiser steps since the run began.
 
     Raises:
         TrainingInputError: ``out`` holds a run with other settings or data, or a state that cannot be read, the loss is not finite,
             the processes see different folders, or another process failed.
+        KeyboardInterrupt: Ctrl-C; the state of the last step is saved.
+        SystemExit: SIGTERM; likewise.
     """
     out = Path(out)
     folder = out / TRAINING_FOLDER
@@ -197,45 +251,56 @@ def fine_tune(trainee: Trainee, settings: FineTuneSettings, out: Path | str) -> 
             remember_settings(folder, trainee.name, settings, trained_on(getattr(trainee, "slices", ())))
     ema, spent = Ema(trained), _Spent()
     peak = settings.rate or trainee.rate
-    optimizer = torch.optim.AdamW(trained.parameters(), lr=peak, betas=(0.9, 0.99), weight_decay=1e-3)
+    optimizer = _optimizer(trainee, trained, peak)
     with failing_together(device):
         record = _Record(trainee, trained, {"trained": trained, "ema": ema, "optimizer": optimizer, "spent": spent}, settings, folder)
-        _take_up(record)
+        _resume(record)
     if not alike(spent.steps, device):
         raise TrainingInputError(f"{out} must be on a disk that all processes see: the run to go on with is not in every one's")
     same_weights(list(trained))
     budget, rate = _Budget(settings, spent), cosine_rate(peak, FLOOR * peak)
     progress = first_process_value(budget.progress(), device)
+    stopped, recent = 0, 0.0
     try:
-        with failing_together(device):
-            trainee.reseed(settings.seed + spent.steps + SEEDS_APART * process_rank())
-            record.starts(progress)
-        recent = 0.0
-        while (progress := first_process_value(budget.progress(), device)) < 1:
-            for group in optimizer.param_groups:
-                group["lr"] = rate(progress)
-            loss = _step(trainee, trained, optimizer, settings, progress)
-            ema.update(trained)
-            spent.steps += 1
-            recent = loss if recent == 0 else 0.95 * recent + 0.05 * loss
+        with _StopSignals() as signals:
             with failing_together(device):
-                record.step(progress, loss=recent, rate=rate(progress))
-    except KeyboardInterrupt:
-        record.save(min(progress, 1.0))
-        logger.warning("stopped at step %d; the same command goes on from there", spent.steps)
-        raise
-    else:
+                trainee.reseed(settings.seed + spent.steps + SEED_STRIDE * process_rank())
+                record.start(progress)
+            while (progress := first_process_value(budget.progress(), device)) < 1:
+                if stopped := int(largest(signals.received, device)):
+                    break
+                for group in optimizer.param_groups:
+                    group["lr"] = rate(progress) * group["factor"]
+                loss = _step(trainee, trained, optimizer, settings, progress)
+                ema.update(trained)
+                spent.steps += 1
+                recent = loss if recent == 0 else 0.95 * recent + 0.05 * loss
+                with failing_together(device):
+                    record.step(progress, loss=recent, rate=rate(progress))
         with failing_together(device):
-            record.save(1.0)
-            record.draw()
-            record.write(out)
+            record.save(min(progress, 1.0))
+            if not stopped:
+                record.draw()
+                record.write(out)
     finally:
         record.close()
+    if stopped:
+        logger.warning("stopped at step %d; the same command goes on from there", spent.steps)
+        _end_as(stopped)
     return spent.steps
 
 
 def _passed(progress: float, parts: int) -> int:
     return int(min(progress, 1.0) * parts) if parts else 0
+
+
+def _optimizer(trainee: Trainee, trained: nn.ParameterList, peak: float) -> torch.optim.Optimizer:
+    is_fast = {id(p) for p in getattr(trainee, "fast", ())}
+    groups = [
+        {"params": [p for p in trained if id(p) not in is_fast], "factor": 1.0},
+        {"params": [p for p in trained if id(p) in is_fast], "factor": FAST_FACTOR},
+    ]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=peak, betas=(0.9, 0.99), weight_decay=1e-3)
 
 
 def _step(
@@ -259,7 +324,7 @@ def _step(
 @contextmanager
 def _averaged(trained: nn.ParameterList, ema: Ema) -> Iterator[None]:
     """Within the block the modules hold the averaged weights."""
-    kept = [p.detach().clone() for p in trained]
+    raw = [p.detach().clone() for p in trained]
     with torch.no_grad():
         for parameter, mean in zip(trained, ema.module.parameters(), strict=True):
             parameter.copy_(mean)
@@ -267,5 +332,5 @@ def _averaged(trained: nn.ParameterList, ema: Ema) -> Iterator[None]:
         yield
     finally:
         with torch.no_grad():
-            for parameter, value in zip(trained, kept, strict=True):
+            for parameter, value in zip(trained, raw, strict=True):
                 parameter.copy_(value)

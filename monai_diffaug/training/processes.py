@@ -21,29 +21,32 @@ __all__ = [
     "averaged",
     "failing_together",
     "first_process_value",
+    "is_alone",
     "is_writer",
     "joined",
-    "own_device",
+    "largest",
+    "local_device",
     "process_rank",
     "same_weights",
 ]
 
 
-def _together() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+def is_alone() -> bool:
+    """No other process trains the same model."""
+    return not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1)
 
 
 def process_rank() -> int:
     """Number of this process, 0 where there is only one."""
-    return dist.get_rank() if _together() else 0
+    return 0 if is_alone() else dist.get_rank()
 
 
 def is_writer() -> bool:
-    """Whether this process logs, draws and saves."""
+    """This process logs, draws and saves."""
     return process_rank() == 0
 
 
-def own_device(device: str) -> str:
+def local_device(device: str) -> str:
     """The device of this process: "cuda" becomes the GPU whose number is the process's on its machine."""
     local = os.environ.get("LOCAL_RANK")
     return f"cuda:{local}" if device == "cuda" and local is not None else device
@@ -51,7 +54,7 @@ def own_device(device: str) -> str:
 
 @contextmanager
 def joined(device: str) -> Iterator[None]:
-    """Within the block this process belongs to the group that ``torchrun`` has started; nothing when it has started none.
+    """Within the block this process belongs to the group that ``torchrun`` has started; without ``torchrun`` nothing happens.
 
     Args:
         device: of this process; NCCL connects GPUs, Gloo the rest.
@@ -71,9 +74,9 @@ def joined(device: str) -> Iterator[None]:
 
 @contextmanager
 def failing_together(device: torch.device) -> Iterator[None]:
-    """The block fails in every process when it fails in one: none goes on and waits for one that is gone.
+    """The block fails in every process when it fails in one, so that none waits for a process that is gone.
 
-    All processes come to the block, go on when all are through it, and within it wait for no other.
+    All processes must enter the block, and must not wait for each other within it; they leave it together.
 
     Args:
         device: where this process trains.
@@ -81,10 +84,10 @@ def failing_together(device: torch.device) -> Iterator[None]:
     Raises:
         TrainingInputError: the block failed in another process.
     """
-    if not _together():
+    if is_alone():
         yield
         return
-    failed = torch.zeros(1, device=device)  # now: the block may use up the memory
+    failed = torch.zeros(1, device=device)  # before the block, which may use up the memory
     try:
         yield
     except Exception:
@@ -97,28 +100,33 @@ def failing_together(device: torch.device) -> Iterator[None]:
         raise TrainingInputError("another process of this run failed; its own message says why")
 
 
+def largest(value: float, device: torch.device) -> float:
+    """The largest of the values of all processes."""
+    if is_alone():
+        return value
+    shared = torch.tensor([value], dtype=torch.float64, device=device)
+    dist.all_reduce(shared, op=dist.ReduceOp.MAX)
+    return float(shared)
+
+
 def alike(value: float, device: torch.device) -> bool:
-    """Whether all processes gave the same value."""
-    if not _together():
-        return True
-    extremes = torch.tensor([value, -value], dtype=torch.float64, device=device)
-    dist.all_reduce(extremes, op=dist.ReduceOp.MAX)
-    return float(extremes[0]) == -float(extremes[1])
+    """True if all processes have the same value."""
+    return largest(value, device) == -largest(-value, device)
 
 
 def first_process_value(value: float, device: torch.device) -> float:
-    """The value that the first process gave."""
-    if not _together():
+    """The value of the first process."""
+    if is_alone():
         return value
-    held = torch.tensor([value], dtype=torch.float64, device=device)
-    dist.broadcast(held, 0)
-    return float(held)
+    shared = torch.tensor([value], dtype=torch.float64, device=device)
+    dist.broadcast(shared, 0)
+    return float(shared)
 
 
 def averaged(value: Tensor) -> float:
-    """Mean over the processes of a scalar; not finite when one is not."""
+    """Mean of a scalar over the processes; not finite if one of them is not."""
     mean = value.detach().float().clone()
-    if _together():
+    if not is_alone():
         dist.all_reduce(mean)
         mean /= dist.get_world_size()
     return float(mean)
@@ -126,20 +134,20 @@ def averaged(value: Tensor) -> float:
 
 def same_weights(parameters: Sequence[nn.Parameter]) -> None:
     """Give every process the first one's weights."""
-    if _together():
+    if not is_alone():
         for parameter in parameters:
             dist.broadcast(parameter.data, 0)
 
 
 def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    """Replace each gradient by its mean over the processes; a process in which a parameter took no part counts as zero there."""
-    if not _together():
+    """Replace each gradient by its mean over the processes; where a parameter was not used its gradient counts as zero."""
+    if is_alone():
         return
-    taking_part = torch.tensor([float(p.grad is not None) for p in parameters], device=parameters[0].device)
-    dist.all_reduce(taking_part, op=dist.ReduceOp.MAX)
+    is_used = torch.tensor([float(p.grad is not None) for p in parameters], device=parameters[0].device)
+    dist.all_reduce(is_used, op=dist.ReduceOp.MAX)
     gradients = []
-    for parameter, takes_part in zip(parameters, taking_part.tolist(), strict=True):
-        if takes_part:
+    for parameter, used in zip(parameters, is_used.tolist(), strict=True):
+        if used:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             gradients.append(parameter.grad)

@@ -1,10 +1,10 @@
-"""The settings of a fine-tuning run, and what makes two runs the same run."""
+"""The settings of a training run, and the check that a resumed run has the same ones."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from monai_diffaug.files.image_file import ImageFileError
@@ -13,7 +13,7 @@ __all__ = ["STATE_FILE", "FineTuneSettings", "TrainingInputError", "remember_set
 
 SETTINGS_FILE = "settings.json"
 STATE_FILE = "state.ckpt"
-# what may differ when a run goes on: how long it takes, where it runs, what fits there and what it shows
+# settings that may differ when a run is resumed: length, device, memory and pictures
 FREE = ("minutes", "steps", "batch_size", "device", "precision", "pictures", "tensorboard")
 
 
@@ -23,24 +23,34 @@ class TrainingInputError(ImageFileError):
 
 @dataclass(frozen=True)
 class FineTuneSettings:
-    """What a recipe is told beside its data.
+    """Settings of a run.
 
     Attributes:
-        model: source to start from: "tiny", a folder, a hub id or a checkpoint, as the transform takes it.
+        model: start of the training: "tiny" (the embedded model), "fresh" (the embedded architecture with random weights), or a folder, a
+            hub id or a checkpoint, as the model's transform takes it.
         minutes: running time; None when ``steps`` counts.
         steps: optimiser steps; None when ``minutes`` counts.
         lora: train low-rank adapters instead of all weights.
         rank: of the adapters.
         text_encoder: train the text encoder too.
-        batch_size: crops in one step; of several processes, in each.
+        batch_size: crops per step; of several processes, in each.
         rate: peak learning rate; None takes the recipe's.
         seed: of all draws, in [0, 2**32 - 1].
         device: "cpu", "cuda" or "cuda:1".
         precision: "float32", or "bfloat16" for autocast.
-        pictures: how often sample pictures are drawn, evenly over the run, beside those before the first step.
+        pictures: number of times at which sample pictures are drawn, evenly over the run, in addition to those before the first step.
         tensorboard: write TensorBoard's event files too.
-        decoder: of the inpainter: train the autoencoder's decoder too; None where a small model shows the images badly.
-        encoder: of the semantic controller: source of the MedSAM whose features it predicts.
+        shares: data set -> its share of the draws; the others share the rest equally.
+        decoder: inpaint: train the autoencoder's decoder too; None where a small model reproduces the images badly.
+        freeze_encoder: vae, medsam: train the decoder alone.
+        inpainter: controlnet, semantic-controller, latent-screen: source of the inpainter that the model is for.
+        vae: inpaint, validator, with fresh weights: source of the autoencoder on whose latents they work.
+        encoder: semantic-controller with fresh weights: source of the MedSAM whose features it predicts.
+        validator: latent-screen: source of the validator whose verdicts it learns.
+        prediction_type: validator with fresh weights: "sample" or "epsilon".
+
+    Raises:
+        ValueError: an option out of range.
     """
 
     model: str = "tiny"
@@ -56,17 +66,25 @@ class FineTuneSettings:
     precision: str = "float32"
     pictures: int = 4
     tensorboard: bool = False
+    shares: Mapping[str, float] = field(default_factory=dict)
     decoder: bool | None = None
+    freeze_encoder: bool = False
+    inpainter: str = "tiny"
+    vae: str = "tiny"
     encoder: str = "tiny"
+    validator: str = "tiny"
+    prediction_type: str = "sample"
 
     def __post_init__(self) -> None:
         if (self.minutes is None) == (self.steps is None):
             raise ValueError(f"give minutes or steps, one of them; got minutes={self.minutes} and steps={self.steps}")
-        for name in ("lora", "text_encoder", "tensorboard"):
+        for name in ("lora", "text_encoder", "tensorboard", "freeze_encoder"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
         if self.precision not in ("float32", "bfloat16"):
             raise ValueError(f"precision must be 'float32' or 'bfloat16', got {self.precision!r}")
+        if self.prediction_type not in ("sample", "epsilon"):
+            raise ValueError(f"prediction_type must be 'sample' or 'epsilon', got {self.prediction_type!r}")
         if self.rank < 1 or self.batch_size < 1:
             raise ValueError(f"rank and batch_size must be >= 1, got {self.rank} and {self.batch_size}")
 
@@ -84,15 +102,15 @@ def _before(file: Path) -> dict[str, object]:
 def require_same_settings(
     folder: Path, recipe: str, settings: FineTuneSettings, data: Mapping[str, object] | None = None
 ) -> dict[str, object]:
-    """Refuse to go on with a run that had other settings or data; returns those of this run, as they are written.
+    """Refuse to resume a run that had other settings or data; returns the settings of this run, as they are written.
 
-    What an older version has not written is unknown, and no reason to refuse; where there is no state yet, nothing is lost.
+    Settings that an older version has not written are unknown, and no reason to refuse. Nor is anything where there is no state yet.
 
     Args:
         folder: of the state.
         recipe: its name.
         settings: of this run.
-        data: what it is trained on, see ``trained_on``; values as JSON holds them. None while that is not read.
+        data: description of the data, see ``trained_on``; values as JSON holds them. None as long as they are not read.
 
     Raises:
         TrainingInputError: the folder holds a run with other settings; names them.
@@ -111,7 +129,7 @@ def require_same_settings(
 
 
 def remember_settings(folder: Path, recipe: str, settings: FineTuneSettings, data: Mapping[str, object] | None = None) -> None:
-    """Write the settings beside the run's state, after ``require_same_settings``, with its arguments and errors."""
+    """Write the settings next to the state of the run, after ``require_same_settings``; same arguments and errors."""
     now = require_same_settings(folder, recipe, settings, data)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / SETTINGS_FILE

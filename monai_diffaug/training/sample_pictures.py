@@ -1,4 +1,4 @@
-"""The sample pictures of a training run: what the models make of a few lesions, drawn the same way each time."""
+"""The sample pictures of a training run: results on a few slices, drawn the same way each time."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from monai_diffaug.files.preview import draw_preview, save_preview
 from monai_diffaug.prompts import compose_prompt
 from monai_diffaug.training.labelled_slices import LabelledSlice
 
-__all__ = ["draw_inpainted", "draw_masks", "evenly", "lesions_to_show"]
+__all__ = ["draw_inpainted", "draw_masks", "draw_reconstructions", "evenly", "lesions_to_show"]
 
 CASES = 4
 MODEL_WINDOW = (-1.0, 1.0)
 
 
 def lesions_to_show(held_out: Sequence[LabelledSlice], slices: Sequence[LabelledSlice]) -> list[LabelledSlice]:
-    """What the pictures show: the held-out lesions, or those that are trained on where none is held out."""
-    return [s for s in held_out if not s.is_normal] or [s for s in slices if not s.is_normal]
+    """The held-out lesions; where none is held out, those that are trained on."""
+    return [s for s in held_out if s.has_lesion] or [s for s in slices if s.has_lesion]
 
 
 def evenly(slices: Sequence[LabelledSlice], count: int = CASES) -> list[LabelledSlice]:
@@ -46,7 +46,7 @@ def draw_inpainted(
     seed: int,
     control: ControlNet | SemanticController | None = None,
 ) -> None:
-    """One row a case: original, mask, the lesion repainted from noise, difference.
+    """One row per case: original, mask, the lesion repainted from noise, difference.
 
     Args:
         model: inpainter.
@@ -70,17 +70,37 @@ def draw_inpainted(
     _stack(rows, file)
 
 
-def draw_masks(slices: Sequence[LabelledSlice], found: Sequence[Tensor], file: Path, caption: str) -> None:
-    """One row a case: image, true mask, the image with what was found brightened, difference.
+@torch.no_grad()
+def draw_reconstructions(vae: Any, slices: Sequence[LabelledSlice], file: Path) -> None:
+    """One row per case: original, mask, the slice encoded and decoded, difference.
+
+    Args:
+        vae: diffusers AutoencoderKL.
+        slices: with or without a lesion.
+        file: PNG to write.
+    """
+    multiple = 2 ** (len(vae.config.block_out_channels) - 1)
+    rows = []
+    for chosen in evenly(slices):
+        height, width = (n // multiple * multiple for n in chosen.image.shape[-2:])
+        image = chosen.image[:, :height, :width].expand(3, -1, -1)
+        decoded = vae.decode(vae.encode(image[None].to(vae.device)).latent_dist.mode()).sample[0].clamp(-1, 1).cpu()
+        mask = torch.from_numpy(chosen.lesion[None, :height, :width].astype(np.uint8))
+        rows.append(_row(image, decoded, mask, "result: encoded and decoded"))
+    _stack(rows, file)
+
+
+def draw_masks(slices: Sequence[LabelledSlice], predictions: Sequence[Tensor], file: Path, caption: str) -> None:
+    """One row per case: image, true mask, the image with the predicted mask brightened, difference.
 
     Args:
         slices: with one lesion each.
-        found: a mask (1, h, w) bool for each.
+        predictions: a mask (1, h, w) bool for each.
         file: PNG to write.
         caption: a line under each case.
     """
     rows = []
-    for chosen, mask in zip(slices, found, strict=True):
+    for chosen, mask in zip(slices, predictions, strict=True):
         shown = torch.where(mask.cpu(), chosen.image * 0.5 + 0.5, chosen.image)
         rows.append(_row(chosen.image, shown, torch.from_numpy(chosen.lesion[None].astype(np.uint8)), caption))
     _stack(rows, file)

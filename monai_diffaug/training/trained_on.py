@@ -1,4 +1,4 @@
-"""What a run is trained on, in a few words and numbers: a run that goes on is compared by them with the one before."""
+"""A short description of the data of a run; a resumed run must have the same one."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ DIGEST_LENGTH = 12
 
 
 def trained_on(slices: Sequence[LabelledSlice]) -> dict[str, object]:
-    """Alike for the same slices, whatever their files are called, wherever they lie and in whatever order they are listed.
+    """Describe slices, independently of the names, places and order of their files.
 
     Args:
         slices: of the training, not those that are only shown.
 
     Returns:
-        ``plane`` (empty of 2-D images), ``window``, ``words`` of the captions, and ``data``: how many lesions and normal slices there
-        are, and a digest of the numbers in the files, of the outlines and of which words belong to which. Nothing without slices.
+        ``plane`` (empty for 2-D images), ``window``, ``words`` of the captions, and ``data``: the number of lesions and normal slices, and
+        a digest of the numbers in the files, the outlines, and the words and data set of each. Empty without slices.
     """
     if not slices:
         return {}
     texts = [_words(chosen) for chosen in slices]
     ranks = {text: rank for rank, text in enumerate(sorted(set(texts)))}
-    known: dict[int, str] = {}  # the lesions of a slice share its picture and label
+    digests: dict[int, str] = {}  # the lesions of a slice share its picture and label
     rows = []
     for chosen, text in zip(slices, texts, strict=True):
         arrays = (chosen.stored, chosen.labelled, chosen.lesion)
         for array in arrays:
-            if id(array) not in known:
-                known[id(array)] = _digest(array)
-        rows.append(" ".join([*(known[id(array)] for array in arrays), str(ranks[text])]))
-    normal = sum(chosen.is_normal for chosen in slices)
+            if id(array) not in digests:
+                digests[id(array)] = _digest(array)
+        rows.append(" ".join([*(digests[id(array)] for array in arrays), str(ranks[text]), chosen.dataset]))
+    normal = sum(not chosen.has_lesion for chosen in slices)
     windows = {(_rounded(s.window.low), _rounded(s.window.high)) for s in slices if s.window is not None}
     return {
         "plane": ", ".join(sorted({chosen.plane for chosen in slices} - {""})),
@@ -49,8 +49,8 @@ def trained_on(slices: Sequence[LabelledSlice]) -> dict[str, object]:
 
 
 def _words(chosen: LabelledSlice) -> str:
-    given = (chosen.modality, chosen.anatomy, chosen.finding, chosen.prompt)
-    return ", ".join(dict.fromkeys(word for word in given if word))
+    words = (chosen.modality, chosen.anatomy, chosen.finding, chosen.prompt)
+    return ", ".join(dict.fromkeys(word for word in words if word))
 
 
 def _digest(array: Any) -> str:
@@ -65,5 +65,5 @@ def _short(rows: Sequence[str]) -> str:
 
 
 def _rounded(value: float) -> float:
-    """Six digits: another machine may round a percentile another way."""
+    """Six digits: percentiles differ in the last digits between machines."""
     return float(f"{value:.6g}")

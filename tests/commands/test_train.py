@@ -3,6 +3,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from dataclasses import asdict
 
 import nibabel as nib
 import numpy as np
@@ -15,7 +16,8 @@ from monai_diffaug.commands import train
 from monai_diffaug.commands.arguments import WrongInputError
 from monai_diffaug.commands.cli import _explain
 from monai_diffaug.edit.options import InpaintOptions, SemanticController
-from monai_diffaug.training.run_settings import TrainingInputError
+from monai_diffaug.training.recipe import Recipe
+from monai_diffaug.training.run_settings import FineTuneSettings, TrainingInputError
 
 
 def options(*arguments: str) -> argparse.Namespace:
@@ -79,7 +81,17 @@ def test_a_device_that_is_not_there_is_named(tmp_path, datalist):
         train.run(options("inpaint", "--data", datalist, "--out", str(tmp_path / "o"), "--device", "xpu:7", *WORDS))
 
 
-@pytest.mark.parametrize("extra", [("--minutes", "0"), ("--minutes", "1", "--steps", "1"), ("--rank", "0"), ("--plane", "oblique")])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        ("--minutes", "0"),
+        ("--minutes", "1", "--steps", "1"),
+        ("--rank", "0"),
+        ("--plane", "oblique"),
+        ("--share", "breast"),
+        ("--share", "breast=2"),
+    ],
+)
 def test_options_out_of_range_are_refused(tmp_path, extra):
     with pytest.raises(SystemExit):
         options("inpaint", "--data", "d.json", "--out", "o", *extra)
@@ -89,7 +101,6 @@ def test_the_help_names_all_recipes_and_what_they_train(capsys):
     with pytest.raises(SystemExit):
         options("--help")
     printed = " ".join(capsys.readouterr().out.split())
-    assert set(train.RECIPES) == {"inpaint", "controlnet", "validator", "medsam", "semantic-controller"}
     for name, (_, text) in train.RECIPES.items():
         assert f"{name}: {text}" in printed
 
@@ -97,14 +108,33 @@ def test_the_help_names_all_recipes_and_what_they_train(capsys):
 @pytest.mark.parametrize("recipe", train.RECIPES)
 def test_each_recipe_takes_the_common_options(recipe):
     chosen = options(recipe, "--data", "d.json", "--out", "o", "--steps", "3", "--seed", "7", *WORDS)
-    assert (chosen.recipe, chosen.steps, chosen.seed, chosen.model) == (recipe, 3, 7, "tiny")
+    settings = train._settings(chosen, "cpu")
+    assert (settings.model, settings.steps, settings.minutes, settings.seed, settings.device) == ("tiny", 3, None, 7, "cpu")
+    train._recipe_class(recipe).check(settings)
+
+
+def test_every_setting_can_be_given_on_the_command_line():
+    values = ("--minutes", "2", "--lora", "--rank", "4", "--text-encoder", "--batch-size", "3", "--rate", "0.1", "--seed", "5")
+    more = ("--precision", "bfloat16", "--pictures", "1", "--tensorboard", "--share", "a=0.25", "--share", "b=0.5", "--no-decoder")
+    sources = ("--model", "m", "--inpainter", "i", "--vae", "v", "--encoder", "e", "--validator", "j")
+    rest = ("--freeze-encoder", "--prediction-type", "epsilon")
+    chosen = options("inpaint", "--data", "d.json", "--out", "o", *values, *more, *sources, *rest)
+    given, defaults = asdict(train._settings(chosen, "cuda:1")), asdict(FineTuneSettings())
+    assert given["shares"] == {"a": 0.25, "b": 0.5} and given["vae"] == "v" and given["decoder"] is False
+    assert [name for name in given if given[name] == defaults[name]] == ["steps"]
+
+
+def test_a_network_for_another_inpainter_starts_fresh_unless_a_model_is_given():
+    common = ("controlnet", "--data", "d.json", "--out", "o", "--inpainter", "other")
+    assert train._settings(options(*common), "cpu").model == "fresh"
+    assert train._settings(options(*common, "--model", "mine"), "cpu").model == "mine"
 
 
 def test_a_semantic_controller_is_trained_for_the_given_encoder_and_loads(tmp_path, datalist, random_inpainter, capsys):
     from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaint
 
     out = tmp_path / "out"
-    arguments = ("semantic-controller", "--data", datalist, "--model", random_inpainter, "--out", str(out), *WORDS)
+    arguments = ("semantic-controller", "--data", datalist, "--inpainter", random_inpainter, "--out", str(out), *WORDS)
     small = ("--steps", "2", "--batch-size", "2", "--pictures", "0")
     chosen = options(*arguments, *small, "--encoder", "tiny")
     assert chosen.run(chosen) == 0
@@ -112,18 +142,22 @@ def test_a_semantic_controller_is_trained_for_the_given_encoder_and_loads(tmp_pa
     inpaint = DiffusionLocalInpaint(random_inpainter, options=InpaintOptions(control=SemanticController(str(out))), num_inference_steps=1)
     assert inpaint.apply(np.random.rand(1, 64, 64), np.ones((1, 64, 64)), "mass", seed=0).record["applied"]
     assert json.loads((out / "training/settings.json").read_text())["data"].startswith("1 lesions, ")
-    with pytest.raises(TrainingInputError, match="leave out --lora"):
-        train.run(options(*arguments, *small, "--lora", "--out", str(tmp_path / "other")))
 
 
-def test_an_encoder_is_refused_where_there_is_none(tmp_path, datalist):
-    with pytest.raises(WrongInputError, match="--encoder is for semantic-controller only; medsam has none"):
-        train.run(options("medsam", "--data", datalist, "--out", str(tmp_path / "o"), "--encoder", "tiny", *WORDS))
-
-
-def test_the_decoder_is_refused_where_there_is_none(tmp_path, datalist):
-    with pytest.raises(WrongInputError, match="--decoder is for inpaint only"):
-        train.run(options("validator", "--data", datalist, "--out", str(tmp_path / "o"), "--no-decoder", *WORDS))
+@pytest.mark.parametrize(
+    ("recipe", "option", "message"),
+    [
+        ("medsam", ("--encoder", "a"), "--encoder has no meaning for medsam"),
+        ("medsam", ("--text-encoder",), "--text-encoder has no meaning for medsam"),
+        ("validator", ("--no-decoder",), "--decoder has no meaning for validator"),
+        ("semantic-controller", ("--lora",), "--lora has no meaning for semantic-controller"),
+        ("inpaint", ("--vae", "a"), "--vae is for --model fresh"),
+        ("vae", ("--model", "fresh", "--freeze-encoder"), "--freeze-encoder needs a trained model"),
+    ],
+)
+def test_options_without_a_meaning_are_refused_before_anything_is_read(tmp_path, recipe, option, message):
+    with pytest.raises(TrainingInputError, match=message):
+        train.run(options(recipe, "--data", str(tmp_path / "none.json"), "--out", str(tmp_path / "o"), *option))
 
 
 def test_every_recipe_can_be_imported():
@@ -132,11 +166,6 @@ def test_every_recipe_can_be_imported():
     for target, text in train.RECIPES.values():
         module, _, name = target.partition(":")
         assert callable(getattr(import_module(module), name)) and text
-
-
-def test_a_text_encoder_is_refused_where_there_is_none(tmp_path, datalist):
-    with pytest.raises(WrongInputError, match="medsam reads no text"):
-        train.run(options("medsam", "--data", datalist, "--out", str(tmp_path / "o"), *WORDS, "--text-encoder"))
 
 
 def test_the_model_that_a_run_starts_from_is_not_written_over(tmp_path, datalist):
@@ -166,7 +195,7 @@ def test_a_validator_of_another_kind_is_refused(tmp_path, datalist):
         train.run(options("validator", "--data", datalist, "--model", source, "--out", str(tmp_path / "o"), *WORDS))
 
 
-class Toy:
+class Toy(Recipe):
     """A recipe that fits a line in no time."""
 
     name, rate = "inpaint", 0.1

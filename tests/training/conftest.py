@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from monai_diffaug.training import encoded_ring
+
 
 def write_pictures(folder: Path, count: int = 3, size: int = 72) -> Path:
     rng = np.random.RandomState(0)
@@ -27,6 +29,12 @@ def write_pictures(folder: Path, count: int = 3, size: int = 72) -> Path:
     file = folder / "datalist.json"
     file.write_text(json.dumps(content))
     return file
+
+
+@pytest.fixture(autouse=True)
+def small_ring(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few crops are encoded before the first step."""
+    monkeypatch.setattr(encoded_ring, "FIRST", 4)
 
 
 @pytest.fixture(scope="session")

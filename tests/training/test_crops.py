@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from monai_diffaug.training.crops import captioned_crop, crop_squares, cut_square, grown, square_around
-from monai_diffaug.training.embedded.datasets import Sample, Source
+from monai_diffaug.training.crops import blurred, crop_squares, cut_square, grown, square_around
 
 IMAGE = torch.rand(1, 1, 64, 64)
 CENTRE = torch.tensor([[31.5, 31.5]])
@@ -29,11 +28,6 @@ def test_a_flip_mirrors_and_a_quarter_turn_turns() -> None:
 def disc(size: int = 96, radius: float = 12.0, centre: tuple[int, int] = (40, 55)) -> np.ndarray:
     ys, xs = np.indices((size, size))
     return np.hypot(ys - centre[0], xs - centre[1]) < radius
-
-
-def sample(label: np.ndarray, brightness: int = 200) -> Sample:
-    grey = np.where(label > 0, brightness, 90).astype(np.uint8)
-    return Sample(Source("made_up", "ultrasound", "breast", {1: "benign mass"}), 0, 0, np.repeat(grey[..., None], 3, -1), label, "")
 
 
 def test_a_drawn_square_holds_the_whole_mask_and_some_of_its_surroundings() -> None:
@@ -67,26 +61,21 @@ def test_a_large_square_is_averaged_not_sampled() -> None:
     assert float(image.std()) < 0.05
 
 
-def test_a_lesion_is_described_by_what_is_measured_and_normal_tissue_is_not() -> None:
-    label, rng = disc().astype(np.uint8), np.random.RandomState(0)
-    text = " ".join(captioned_crop(rng, sample(label), label > 0, "benign mass", 48).text for _ in range(20))
-    assert "benign mass" in text and "hyperechoic" in text and "hypoechoic" not in text
-    normal = captioned_crop(rng, sample(0 * label), label > 0, "normal tissue", 48)
-    assert "normal tissue" in normal.text and "echoic" not in normal.text
-    assert normal.mask.unique().tolist() == [0.0, 1.0] and float(normal.image.abs().max()) <= 1
-
-
-def test_the_draws_of_a_seed_stay_as_they_are() -> None:
-    """Banks of encoded crops are made again from their seed."""
-    label, rng = disc().astype(np.uint8), np.random.RandomState(5)
-    crops = [captioned_crop(rng, sample(label), label > 0, "benign mass", 32) for _ in range(3)]
-    crops.append(captioned_crop(rng, sample(label), label > 0, "benign mass", 32, side_px=70.0))
-    assert [float(crop.mask.sum()) for crop in crops] == [275.0, 148.0, 328.0, 89.0]
-    assert [float(crop.image.mean()) for crop in crops] == pytest.approx([-0.0959, -0.0407, -0.036, -0.2664], abs=2e-4)
-    assert crops[-1].text == "ultrasound of breast, benign mass, round"
-
-
 def test_a_grown_mask_is_wider_by_the_radius() -> None:
     mask = torch.zeros(1, 9, 9)
     mask[0, 4, 4] = 1
     assert torch.equal(grown(mask, 0), mask) and float(grown(mask, 2).sum()) == 25
+
+
+def test_masks_are_cut_together_with_the_image() -> None:
+    mask, rng = disc(), np.random.RandomState(0)
+    stacked = torch.from_numpy(np.stack([mask] * 3 + [mask, ~mask])).float()
+    _, masks = cut_square(rng, stacked, np.array([40.0, 55.0]), 50.0, 32)
+    assert masks.shape == (2, 32, 32) and torch.allclose(masks[0], 1 - masks[1], atol=1e-5) and 0.1 < float(masks[0].mean()) < 0.4
+
+
+def test_blurring_keeps_the_mean_of_a_flat_image_and_lowers_the_contrast_of_a_point() -> None:
+    flat, point = torch.full((1, 3, 16, 16), 0.3), torch.zeros(1, 1, 17, 17)
+    point[..., 8, 8] = 1
+    assert torch.allclose(blurred(flat, 1.5), flat, atol=1e-6)
+    assert float(blurred(point, 1.0).max()) < 0.2 and float(blurred(point, 1.0).sum()) == pytest.approx(1, abs=1e-4)

@@ -10,7 +10,7 @@ from monai_diffaug.models.inpainter import load_inpainter
 from monai_diffaug.models.registry import ModelSpec
 from monai_diffaug.training import decoder_loss as decoder
 from monai_diffaug.training.datalist import read_datalist
-from monai_diffaug.training.decoder_loss import decoder_loss, round_trip_db
+from monai_diffaug.training.decoder_loss import decoder_loss, psnr_db, reconstruction_loss
 from monai_diffaug.training.labelled_slices import load_slices
 from monai_diffaug.training.loop import fine_tune
 from monai_diffaug.training.recipes.inpaint_recipe import InpaintRecipe
@@ -30,6 +30,23 @@ def teal(slices):
     return [replace(s, stored=torch.cat([-0.9 + 0 * s.image, s.image, 0.6 + 0.2 * s.image]), window=None) for s in slices]
 
 
+@torch.no_grad()
+def round_trip_db(model, images):
+    return psnr_db(model.decode(model.encode(images)), images)
+
+
+def test_the_loss_counts_lost_edges():
+    target = (torch.arange(8) % 2).float().expand(1, 3, 8, 8)
+    flat, weak = torch.full_like(target, 0.5), target * 0.5 + 0.25
+    assert reconstruction_loss(target, target) == 0
+    assert reconstruction_loss(weak, target) < reconstruction_loss(flat, target)
+
+
+def test_the_signal_to_noise_ratio_is_that_of_a_range_of_two():
+    images = torch.zeros(1, 3, 8, 8)
+    assert psnr_db(images + 0.02, images) == pytest.approx(40, abs=0.01) and psnr_db(images + 0.2, images) == pytest.approx(20, abs=0.01)
+
+
 def trained_modules(recipe):
     return {name for name, module in recipe.modules.items() if all(p.requires_grad for p in module.parameters())}
 
@@ -44,7 +61,7 @@ def test_the_embedded_decoder_is_left_alone_where_it_knows_the_images_and_traine
     assert not any(p.requires_grad for p in recipe.model.vae.encoder.parameters())
 
 
-def test_the_user_decides_and_low_rank_training_only_tells(teal, caplog):
+def test_the_user_decides_and_low_rank_training_only_warns(teal, caplog):
     assert trained_modules(InpaintRecipe(replace(SETTINGS, decoder=False), teal)) == {"unet"}
     with caplog.at_level(logging.WARNING):
         recipe = InpaintRecipe(replace(SETTINGS, lora=True), teal)
@@ -55,7 +72,7 @@ def test_the_user_decides_and_low_rank_training_only_tells(teal, caplog):
 def test_a_trained_decoder_shows_the_images_better_and_the_encoder_is_written_as_it_was(random_inpainter, teal, tmp_path):
     recipe = InpaintRecipe(replace(SETTINGS, model=random_inpainter, steps=12, rate=5e-3), teal)
     recipe.reseed(0)
-    images, _, _ = recipe.ring.sampler.draw_batch(4)
+    images = recipe.ring.sampler.draw_batch(4).images
     before, encoder = round_trip_db(recipe.model, images), {k: v.clone() for k, v in recipe.model.vae.encoder.state_dict().items()}
     fine_tune(recipe, recipe.settings, tmp_path)
     written = load_inpainter(ModelSpec("inpainter", str(tmp_path)), torch.device("cpu"))

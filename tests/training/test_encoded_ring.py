@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from monai_diffaug.training.crop_sampler import CropSampler
 from monai_diffaug.training.datalist import read_datalist
 from monai_diffaug.training.encoded_ring import EncodedRing
 from monai_diffaug.training.labelled_slices import load_slices
-from monai_diffaug.training.slice_crops import SliceCropSampler
 
 
 class Counter:
@@ -15,18 +15,18 @@ class Counter:
     def __init__(self) -> None:
         self.count = 0
 
-    def __call__(self, images, masks):
-        numbers = torch.arange(self.count, self.count + len(images))
-        self.count += len(images)
-        return numbers, masks.mean((1, 2, 3))
+    def __call__(self, batch):
+        numbers = torch.arange(self.count, self.count + len(batch.images))
+        self.count += len(batch.images)
+        return numbers, batch.hidden.mean((1, 2, 3))
 
 
 @pytest.fixture
 def sampler(datalist):
-    return SliceCropSampler(load_slices(read_datalist(datalist)), 16, seed=0)
+    return CropSampler(load_slices(read_datalist(datalist)), 16, seed=0)
 
 
-def test_old_crops_give_way_to_new_ones_and_no_more_are_kept_than_asked(sampler):
+def test_old_crops_give_way_to_new_ones_and_no_more_are_kept_than_the_capacity(sampler):
     encode = Counter()
     ring = EncodedRing(sampler, encode, first=16, capacity=16, renewal=4.0)
     for _ in range(8):

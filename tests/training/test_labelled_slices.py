@@ -77,11 +77,14 @@ def test_an_image_without_lesion_is_refused_and_named(tmp_path):
         load_slices([entry])
 
 
-def test_a_lesion_of_too_few_pixels_is_refused_with_what_to_do(tmp_path):
+def test_where_all_lesions_are_specks_the_slice_is_normal_tissue_around_them(tmp_path, caplog):
     speck = np.zeros((30, 40), np.uint8)
     speck[4:7, 20:23] = 1
-    with pytest.raises(TrainingInputError, match="no lesion of 12 pixels or more .*leave it out if its lesions are smaller"):
-        load_slices([write_pair(tmp_path, disc_picture(), Image.fromarray(speck))])
+    entry = replace(write_pair(tmp_path, disc_picture(), Image.fromarray(speck)), prompt="a tiny cyst")
+    (chosen,) = load_slices([entry])
+    assert chosen.is_normal and not chosen.has_lesion and np.array_equal(chosen.labelled, speck > 0)
+    assert chosen.prompt == "", "the prompt describes the lesion"
+    assert "l.png: its lesions have less than 12 pixels" in caplog.text
 
 
 def test_another_shape_or_affine_is_refused(tmp_path):
@@ -240,7 +243,7 @@ def test_all_labels_without_a_lesion_are_named_at_once(tmp_path):
         entries.append(replace(entries[0], label=tmp_path / f"{name}.png"))
     with pytest.raises(TrainingInputError, match=r"label .*first.png shows no lesion .*; likewise .*second.png, .*third.png$"):
         load_slices(entries)
-    with pytest.raises(TrainingInputError, match=r"first.png shows no lesion .* if its lesions are smaller$"):
+    with pytest.raises(TrainingInputError, match=r"first.png shows no lesion .* if the image is normal$"):
         load_slices(entries[:2])
 
 

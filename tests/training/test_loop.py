@@ -1,6 +1,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,19 +15,21 @@ from monai_diffaug.errors import MissingExtraError
 from monai_diffaug.training.loop import fine_tune
 from monai_diffaug.training.run_settings import FineTuneSettings, TrainingInputError
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 class Toy:
-    """Fits a line; notes what the loop asked for."""
+    """Fits a line; records the calls of the loop and sends itself a signal at a step."""
 
     name, rate = "toy", 0.1
 
-    def __init__(self, stop_at: int = -1, broken: bool = False) -> None:
+    def __init__(self, stop_at: int = -1, broken: bool = False, number: int = signal.SIGINT) -> None:
         self.line = nn.Linear(1, 1)
         self.line.bias.requires_grad_(False)
         nn.init.constant_(self.line.weight, 0.0)
         self.modules = {"line": self.line}
         self.seeds, self.drawn, self.written = [], [], []
-        self.calls, self.stop_at, self.broken = 0, stop_at, broken
+        self.calls, self.stop_at, self.broken, self.number = 0, stop_at, broken, number
         self.progress = []
 
     def reseed(self, seed):
@@ -32,7 +39,7 @@ class Toy:
         self.progress.append(progress)
         self.calls += 1
         if self.calls == self.stop_at:
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), self.number)
         return (self.line.weight - 2).square().sum() * (float("nan") if self.broken else 1.0)
 
     def draw(self, file):
@@ -58,13 +65,101 @@ def test_it_trains_writes_the_average_and_draws_as_it_goes(tmp_path):
     assert lines[-1]["step"] == 100 and lines[-1]["loss"] < lines[0]["loss"]
 
 
-def test_a_stopped_run_goes_on_with_new_random_numbers(tmp_path):
+@pytest.mark.parametrize(("number", "outcome"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_a_stopped_run_finishes_its_step_and_goes_on_with_new_random_numbers(tmp_path, number, outcome):
     settings = FineTuneSettings(minutes=None, steps=30, pictures=0)
-    with pytest.raises(KeyboardInterrupt):
-        fine_tune(Toy(stop_at=11), settings, tmp_path)
+    stopped, before = Toy(stop_at=11, number=number), (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
+    with pytest.raises(outcome) as caught:
+        fine_tune(stopped, settings, tmp_path)
+    assert number == signal.SIGINT or caught.value.code == 143
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    state = torch.load(tmp_path / "training/state.ckpt", weights_only=True)
+    assert state["spent"]["steps"] == stopped.calls == 11 and not stopped.written
+    assert float(state["trained"]["0"]) == float(stopped.line.weight.detach())
     rest = Toy()
     assert fine_tune(rest, settings, tmp_path) == 30
-    assert rest.calls == 20 and rest.seeds == [10]
+    assert rest.calls == 19 and rest.seeds == [11]
+
+
+LONG_RUN = """
+import sys, time
+import torch
+from torch import nn
+from monai_diffaug.commands.cli import main
+from monai_diffaug.commands import train
+from monai_diffaug.training.recipe import Recipe
+
+class Slow(Recipe):
+    name, rate = "inpaint", 0.1
+
+    def __init__(self, settings, slices, held_out=()):
+        self.slices, self.line = list(slices), nn.Linear(1, 1)
+        self.modules = {"line": self.line}
+
+    def reseed(self, seed):
+        pass
+
+    def loss(self, progress):
+        print("step", flush=True)
+        time.sleep(0.05)
+        return self.line.weight.square().sum()
+
+    def draw(self, file):
+        file.write_bytes(b"")
+
+    def write(self, folder):
+        (folder / "model").write_text("")
+
+train.RECIPES = {"inpaint": ("__main__:Slow", "")}
+sys.exit(main(["train", "inpaint", "--data", sys.argv[1], "--out", sys.argv[2], "--steps", "100000", "--pictures", "0"]))
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_to_the_command_saves_the_last_step_prints_a_line_and_ends_with_its_code(tmp_path, datalist, number, code):
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", LONG_RUN, str(datalist), str(tmp_path / "out")]
+    process = subprocess.Popen(command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    for _ in range(3):
+        assert process.stdout.readline() == "step\n", process.stderr.read()
+    process.send_signal(number)
+    printed, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    steps = 3 + printed.count("step")
+    assert torch.load(tmp_path / "out/training/state.ckpt", weights_only=True)["spent"]["steps"] == steps
+    assert f"stopped at step {steps}; the same command goes on from there" in errors and "Traceback" not in errors
+    assert not (tmp_path / "out/model").exists()
+
+
+def test_fast_parameters_learn_three_times_as_fast(tmp_path):
+    toy = Toy()
+    other = nn.Parameter(torch.zeros(1))
+    toy.modules = {**toy.modules, "fresh": nn.ParameterList([other])}
+    toy.fast = [other]
+    plain = toy.loss
+    toy.loss = lambda progress: plain(progress) + (other - 2).square().sum()
+    fine_tune(toy, FineTuneSettings(minutes=None, steps=5, pictures=0, rate=1e-3), tmp_path)
+    assert float(other.detach()) == pytest.approx(3 * float(toy.line.weight.detach()), rel=0.01)
+
+
+def test_a_half_written_model_is_never_at_its_place(tmp_path):
+    class Fails(Toy):
+        def write(self, folder):
+            (folder / "weights").write_text("half")
+            raise OSError("disk full")
+
+    settings = FineTuneSettings(minutes=None, steps=2, pictures=0)
+    with pytest.raises(OSError, match="disk full"):
+        fine_tune(Fails(), settings, tmp_path)
+    assert not (tmp_path / "weights").exists()
+
+    class Writes(Toy):
+        def write(self, folder):
+            assert not any(folder.iterdir())
+            (folder / "weights").write_text("whole")
+
+    fine_tune(Writes(), settings, tmp_path)
+    assert (tmp_path / "weights").read_text() == "whole" and not (tmp_path / "training/part").exists()
 
 
 def test_minutes_bound_a_run(tmp_path):

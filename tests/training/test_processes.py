@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from monai_diffaug.training.loop import fine_tune
-from monai_diffaug.training.processes import average_gradients, own_device
+from monai_diffaug.training.processes import average_gradients, local_device
 from monai_diffaug.training.run_settings import FineTuneSettings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -188,9 +188,9 @@ def test_alone_nothing_is_averaged_and_the_device_stays(monkeypatch):
     average_gradients([parameter])
     assert parameter.grad.tolist() == [1.0, 2.0]
     monkeypatch.setenv("LOCAL_RANK", "3")
-    assert own_device("cuda") == "cuda:3" and own_device("cuda:1") == "cuda:1" and own_device("cpu") == "cpu"
+    assert local_device("cuda") == "cuda:3" and local_device("cuda:1") == "cuda:1" and local_device("cpu") == "cpu"
     monkeypatch.delenv("LOCAL_RANK")
-    assert own_device("cuda") == "cuda"
+    assert local_device("cuda") == "cuda"
 
 
 def test_what_fails_in_one_process_fails_in_both_and_the_one_says_why(tmp_path):
@@ -212,3 +212,53 @@ def test_what_fails_in_one_process_fails_in_both_and_the_one_says_why(tmp_path):
         "draw": elsewhere,
         "write": elsewhere,
     }
+
+
+STOPPED = """
+import json, os, signal, sys
+from pathlib import Path
+import torch
+from torch import nn
+from monai_diffaug.training.loop import fine_tune
+from monai_diffaug.training.processes import joined, process_rank
+from monai_diffaug.training.run_settings import FineTuneSettings
+
+class Stops:
+    name, rate = "stops", 0.1
+
+    def __init__(self, rank):
+        self.rank, self.steps = rank, 0
+        self.network = nn.Linear(1, 1)
+        self.modules = {"network": self.network}
+
+    def reseed(self, seed):
+        pass
+
+    def loss(self, progress):
+        self.steps += 1
+        if self.steps == 3 and self.rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return self.network.weight.square().sum()
+
+    def draw(self, file):
+        pass
+
+    def write(self, folder):
+        pass
+
+out = Path(sys.argv[1])
+with joined("cpu"):
+    rank = process_rank()
+    trainee = Stops(rank)
+    try:
+        fine_tune(trainee, FineTuneSettings(minutes=None, steps=1000, pictures=0), out)
+    except SystemExit as stopped:
+        (out / f"stopped{rank}.json").write_text(json.dumps({"code": stopped.code, "steps": trainee.steps}))
+"""
+
+
+def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path):
+    run_two(STOPPED, tmp_path)
+    first, second = (json.loads((tmp_path / f"stopped{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second == {"code": 143, "steps": 3}
+    assert torch.load(tmp_path / "training/state.ckpt", weights_only=True)["spent"]["steps"] == 3

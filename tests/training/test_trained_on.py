@@ -22,7 +22,7 @@ BOTH = [make(0), make(1, "metastasis")]
 
 
 def test_it_says_what_is_trained_on():
-    told = trained_on([*BOTH, make(2, "normal tissue")])
+    told = trained_on([*BOTH, replace(make(2, "normal tissue"), lesion=np.zeros((12, 10), bool))])
     assert told.pop("data").startswith("2 lesions, 1 normal slices, ")
     assert told == {
         "plane": "axial",
@@ -51,6 +51,10 @@ def test_a_word_counts_and_so_does_which_lesion_it_belongs_to():
     assert renamed["words"] != trained_on(BOTH)["words"] and renamed["data"] == trained_on(BOTH)["data"]
     exchanged = trained_on([replace(BOTH[0], finding="metastasis"), replace(BOTH[1], finding="cyst")])
     assert exchanged["words"] == trained_on(BOTH)["words"] and exchanged["data"] != trained_on(BOTH)["data"]
+
+
+def test_the_data_set_counts():
+    assert trained_on([replace(BOTH[0], dataset="cysts"), BOTH[1]])["data"] != trained_on(BOTH)["data"]
 
 
 def test_an_image_listed_twice_is_drawn_twice_and_counts():

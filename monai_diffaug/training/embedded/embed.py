@@ -1,6 +1,6 @@
-"""Copy a trained inpainter into the package in half precision.
+"""Copy a trained model into the package, its weights in half precision.
 
-``python -m monai_diffaug.training.embedded.embed --inpainter runs/inpaint/inpainter``
+``python -m monai_diffaug.training.embedded.embed inpainter runs/inpaint``
 """
 
 from __future__ import annotations
@@ -8,39 +8,58 @@ from __future__ import annotations
 import argparse
 import shutil
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from monai_diffaug.models.registry import tiny_folder
+from monai_diffaug.training.loop import TRAINING_FOLDER
 
-__all__ = ["embed_inpainter", "write_embedded"]
+__all__ = ["PARTS", "embed"]
 
-
-def embed_inpainter(source: Path, target: Path) -> int:
-    """Write ``source`` (a diffusers folder) to ``target`` as float16 safetensors; returns the bytes written."""
-    from diffusers import StableDiffusionInpaintPipeline
-
-    pipeline = StableDiffusionInpaintPipeline.from_pretrained(str(source), torch_dtype=torch.float16, local_files_only=True)
-    return write_embedded(pipeline, target)
+PARTS = ("inpainter", "controlnet", "semantic_controller", "validator", "medsam", "latent_screen")
+OF_THE_INPAINTER = "vae"  # a validator is written with its VAE; the embedded one takes the embedded inpainter's
 
 
-def write_embedded(model: Any, target: Path) -> int:
-    """Write a diffusers model or pipeline beside ``target``, then put it in its place; returns the bytes written."""
+def embed(source: Path, target: Path) -> int:
+    """Copy a model's folder, float weights as float16, in place of ``target``; returns the bytes written.
+
+    Args:
+        source: folder that a recipe wrote.
+        target: folder of the embedded model.
+
+    Raises:
+        FileNotFoundError: there are no weights in the folder.
+    """
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    left_out = {TRAINING_FOLDER, "adapter"} | ({OF_THE_INPAINTER} if target.name != "inpainter" else set())
+    files = [f for f in sorted(source.rglob("*")) if f.is_file() and f.relative_to(source).parts[0] not in left_out]
+    if not any(file.suffix == ".safetensors" for file in files):
+        raise FileNotFoundError(f"{source} holds no weights; give the folder that 'monai-diffaug train' wrote")
     part = target.with_name(target.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
-    model.save_pretrained(part, safe_serialization=True)
-    if target.exists():
-        shutil.rmtree(target)
+    for file in files:
+        copy = part / file.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        if file.suffix != ".safetensors":
+            shutil.copyfile(file, copy)
+            continue
+        with safe_open(file, "pt") as weights:
+            tensors = {name: weights.get_tensor(name) for name in weights.keys()}  # noqa: SIM118
+            halves = {name: value.to(torch.float16) if value.is_floating_point() else value for name, value in tensors.items()}
+            save_file(halves, copy, metadata=weights.metadata())
+    shutil.rmtree(target, ignore_errors=True)
     part.rename(target)
     return sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--inpainter", type=Path, default=Path("runs/inpaint/inpainter"))
-    args = parser.parse_args()
-    embed_inpainter(args.inpainter, tiny_folder("inpainter"))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("source", type=Path, help="folder that a recipe wrote")
+    options = parser.parse_args()
+    embed(options.source, tiny_folder(options.part))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,12 @@
-"""A small CLIP text encoder and a BPE tokenizer trained on the package's own vocabulary."""
+"""A small CLIP text encoder, and a byte-pair tokenizer for the package's own vocabulary."""
 
 from __future__ import annotations
 
 import itertools
 import json
+import re
+from collections import Counter
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,9 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["build_text_encoder", "build_tokenizer"]
 
-VOCABULARY_SIZE = 1400
 MAX_TOKENS = 40
-START, END = "<|startoftext|>", "<|endoftext|>"
+START, END, WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
 
 
 def _corpus() -> list[str]:
@@ -28,47 +30,51 @@ def _corpus() -> list[str]:
     return texts
 
 
+@lru_cache(maxsize=1)
+def _merges() -> tuple[tuple[str, str], ...]:
+    """Byte-pair merges (Sennrich et al., ACL 2016) of the corpus, until each of its words is one token.
+
+    The trainer of ``tokenizers`` breaks ties in another order at each run; a resumed training needs the same tokenizer again.
+    """
+    counts = Counter(word for text in _corpus() for word in re.findall(r"[a-z]+|[0-9]|[^\sa-z0-9]+", text.lower()))
+    pieces = {word: [*word[:-1], word[-1] + WORD_END] for word in counts}
+    merges: list[tuple[str, str]] = []
+    while True:
+        pairs: Counter[tuple[str, str]] = Counter()
+        for word, count in counts.items():
+            for pair in itertools.pairwise(pieces[word]):
+                pairs[pair] += count
+        if not pairs:
+            return tuple(merges)
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merges.append(best)
+        pieces = {word: _merged(parts, best) for word, parts in pieces.items()}
+
+
+def _merged(parts: list[str], pair: tuple[str, str]) -> list[str]:
+    result: list[str] = []
+    for part in parts:
+        if result and (result[-1], part) == pair:
+            result[-1] += part
+        else:
+            result.append(part)
+    return result
+
+
 def build_tokenizer(folder: Path) -> CLIPTokenizer:
-    """Train the byte-pair merges, write ``vocab.json`` and ``merges.txt`` to ``folder`` and load them as CLIPTokenizer."""
-    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+    """Write ``vocab.json`` and ``merges.txt`` to ``folder`` and load them as CLIPTokenizer; the same at each call."""
+    from tokenizers.pre_tokenizers import ByteLevel
     from transformers import CLIPTokenizer
 
-    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token=END))
-    bpe.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()])
-    bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(r"[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"), behavior="removed", invert=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY_SIZE, initial_alphabet=alphabet, end_of_word_suffix="</w>", special_tokens=[], show_progress=False
-    )
-    bpe.train_from_iterator(_corpus(), trainer)
-    vocabulary: dict[str, int] = json.loads(bpe.to_str())["model"]["vocab"]
-    merges = json.loads(bpe.to_str())["model"]["merges"]
-    for symbol in sorted(alphabet):
-        vocabulary.setdefault(f"{symbol}</w>", len(vocabulary))
-    for token in (START, END):
-        vocabulary.setdefault(token, len(vocabulary))
+    alphabet = sorted(ByteLevel.alphabet())
+    symbols = [*alphabet, *(symbol + WORD_END for symbol in alphabet), *("".join(pair) for pair in _merges()), START, END]
+    vocabulary = {symbol: index for index, symbol in enumerate(dict.fromkeys(symbols))}
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False, sort_keys=False))
-    lines = [" ".join(pair) if isinstance(pair, list) else pair for pair in merges]
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(lines) + "\n")
-    (folder / "tokenizer_config.json").write_text(
-        json.dumps(
-            {
-                "tokenizer_class": "CLIPTokenizer",
-                "bos_token": START,
-                "eos_token": END,
-                "unk_token": END,
-                "pad_token": END,
-                "model_max_length": MAX_TOKENS,
-            },
-            indent=2,
-        )
-    )
+    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False))
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *map(" ".join, _merges())]) + "\n")
+    special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
+    config = {"tokenizer_class": "CLIPTokenizer", **special, "model_max_length": MAX_TOKENS}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
     return CLIPTokenizer.from_pretrained(folder)
 
 

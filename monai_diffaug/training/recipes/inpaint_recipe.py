@@ -1,14 +1,13 @@
-"""Fine-tune the inpainter: full or LoRA, lesion-weighted loss, for velocity-, noise- and sample-predicting models."""
+"""Train the inpainter: fresh, whole or by LoRA, for models that predict velocity, noise or clean latents."""
 
 from __future__ import annotations
 
 import json
 import logging
-import shutil
 from collections.abc import Mapping, Sequence
 from copy import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,85 +15,78 @@ from torch import Tensor, nn
 from monai_diffaug.models.inpainter import load_inpainter
 from monai_diffaug.models.progress_bars import without_progress_bars
 from monai_diffaug.models.registry import ModelSpec
+from monai_diffaug.training.captions import with_dropout
+from monai_diffaug.training.crop_sampler import CropBatch
 from monai_diffaug.training.decoder_loss import decoder_loss, decoder_modules, is_poor
-from monai_diffaug.training.embedded.train_inpaint import MIN_SNR_GAMMA, TEXT_DROPOUT, forward_process, lesion_weights, velocity_loss
+from monai_diffaug.training.diffusion_loss import EncodedCrops, denoising_loss, encode_crops
+from monai_diffaug.training.embedded.architectures import build_inpainter
 from monai_diffaug.training.encoded_ring import EncodedRing
 from monai_diffaug.training.labelled_slices import LabelledSlice
 from monai_diffaug.training.lora import CLIP_ATTENTION, UNET_ATTENTION, add_adapters, merged
-from monai_diffaug.training.model_folder import replace_parts
+from monai_diffaug.training.recipe import Recipe, seeded
+from monai_diffaug.training.recipes.vae_recipe import load_vae
 from monai_diffaug.training.run_settings import FineTuneSettings
-from monai_diffaug.training.sample_pictures import draw_inpainted, lesions_to_show
-from monai_diffaug.training.slice_crops import SliceCropSampler
+from monai_diffaug.training.sample_pictures import draw_inpainted
 
-__all__ = ["InpaintRecipe", "lesion_weighted_loss"]
+__all__ = ["ADAPTER_NOTE", "InpaintRecipe"]
 
 logger = logging.getLogger(__name__)
 
-ADAPTER_NOTE = "adapter.json"
-SMALL = 50e6  # parameters: below it a network bears, and needs, a higher rate
+ADAPTER_NOTE = "adapter/adapter.json"
+TEXT_DROPOUT = 0.1
+SMALL = 50e6  # parameters; a smaller network needs, and bears, a higher rate
+FRESH_RATE = 6e-4
 RATES = {(True, False): 2e-4, (False, False): 1e-5, (True, True): 2e-3, (False, True): 1e-4}  # (small, lora)
 
 
-def lesion_weighted_loss(predicted: Tensor, target: Tensor, mask: Tensor, alpha_bar: Tensor, prediction_type: str) -> Tensor:
-    """Mean squared error with twice the weight under the mask, min-SNR weighted (Hang et al. 2023, gamma 5).
+class InpaintRecipe(Recipe):
+    r"""Train UNet, and text encoder where told, of a diffusers inpainting model on crops of the images.
+
+    The loss is ``lesion_weighted_loss``: min-SNR weighted (Hang et al., ICCV 2023) and twice as large under the mask. A tenth of the
+    captions is empty, for classifier-free guidance (Ho and Salimans, 2022). Fresh weights have the embedded architecture: v-prediction
+    with zero terminal SNR (Lin et al., WACV 2024), text encoder and tokenizer of the package's vocabulary, both trained, on the latents of
+    ``vae``. The autoencoder stays as it is, except for the decoder where it reproduces the images badly (see ``training.decoder_loss``).
+
+    The embedded inpainter::
+
+        monai-diffaug train inpaint --data datalist.json --model fresh --vae runs/vae --out runs/inpaint --minutes 75 --batch-size 16 \
+            --share breast_ultrasound=0.5
 
     Args:
-        predicted: (B, 4, h, w) the network's answer.
-        target: (B, 4, h, w) velocity, noise or clean latents.
-        mask: (B, 1, h, w) in [0, 1].
-        alpha_bar: (B,) cumulative alphas of the timesteps.
-        prediction_type: "v_prediction", "epsilon" or "sample".
-
-    Raises:
-        ValueError: unknown prediction type.
-    """
-    if prediction_type == "v_prediction":
-        return velocity_loss(predicted, target, mask, alpha_bar)
-    snr = alpha_bar / (1 - alpha_bar).clamp_min(1e-8)
-    weight = torch.minimum(snr, torch.full_like(snr, MIN_SNR_GAMMA))
-    if prediction_type == "epsilon":
-        weight = weight / snr.clamp_min(1e-8)
-    elif prediction_type != "sample":
-        raise ValueError(f"the scheduler's prediction_type must be v_prediction, epsilon or sample, got {prediction_type!r}")
-    return ((predicted - target).square() * lesion_weights(mask)).mean(dim=(1, 2, 3)).mul(weight).mean()
-
-
-class InpaintRecipe:
-    """Trains UNet (and text encoder) of any diffusers inpainting folder on crops of the user's images.
-
-    The autoencoder stays as it is, but for the decoder where it shows the user's images badly (see ``training.decoder_loss``).
-
-    Args:
-        settings: see ``FineTuneSettings``.
+        settings: ``model`` is "fresh", "tiny", a diffusers folder or a hub id.
         slices: to train on.
         held_out: shown in the sample pictures; the training slices when empty.
 
     Raises:
-        ModelSourceError: nothing loadable under ``settings.model``.
+        ModelSourceError: nothing loadable under ``settings.model`` or ``settings.vae``.
     """
 
     name = "inpaint"
+    options: ClassVar[frozenset[str]] = frozenset({"lora", "text_encoder", "decoder", "vae"})
 
     def __init__(self, settings: FineTuneSettings, slices: Sequence[LabelledSlice], held_out: Sequence[LabelledSlice] = ()) -> None:
-        self.settings = settings
-        self.model = load_inpainter(ModelSpec("inpainter", settings.model), torch.device(settings.device))
-        self.process = forward_process(self.model.scheduler)
-        self.prediction_type = str(self.process.config.prediction_type)
-        self.slices, self.held_out = list(slices), lesions_to_show(held_out, slices)
+        super().__init__(settings, slices, held_out)
+        if self.is_fresh:
+            with seeded(settings.seed):
+                self.model = build_inpainter(load_vae(settings.vae))
+            for part in (self.model.vae, self.model.unet, self.model.text_encoder):
+                part.to(self.device)
+        else:
+            self.model = load_inpainter(ModelSpec("inpainter", settings.model), self.device)
+        self.trains_text = settings.text_encoder or self.is_fresh
         self.modules: Mapping[str, nn.Module] = {"unet": self.model.unet}
-        if settings.text_encoder:
+        if self.trains_text:
             self.modules = {**self.modules, "text_encoder": self.model.text_encoder}
         self.adapters: dict[str, Any] = {}
         for part, network in self.modules.items():
             if settings.lora:
-                with torch.random.fork_rng(devices=[]):
-                    torch.manual_seed(settings.seed)
+                with seeded(settings.seed):
                     targets = UNET_ATTENTION if part == "unet" else CLIP_ATTENTION
                     self.adapters[part] = add_adapters(network, targets, settings.rank)
             else:
                 network.requires_grad_(True)
         is_small = sum(p.numel() for p in self.model.unet.parameters()) < SMALL
-        self.rate = RATES[(is_small, settings.lora)]
+        self.rate = FRESH_RATE if self.is_fresh else RATES[(is_small, settings.lora)]
         self.trains_decoder = self._needs_decoder(is_small) if settings.decoder is None else settings.decoder
         if self.trains_decoder:
             decoder = decoder_modules(self.model)
@@ -103,8 +95,8 @@ class InpaintRecipe:
             self.modules = {**self.modules, **decoder}
 
     def _needs_decoder(self, is_small: bool) -> bool:
-        """A small model's decoder is trained where it does not know the images; of a large one, and with LoRA, when asked to."""
-        if not is_poor(self.model, SliceCropSampler(self.slices, self.model.size_px, self.settings.seed)):
+        """True for a small model whose decoder does not know the images; with LoRA and for a large one the user has to say so."""
+        if not is_poor(self.model, self.sampler(self.model.size_px, self.settings.seed)):
             return False
         trains = is_small and not self.settings.lora
         logger.warning("its decoder is trained too (--no-decoder leaves it)" if trains else "--decoder trains its decoder too")
@@ -112,43 +104,27 @@ class InpaintRecipe:
 
     def reseed(self, seed: int) -> None:
         self.generator = torch.Generator().manual_seed(seed)
-        self.ring = EncodedRing(SliceCropSampler(self.slices, self.model.size_px, seed), self._encode)
+        self.ring = EncodedRing(self.sampler(self.model.size_px, seed), self._encode)
 
     def _context(self, captions: list[str]) -> Tensor:
-        drop = torch.rand(len(captions), generator=self.generator) < TEXT_DROPOUT
-        texts = ["" if bool(d) else text for d, text in zip(drop, captions, strict=True)]
-        if self.settings.text_encoder:
-            self.model.forget_prompts()  # states of an older text encoder
-        states = self.model.encode_text(texts)
-        if self.settings.text_encoder:
-            self.model.forget_prompts()  # they hold this step's graph
+        if self.trains_text:
+            self.model.forget_prompts()  # their states are those of older weights
+        states = self.model.encode_text(with_dropout(captions, TEXT_DROPOUT, self.generator))
+        if self.trains_text:
+            self.model.forget_prompts()  # they hold the graph of this step
         return states
 
-    @torch.no_grad()
-    def _encode(self, images: Tensor, masks: Tensor) -> tuple[Tensor, ...]:
-        """Latents, mask at their size, latents of the masked image, and for the decoder's training the images."""
-        if self.model.takes_mask:
-            latents, masked = self.model.encode(torch.cat([images, images * (masks < 0.5)])).chunk(2)
-        else:
-            latents = masked = self.model.encode(images)
-        encoded = (latents, self.model.latent_mask(masks), masked)
-        return (*encoded, images) if self.trains_decoder else encoded
+    def _encode(self, batch: CropBatch) -> tuple[Tensor, ...]:
+        """Latents, mask, latents of the masked image and, where the decoder is trained, the images."""
+        encoded = encode_crops(self.model, batch.images, batch.hidden)
+        return (*encoded, batch.images) if self.trains_decoder else encoded
 
     def loss(self, progress: float = 0.0) -> Tensor:
         (latents, mask, masked, *images), captions = self.ring.batch(self.settings.batch_size)
-        alphas = self.process.alphas_cumprod
-        steps = torch.randint(len(alphas), (len(latents),), generator=self.generator)
-        noise = torch.randn(latents.shape, generator=self.generator).to(latents)
-        timesteps = steps.to(latents.device)
-        noisy = self.process.add_noise(latents, noise, timesteps)
-        if self.prediction_type == "v_prediction":
-            target = self.process.get_velocity(latents, noise, timesteps)
-        else:
-            target = noise if self.prediction_type == "epsilon" else latents
-        seen = torch.cat([noisy, mask, masked], 1) if self.model.takes_mask else noisy
-        predicted = self.model.denoise(seen, timesteps, self._context(captions))
-        alpha_bar = alphas[steps].to(latents.device)
-        loss = lesion_weighted_loss(predicted.float(), target.float(), mask.float(), alpha_bar, self.prediction_type)
+        steps = torch.randint(int(self.model.scheduler.config.num_train_timesteps), (len(latents),), generator=self.generator)
+        noise = torch.randn(latents.shape, generator=self.generator)
+        crops, context = EncodedCrops(latents, mask, masked), self._context(captions)
+        loss = denoising_loss(self.model, self.model.denoise, crops, context, steps, noise)
         return loss + decoder_loss(self.model, latents, images[0], self.generator) if images else loss
 
     def draw(self, file: Path) -> None:
@@ -159,7 +135,6 @@ class InpaintRecipe:
         """A plain diffusers folder with merged weights; with LoRA the adapter alone in ``folder/adapter`` too."""
         from diffusers import StableDiffusionInpaintPipeline, StableDiffusionPipeline
 
-        part = folder / "training" / "part"
         pipeline_class: Any = StableDiffusionInpaintPipeline if self.model.takes_mask else StableDiffusionPipeline
         model = copy(self.model)
         for name in self.adapters:
@@ -175,15 +150,12 @@ class InpaintRecipe:
             requires_safety_checker=False,
         )
         with without_progress_bars():
-            pipeline.save_pretrained(part, safe_serialization=True)
+            pipeline.save_pretrained(folder, safe_serialization=True)
         if self.adapters:
-            self._write_adapter(pipeline_class, part / "adapter")
-        elif (folder / "adapter" / ADAPTER_NOTE).is_file():
-            shutil.rmtree(folder / "adapter")  # of an earlier run: it does not belong to this model
-        replace_parts(part, folder)
+            self._write_adapter(pipeline_class, folder)
 
     def _write_adapter(self, pipeline_class: Any, folder: Path) -> None:
-        """In diffusers' format: ``pipeline.load_lora_weights(folder)`` takes it."""
+        """In diffusers' format: ``pipeline.load_lora_weights(folder / "adapter")`` takes it."""
         from diffusers.utils import convert_state_dict_to_diffusers
         from peft import get_peft_model_state_dict
 
@@ -191,6 +163,6 @@ class InpaintRecipe:
             f"{part}_lora_layers": convert_state_dict_to_diffusers(get_peft_model_state_dict(getattr(self.model, part)))
             for part in self.adapters
         }
-        pipeline_class.save_lora_weights(str(folder), **layers)
+        pipeline_class.save_lora_weights(str((folder / ADAPTER_NOTE).parent), **layers)
         note = {"base": self.settings.model, "rank": self.settings.rank, "alpha": self.settings.rank, "parts": sorted(self.adapters)}
         (folder / ADAPTER_NOTE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")

@@ -6,18 +6,16 @@ import pytest
 import torch
 
 from monai_diffaug.edit.options import InpaintOptions, SemanticController
-from monai_diffaug.models.registry import ModelSpec
-from monai_diffaug.models.semantic_controller import build_semantic_model, load_semantic_controller, save_semantic_controller
+from monai_diffaug.models.registry import ModelSpec, tiny_folder
+from monai_diffaug.models.semantic_controller import load_semantic_controller
 from monai_diffaug.training.datalist import read_datalist
 from monai_diffaug.training.labelled_slices import load_slices
 from monai_diffaug.training.loop import fine_tune
-from monai_diffaug.training.recipes import semantic_controller_recipe as semantic_controller
 from monai_diffaug.training.recipes.semantic_controller_recipe import SemanticControllerRecipe
-from monai_diffaug.training.run_settings import FineTuneSettings, TrainingInputError
+from monai_diffaug.training.run_settings import FineTuneSettings
 from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaint
 
-SETTINGS = FineTuneSettings(minutes=None, steps=10, batch_size=2, pictures=1)
-VALUES = "adapter.processors.0.to_v_ip.0.weight"  # zero before training
+SETTINGS = FineTuneSettings(model="fresh", minutes=None, steps=10, batch_size=2, pictures=1)
 
 
 @pytest.fixture(scope="module")
@@ -25,14 +23,8 @@ def slices(datalist):
     return load_slices(read_datalist(datalist))
 
 
-@pytest.fixture(autouse=True)
-def small_ring(monkeypatch):
-    ring = semantic_controller.EncodedRing
-    monkeypatch.setattr(semantic_controller, "EncodedRing", lambda sampler, encode: ring(sampler, encode, first=4, renewal=0.5))
-
-
 def test_training_writes_a_folder_that_the_transform_takes_and_leaves_the_inpainter_alone(random_inpainter, tmp_path, slices):
-    recipe = SemanticControllerRecipe(replace(SETTINGS, model=random_inpainter, rate=0.02), slices, slices[:1])
+    recipe = SemanticControllerRecipe(replace(SETTINGS, inpainter=random_inpainter, rate=0.02), slices, slices[:1])
     before = {name: value.clone() for name, value in recipe.model.unet.state_dict().items()}
     assert fine_tune(recipe, recipe.settings, tmp_path) == 10
     assert all(torch.equal(value, before[name]) for name, value in recipe.model.unet.state_dict().items())
@@ -40,16 +32,16 @@ def test_training_writes_a_folder_that_the_transform_takes_and_leaves_the_inpain
     image, mask = torch.rand(1, 64, 64, generator=torch.Generator().manual_seed(0)), torch.zeros(1, 64, 64)
     mask[:, 20:40, 20:40] = 1
     steered, plain = (
-        DiffusionLocalInpaint(random_inpainter, options=InpaintOptions(control=SemanticController(folder)), num_inference_steps=2)
+        DiffusionLocalInpaint(random_inpainter, options=InpaintOptions(control=control), num_inference_steps=2)
         .apply(image, mask, "mass", seed=0)
         .image
-        for folder in (str(tmp_path), None)
+        for control in (SemanticController(str(tmp_path)), None)
     )
     assert not torch.equal(steered, plain)
 
 
 def test_the_adapter_waits_for_the_distillation_to_end(random_inpainter, slices):
-    recipe = SemanticControllerRecipe(replace(SETTINGS, model=random_inpainter), slices)
+    recipe = SemanticControllerRecipe(replace(SETTINGS, inpainter=random_inpainter), slices)
     recipe.reseed(0)
 
     def trained(progress: float) -> set[str]:
@@ -62,8 +54,9 @@ def test_the_adapter_waits_for_the_distillation_to_end(random_inpainter, slices)
 
 
 def test_the_distillation_learns_the_hidden_features_of_a_few_lesions(random_inpainter, slices):
-    recipe = SemanticControllerRecipe(replace(SETTINGS, model=random_inpainter), slices[:1])
+    recipe = SemanticControllerRecipe(replace(SETTINGS, inpainter=random_inpainter), slices[:1])
     recipe.reseed(0)
+    recipe.ring.renewal = 0
     optimizer = torch.optim.AdamW(recipe.semantic.parts.parameters(), lr=2e-3)
     losses = []
     for _ in range(30):
@@ -76,42 +69,34 @@ def test_the_distillation_learns_the_hidden_features_of_a_few_lesions(random_inp
 
 
 def test_the_same_seed_gives_the_same_losses(random_inpainter, slices):
-    recipe = SemanticControllerRecipe(replace(SETTINGS, model=random_inpainter), slices)
-    seen = []
+    recipe = SemanticControllerRecipe(replace(SETTINGS, inpainter=random_inpainter), slices)
+    losses = []
     for seed in (1, 1, 2):
         recipe.reseed(seed)
-        seen.append([float(recipe.loss(progress).detach()) for progress in (0.1, 0.9)])
-    assert seen[0] == seen[1] != seen[2]
+        losses.append([float(recipe.loss(progress).detach()) for progress in (0.1, 0.9)])
+    assert losses[0] == losses[1] != losses[2]
 
 
-def test_the_embedded_controller_is_gone_on_with_and_fresh_weights_serve_where_there_is_none(tmp_path, slices, monkeypatch):
-    fresh = SemanticControllerRecipe(replace(SETTINGS, model="tiny", encoder="tiny"), slices)
-    embedded = build_semantic_model(fresh.model)
-    with torch.no_grad():
-        embedded.parts.state_dict()[VALUES].fill_(0.25)
-    save_semantic_controller(embedded.config, embedded.parts, tmp_path / "semantic_controller")
-    monkeypatch.setattr("monai_diffaug.models.semantic_controller.tiny_folder", lambda part: tmp_path / part)
-    started = SemanticControllerRecipe(replace(SETTINGS, model="tiny", encoder="tiny"), slices)
-    assert float(started.semantic.parts.state_dict()[VALUES].mean()) == 0.25 and started.rate == semantic_controller.TRAINED_RATE
+def test_the_embedded_controller_is_trained_further_if_it_fits(slices, random_inpainter):
+    started = SemanticControllerRecipe(replace(SETTINGS, model="tiny"), slices)
+    shipped = load_semantic_controller(ModelSpec("semantic_controller"), torch.device("cpu")).parts.state_dict()
+    assert all(torch.equal(value, shipped[name]) for name, value in started.semantic.parts.state_dict().items())
     assert all(p.requires_grad for p in started.semantic.parts.parameters())
-    monkeypatch.setattr("monai_diffaug.models.semantic_controller.tiny_folder", lambda part: tmp_path / "none")
-    alone = SemanticControllerRecipe(replace(SETTINGS, model="tiny", encoder="tiny"), slices)
-    assert float(alone.semantic.parts.state_dict()[VALUES].abs().max()) == 0 and alone.rate == semantic_controller.PEAK_RATE
+    with pytest.raises(ValueError, match="was made for a UNet with cross-attentions of widths"):
+        SemanticControllerRecipe(replace(SETTINGS, model="tiny", inpainter=random_inpainter), slices)
+
+
+def test_fresh_weights_have_the_names_and_shapes_of_the_embedded_ones(slices):
+    fresh = SemanticControllerRecipe(SETTINGS, slices).semantic.parts.state_dict()
+    shipped = load_semantic_controller(ModelSpec("semantic_controller"), torch.device("cpu")).parts.state_dict()
+    assert {name: value.shape for name, value in fresh.items()} == {name: value.shape for name, value in shipped.items()}
 
 
 def test_the_encoder_is_written_as_a_path_that_holds_everywhere(random_inpainter, tmp_path, slices, monkeypatch):
-    from monai_diffaug.models.registry import tiny_folder
-
     (tmp_path / "sam").symlink_to(tiny_folder("medsam"))
     monkeypatch.chdir(tmp_path)
-    recipe = SemanticControllerRecipe(replace(SETTINGS, model=random_inpainter, encoder="sam"), slices)
+    recipe = SemanticControllerRecipe(replace(SETTINGS, inpainter=random_inpainter, encoder="sam"), slices)
     recipe.write(tmp_path / "out")
     monkeypatch.chdir("/")
     model = load_semantic_controller(ModelSpec("semantic_controller", str(tmp_path / "out")), torch.device("cpu"))
     assert model.config.encoder == str(tiny_folder("medsam"))
-
-
-@pytest.mark.parametrize("option", ["lora", "text_encoder"])
-def test_what_has_no_meaning_here_is_refused(random_inpainter, slices, option):
-    with pytest.raises(TrainingInputError, match="leave out --lora and --text-encoder"):
-        SemanticControllerRecipe(replace(SETTINGS, model=random_inpainter, **{option: True}), slices)

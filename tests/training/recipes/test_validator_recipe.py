@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from monai_diffaug.models.validator import load_validator
 from monai_diffaug.training.datalist import read_datalist
 from monai_diffaug.training.labelled_slices import load_slices
 from monai_diffaug.training.loop import fine_tune
+from monai_diffaug.training.recipes.vae_recipe import load_vae
 from monai_diffaug.training.recipes.validator_recipe import ValidatorRecipe
 from monai_diffaug.training.run_settings import FineTuneSettings, TrainingInputError
 
@@ -35,15 +37,46 @@ def test_training_writes_a_folder_with_its_vae_that_the_transform_takes(tmp_path
     assert 0 <= verdict.score <= 1
 
 
-def test_normal_crops_have_an_empty_mask_and_lesions_do_not(slices):
-    recipe = ValidatorRecipe(SETTINGS, slices)
+@pytest.mark.parametrize("prediction_type", ["sample", "epsilon"])
+def test_fresh_weights_of_either_form_are_trained_and_load(tmp_path, slices, prediction_type):
+    settings = replace(SETTINGS, model="fresh", prediction_type=prediction_type, pictures=0)
+    recipe = ValidatorRecipe(settings, slices)
+    before = {name: value.clone() for name, value in recipe.segmenter.state_dict().items()}
+    fine_tune(recipe, settings, tmp_path)
+    written = load_validator(ModelSpec("validator", str(tmp_path)), "cpu")
+    assert written.segmenter.prediction_type == prediction_type
+    assert any(not torch.allclose(value, before[name], atol=1e-4) for name, value in written.segmenter.state_dict().items())
+    vae = load_vae("tiny")
+    assert all(torch.equal(value, vae.state_dict()[name]) for name, value in written.vae.state_dict().items())
+
+
+def test_fresh_weights_have_the_names_and_shapes_of_the_embedded_ones(slices):
+    fresh, shipped = (ValidatorRecipe(replace(SETTINGS, model=model), slices).segmenter.state_dict() for model in ("fresh", "tiny"))
+    assert {name: value.shape for name, value in fresh.items()} == {name: value.shape for name, value in shipped.items()}
+
+
+def test_findings_without_an_outline_are_no_normal_tissue(slices):
+    pneumonia = [replace(s, finding="pneumonia") for s in slices if s.is_normal]
+    recipe = ValidatorRecipe(SETTINGS, [*slices, *pneumonia])
+    assert not [s for s in recipe.slices if s.finding == "pneumonia"]
+
+
+def test_it_learns_to_find_the_lesions_of_a_few_images(slices):
+    recipe = ValidatorRecipe(replace(SETTINGS, model="fresh", batch_size=2), slices[:1])
     recipe.reseed(0)
-    filled = recipe.crops.draw(40).masks.flatten(1).any(1)
-    assert 0.5 < float(filled.float().mean()) < 0.95
+    optimizer = torch.optim.AdamW(recipe.segmenter.parameters(), lr=2e-3)
+    losses = []
+    for _ in range(30):
+        loss = recipe.loss()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
 
 
 def test_adapters_are_refused(slices):
-    with pytest.raises(TrainingInputError, match="not for the validator"):
+    with pytest.raises(TrainingInputError, match="--lora has no meaning for validator"):
         ValidatorRecipe(FineTuneSettings(lora=True), slices)
 
 

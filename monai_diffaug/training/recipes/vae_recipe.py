@@ -1,0 +1,123 @@
+"""Train the autoencoder whose latents the other models work on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from monai_diffaug.models.progress_bars import without_progress_bars
+from monai_diffaug.models.sources import CONFIG_FILE, load_pretrained, locate, require_files
+from monai_diffaug.training.crop_sampler import CropSampler
+from monai_diffaug.training.decoder_loss import reconstruction_loss
+from monai_diffaug.training.embedded.architectures import build_vae
+from monai_diffaug.training.labelled_slices import LabelledSlice
+from monai_diffaug.training.recipe import Recipe, seeded
+from monai_diffaug.training.run_settings import FineTuneSettings
+from monai_diffaug.training.sample_pictures import draw_reconstructions
+
+__all__ = ["VaeRecipe", "load_vae"]
+
+KL_WEIGHT = 1e-6
+FRESH_RATE, TRAINED_RATE = 1.5e-3, 5e-4
+ADVICE = "give 'tiny', a folder that 'monai-diffaug train vae' wrote, or a diffusers model folder"
+SCALE_MEASURED_ON = 256  # crops
+MEASURED_AT_ONCE = 32
+
+
+def load_vae(source: str) -> Any:
+    """Load a diffusers AutoencoderKL: "tiny", its own folder, or the folder or hub id of an inpainter.
+
+    Raises:
+        ModelSourceError: no autoencoder there.
+        ValueError: an autoencoder of another kind, or weights that cannot be read.
+    """
+    from diffusers import AutoencoderKL
+
+    top = locate("inpainter", source, advice=ADVICE, hub_files=(("vae/*",),))
+    folder = top / "vae" if (top / "vae" / CONFIG_FILE).is_file() else top
+    require_files(folder, (CONFIG_FILE,), ADVICE)
+    kind = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")).get("_class_name")
+    if kind != "AutoencoderKL":
+        raise ValueError(f"{folder} holds a {kind}, expected an AutoencoderKL")
+    return load_pretrained(AutoencoderKL, folder, torch_dtype=torch.float32)
+
+
+class VaeRecipe(Recipe):
+    """Train the autoencoder on crops from anywhere on the slices, at half of the model's size.
+
+    The loss is mean |d| + 2 mean d^2 + 0.5 (mean |D_x d| + mean |D_y d|) of the error d of the decoded crop, and 1e-6 of the
+    Kullback-Leibler divergence of the posterior from N(0, I) (Rombach et al., CVPR 2022, appendix G; without their discriminator).
+    With ``freeze_encoder`` the decoder alone is trained on the mode of the posterior: the latents stay what they are.
+
+    The embedded autoencoder::
+
+        monai-diffaug train vae --data datalist.json --model fresh --out runs/vae --minutes 30 --batch-size 16
+
+    Args:
+        settings: ``model`` is "fresh", "tiny", or the folder of an autoencoder or of an inpainter.
+        slices: to train on; no lesion is needed.
+        held_out: shown in the sample pictures.
+
+    Raises:
+        ModelSourceError: no autoencoder under ``settings.model``.
+        ValueError: it is of another kind.
+    """
+
+    name = "vae"
+    options: ClassVar[frozenset[str]] = frozenset({"freeze_encoder"})
+
+    def __init__(self, settings: FineTuneSettings, slices: Sequence[LabelledSlice], held_out: Sequence[LabelledSlice] = ()) -> None:
+        super().__init__(settings, slices, held_out)
+        with seeded(settings.seed):
+            vae = build_vae() if self.is_fresh else load_vae(settings.model)
+        self.vae: Any = vae.to(self.device).requires_grad_(True)
+        if self.device.type == "cpu":
+            self.vae = self.vae.to(memory_format=torch.channels_last)
+        self.rate = FRESH_RATE if self.is_fresh else TRAINED_RATE
+        self.modules: Mapping[str, nn.Module] = {"vae": self.vae}
+        if settings.freeze_encoder:
+            for part in (self.vae.encoder, self.vae.quant_conv):
+                part.requires_grad_(False)
+        self.shown = list(held_out) or self.slices
+
+    def reseed(self, seed: int) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+        self.crops = self._crops(seed)
+
+    def _crops(self, seed: int) -> CropSampler:
+        return self.sampler(int(self.vae.config.sample_size) // 2, seed, needs_lesion=False)
+
+    def _draw(self, sampler: CropSampler, count: int) -> Tensor:
+        crops = torch.stack([sampler.draw_anywhere(scale=0.5) for _ in range(count)]).to(self.device)
+        return crops.contiguous(memory_format=torch.channels_last) if self.device.type == "cpu" else crops
+
+    def loss(self, progress: float = 0.0) -> Tensor:
+        target = self._draw(self.crops, self.settings.batch_size)
+        with torch.set_grad_enabled(not self.settings.freeze_encoder):
+            posterior = self.vae.encode(target).latent_dist
+        latents = posterior.mode() if self.settings.freeze_encoder else posterior.sample(self.generator)
+        loss = reconstruction_loss(self.vae.decode(latents).sample.float(), target)
+        return loss if self.settings.freeze_encoder else loss + KL_WEIGHT * posterior.kl().mean()
+
+    def draw(self, file: Path) -> None:
+        draw_reconstructions(self.vae, self.shown, file)
+
+    @torch.no_grad()
+    def _scaling_factor(self) -> float:
+        """1 / standard deviation of the latents of training crops."""
+        sampler = self._crops(self.settings.seed)
+        batches = [self._draw(sampler, MEASURED_AT_ONCE) for _ in range(SCALE_MEASURED_ON // MEASURED_AT_ONCE)]
+        latents = [self.vae.encode(batch).latent_dist.mode() for batch in batches]
+        return round(float(1 / torch.cat(latents).std()), 5)
+
+    def write(self, folder: Path) -> None:
+        """A folder that ``--vae`` takes; unless the encoder was frozen, its scaling factor is measured again."""
+        if not self.settings.freeze_encoder:
+            self.vae.register_to_config(scaling_factor=self._scaling_factor())
+        with without_progress_bars():
+            self.vae.save_pretrained(folder, safe_serialization=True)
