@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from monai_diffaug.data.variants import DrawVariantd, VariantBank
     from monai_diffaug.edit.options import ControlNet, InpaintOptions, Noise, Region, Run, SemanticController, SoftEdge
     from monai_diffaug.edit.record import DiffAugRecord
+    from monai_diffaug.edit.request import Edit
     from monai_diffaug.edit.validation_options import Dynamic, Screen, Validator
     from monai_diffaug.prompts import Vocabulary
     from monai_diffaug.transforms.batch import BatchLocalInpaint, PrepareBatchInpaint
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from monai_diffaug.transforms.latent_validate import LatentValidate, Verdict
     from monai_diffaug.transforms.latent_validated import LatentValidated
     from monai_diffaug.transforms.lesion_novelty import LesionNovelty, Novelty
-    from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaint, Edit
+    from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaint
     from monai_diffaug.transforms.local_inpaintd import DiffusionLocalInpaintd
     from monai_diffaug.transforms.medsam_mask import MedSAMMask, MedSAMMaskd
     from monai_diffaug.transforms.patch_merge import Merge, RandPatchMerge, RandPatchMerged, RandSynthetic, RandSyntheticd
@@ -46,6 +47,7 @@ _MODULES = {
     "data.variants": ("DrawVariantd", "VariantBank"),
     "edit.options": ("ControlNet", "InpaintOptions", "Noise", "Region", "Run", "SemanticController", "SoftEdge"),
     "edit.record": ("DiffAugRecord",),
+    "edit.request": ("Edit",),
     "edit.validation_options": ("Dynamic", "Screen", "Validator"),
     "prompts": ("Vocabulary",),
     "transforms.batch": ("BatchLocalInpaint", "PrepareBatchInpaint"),
@@ -54,7 +56,7 @@ _MODULES = {
     "transforms.latent_validate": ("LatentValidate", "Verdict"),
     "transforms.latent_validated": ("LatentValidated",),
     "transforms.lesion_novelty": ("LesionNovelty", "Novelty"),
-    "transforms.local_inpaint": ("DiffusionLocalInpaint", "Edit"),
+    "transforms.local_inpaint": ("DiffusionLocalInpaint",),
     "transforms.local_inpaintd": ("DiffusionLocalInpaintd",),
     "transforms.medsam_mask": ("MedSAMMask", "MedSAMMaskd"),
     "transforms.patch_merge": ("Merge", "RandPatchMerge", "RandPatchMerged", "RandSynthetic", "RandSyntheticd"),

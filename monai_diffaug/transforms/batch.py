@@ -11,10 +11,10 @@ from monai.transforms import Randomizable
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from monai_diffaug.edit.request import Edit
 from monai_diffaug.edit.signature import Described
 from monai_diffaug.geometry.grids import required
 from monai_diffaug.sampling.seeding import draw_seed
-from monai_diffaug.transforms.local_inpaint import Edit
 from monai_diffaug.transforms.local_inpaintd import DiffusionLocalInpaintd, agreed
 
 __all__ = ["BatchLocalInpaint", "PrepareBatchInpaint"]

@@ -14,8 +14,8 @@ from monai.utils.enums import TransformBackends
 from monai.utils.type_conversion import convert_to_tensor
 from torch import Tensor
 
+from monai_diffaug.edit.denoise import PURPOSES
 from monai_diffaug.edit.options import check_group
-from monai_diffaug.edit.repaint import PURPOSES
 from monai_diffaug.edit.signature import Described
 from monai_diffaug.edit.stack import Stack, open_stack
 from monai_diffaug.edit.validation_options import Validator, check_share

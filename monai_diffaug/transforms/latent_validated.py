@@ -115,7 +115,7 @@ class LatentValidated(RandomizableTransform, MapTransform, Described):
             raise ValueError(f"on_reject must be one of {', '.join(ON_REJECT)}, got {on_reject!r}")
         if on_reject == "retry" and inpaint is None:
             raise ValueError("on_reject='retry' has to inpaint again: pass inpaint=DiffusionLocalInpaintd(...)")
-        if screen is not None and not all(hasattr(inpaint, step) for step in ("sample", "finish", "leave")):
+        if screen is not None and not all(hasattr(inpaint, step) for step in ("denoise", "finish", "leave")):
             raise ValueError("screen= looks before the decoding: pass inpaint=DiffusionLocalInpaintd(...)")
         if max_tries < 1:
             raise ValueError(f"max_tries must be 1 or more, got {max_tries}")

@@ -8,13 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from monai_diffaug.edit.options import InpaintOptions, Region
-from monai_diffaug.edit.repaint import Candidate, Models, RepaintSettings, decode_candidates, repaint, sample_candidates
+from monai_diffaug.edit.denoise import Candidate
 from monai_diffaug.edit.screening import CandidateScreen, latent_core, screen_dice
-from monai_diffaug.edit.stack import open_stack
 from monai_diffaug.edit.validation_options import Screen
-from monai_diffaug.geometry.slices import Slab
-from monai_diffaug.geometry.window import Window
 from monai_diffaug.models.inpainter import Inpainter, load_inpainter
 from monai_diffaug.models.latent_screen import LatentScreen
 from monai_diffaug.models.registry import ModelSpec
@@ -44,7 +40,7 @@ def fast(random_inpainter: str) -> dict[str, Any]:
 
 
 def candidate_of(fast: dict[str, Any], mask: Tensor) -> Candidate:
-    (sampled,) = DiffusionLocalInpaint(**fast).sample_batch([picture(tuple(mask.shape[1:]))], [mask], [PROMPT], seeds=[4])
+    (sampled,) = DiffusionLocalInpaint(**fast).denoise_batch([picture(tuple(mask.shape[1:]))], [mask], [PROMPT], seeds=[4])
     assert isinstance(sampled.outcome, Candidate)
     return sampled.outcome
 
@@ -53,31 +49,12 @@ def everything(latents: Tensor) -> Tensor:
     return torch.full_like(latents[:, :1], 9.0)
 
 
-def test_sampling_and_decoding_apart_are_repainting_bit_by_bit(model) -> None:
-    window = Window(0.0, 130.0)
-    for roi in (True, False):
-        stacks = [
-            open_stack(picture(size, i), square_mask(size) * (i != 1), None, Slab(0, 0, 1, 0), window, prompt=((1.0, PROMPT),), seed=i)
-            for i, size in enumerate([(70, 90), (70, 90), (64, 60), (70, 90)])
-        ]
-        settings = RepaintSettings(num_inference_steps=2, options=InpaintOptions(region=Region(whole_slice=not roi)))
-        together = repaint(Models(model), stacks, settings)
-        candidates = sample_candidates(Models(model), stacks, settings)
-        assert [len(candidate.patches) for candidate in candidates] == [1, 0, 1, 1]
-        apart = decode_candidates(model, candidates, settings)
-        assert together[1].volume is None and together[1].reason == apart[1].reason == "empty mask"
-        for one, other in zip(together, apart, strict=True):
-            assert (one.volume is None and other.volume is None) or torch.equal(one.volume, other.volume)
-        last = decode_candidates(model, candidates[3:], settings)[0].volume
-        assert torch.allclose(last, together[3].volume, atol=1e-3)
-
-
 def test_a_transform_in_two_parts_gives_the_same_edits_and_records(fast) -> None:
     inpaint = DiffusionLocalInpaint(**fast)
     images, masks = [picture(), picture(seed=1)], [square_mask(), square_mask() * 0]
     labels = [torch.zeros(1, 70, 90, dtype=torch.uint8)] * 2
     whole = inpaint.apply_batch(images, masks, [PROMPT] * 2, labels, seeds=[1, 2])
-    sampled = inpaint.sample_batch(images, masks, [PROMPT] * 2, labels, seeds=[1, 2])
+    sampled = inpaint.denoise_batch(images, masks, [PROMPT] * 2, labels, seeds=[1, 2])
     for one, other in zip(whole, inpaint.finish_batch(sampled), strict=True):
         assert torch.equal(one.image, other.image) and torch.equal(one.label, other.label) and one.record == other.record
     left = inpaint.leave(sampled[0])
@@ -89,7 +66,7 @@ def test_no_candidate_is_decoded_before_it_is_asked_for(fast, monkeypatch) -> No
     decode, decoded = Inpainter.decode, []
     monkeypatch.setattr(Inpainter, "decode", lambda self, z: (decoded.append(len(z)), decode(self, z))[1])
     inpaint = DiffusionLocalInpaint(**fast)
-    sampled = inpaint.sample_batch([picture()], [square_mask()], [PROMPT], seeds=[1])
+    sampled = inpaint.denoise_batch([picture()], [square_mask()], [PROMPT], seeds=[1])
     assert decoded == []
     inpaint.finish_batch(sampled)
     assert decoded == [1]

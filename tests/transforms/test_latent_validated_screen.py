@@ -164,7 +164,7 @@ def test_slices_that_do_not_fit_into_one_batch_are_looked_at_when_they_are_done(
         )
         transform = build(remember, inpaint=inpaint, label_key=None)
         result = transform(volume)
-        finished = inpaint.sample(volume, seed=result["image_diffaug"]["seed"])["image"].outcome.latents
+        finished = inpaint.denoise(volume, seed=result["image_diffaug"]["seed"])["image"].outcome.latents
         assert len(seen) == 1 and len(seen[0]) == 3 and torch.equal(seen[0], finished) is not early
 
 

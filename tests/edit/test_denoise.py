@@ -176,7 +176,7 @@ def test_the_model_sees_what_lies_around_a_wide_soft_edge_in_mm(fast) -> None:
     image = MetaTensor(picture((200, 200)), affine=torch.diag(torch.tensor([0.5, 0.5, 1, 1], dtype=torch.float64)))
     # 10 px, so that 30 px on each side may change
     transform = DiffusionLocalInpaint(**fast, options=InpaintOptions(soft_edge=SoftEdge(width_mm=5.0)))
-    sampled = transform.sample_batch([image], [mask], [PROMPT], seeds=[4])[0]
+    sampled = transform.denoise_batch([image], [mask], [PROMPT], seeds=[4])[0]
     patch = sampled.outcome.patches[0]
     assert patch.hard[0, 0].max() == 0 and patch.hard[0, :, 0].max() == 0, "the square ends within the edge"
     assert int((patch.soft > 0).any(0).sum()) <= patch.roi.side - 2
