@@ -1,4 +1,4 @@
-"""Judge an edit by segmenting it: what was painted must be found again, where it was asked for."""
+"""Judge an edit by segmenting it: the painted finding must be found again inside the mask."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ from monai_diffaug.transforms.lesion_novelty import Novelty
 
 __all__ = ["LatentValidate", "Verdict", "labelled_elsewhere"]
 
-NOISE_PURPOSE = 7  # the stream of seeding.slice_generators that the validator's noise comes from
-LEAST_KNOWN = 0.5  # share of a predicted part that lies on known findings or their rim, from which all of it is theirs
+NOISE_PURPOSE = 7  # stream of ``seeding.slice_generators`` for the validator's noise
+LEAST_KNOWN = 0.5  # share of a connected part of the prediction that lies on known findings: from here on it belongs to them
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the validator says of one edit; areas are pooled over the slices that the mask touches.
+    """The validator's verdict on one edit; areas are pooled over the slices that the mask touches.
 
     Attributes:
         accepted: all conditions are met.
@@ -48,7 +48,12 @@ class Verdict:
         change: mean absolute difference to the original inside the mask, relative to the window's width; -1 without an original.
         reason: the conditions that are not met, empty when accepted.
         predicted: (1, H, W[, D]) bool, the prediction within the dilated boxes on the image's grid.
-        copied: a guard found the edit too near to a training lesion.
+        copied: a ``LesionNovelty`` found the edit too close to a training lesion.
+
+    >>> import torch
+    >>> verdict = LatentValidate()(torch.rand(1, 64, 64), torch.zeros(1, 64, 64))
+    >>> verdict.accepted, verdict.reason
+    (False, 'the mask is empty')
     """
 
     accepted: bool
@@ -60,37 +65,44 @@ class Verdict:
     predicted: Tensor
     copied: bool = False
 
-    def unless_copied(self, found: Novelty) -> Verdict:
-        """This verdict, or a refusal when the lesion repeats a training lesion."""
-        if found.novel:
+    def unless_copied(self, novelty: Novelty) -> Verdict:
+        """This verdict, or a rejection when the lesion repeats a training lesion."""
+        if novelty.novel:
             return self
-        return replace(self, accepted=False, copied=True, reason="; ".join(filter(None, (self.reason, found.reason))))
+        return replace(self, accepted=False, copied=True, reason="; ".join(filter(None, (self.reason, novelty.reason))))
 
 
 class LatentValidate(Transform, Described):
-    """Segment the edited image around the mask and compare: deterministic for a given seed.
+    """Segment the edited image around the mask and compare; deterministic for a given seed.
 
-    Accepts iff Dice >= ``min_dice``, coverage >= ``min_coverage``, false positives <= ``max_false_positive`` and the change inside
-    the mask >= ``min_change``.
+    Accepts if Dice >= ``min_dice``, coverage >= ``min_coverage``, false positives <= ``max_false_positive`` and change inside the mask >=
+    ``min_change`` (see ``Validator``).
 
-    What is predicted on findings that are known to be there besides (``known``) counts neither as found nor as false: their pixels, a
-    band of ``rim`` around them (up to the mask's own band) and, as no outline is met to the pixel, every connected part of the
-    prediction beyond the mask's band that lies on them by half.
+    Predictions on pre-existing findings (``known``) are ignored: their pixels, a band of width ``rim`` around them (it ends at the band
+    of the mask), and every connected component of the prediction outside the mask's band of which at least half lies there.
 
-    Lesions that lie so far apart in a slice that their common square would be made smaller are looked at in squares of their own, as
-    they are painted (``monai_diffaug.geometry.squares``).
+    Lesions that are too far apart in a slice for one square at full resolution get one square each, as when they are painted
+    (``monai_diffaug.geometry.squares``).
 
     Args:
         model: "tiny" (embedded), a folder, a network (logits) or a callable (probabilities), see ``load_validator``.
-        min_dice: least Dice of prediction and mask (DiffAug's neighbours in the literature: 0.7 to 0.8).
-        window: intensities the model sees, in the image's unit; None takes 0 to 255 for uint8, else the 0.5 and 99.5 percentiles of the
-            original (or of the image).
-        plane: "axial", "coronal" or "sagittal", found in the affine.
-        device: where the model runs; None means where the image is.
+        min_dice: least Dice of prediction and mask (0.7 to 0.8 in the literature next to DiffAug).
+        window: intensity range that the model sees, in the unit of the image; None takes 0 to 255 for uint8, else the 0.5 and 99.5
+            percentiles of the original (or of the image).
+        plane: anatomical plane of the slices of a 3-D image, "axial", "coronal" or "sagittal".
+        device: where the model runs; None is the device of the image.
         options: thresholds and crops, see ``Validator``.
 
     Raises:
-        ValueError: a threshold is outside its range.
+        TypeError: ``options`` is of another class.
+        ValueError: ``min_dice`` is outside [0, 1].
+
+    >>> import torch
+    >>> image, mask = torch.full((1, 64, 64), 0.2), torch.zeros(1, 64, 64)
+    >>> mask[:, 24:40, 24:40] = 1
+    >>> bright = LatentValidate(lambda crops: (crops[:, :1] > 0).float(), window=(0, 1))
+    >>> bright(image + 0.7 * mask, mask, image).accepted, bright(image, mask).reason
+    (True, 'the validator found nothing')
     """
 
     backend = [TransformBackends.TORCH, TransformBackends.NUMPY]
@@ -129,12 +141,12 @@ class LatentValidate(Transform, Described):
 
         Args:
             image: the edited (C, H, W[, D]), C = 1 or 3, any unit.
-            mask: (1, H, W[, D]) on the same grid; non-zero where the edit was asked for.
+            mask: (1, H, W[, D]) on the same grid; non-zero where the edit should be.
             original: the image before the edit; without it the change is not judged.
-            known: (1, H, W[, D]) on the same grid; non-zero where findings of the same kind were before the edit. Inside the mask it
-                says nothing.
+            known: (1, H, W[, D]) on the same grid; non-zero where findings of the same kind were before the edit. Pixels inside the mask
+                are ignored.
             seed: of the model's noise, in [0, MAX_SEED]: same seed, same verdict.
-            min_dice: instead of the instance's.
+            min_dice: replaces the threshold of the instance.
 
         Raises:
             GridMismatchError: mask, original or known findings on another grid.
@@ -142,82 +154,69 @@ class LatentValidate(Transform, Described):
         """
         volume = convert_to_tensor(image, track_meta=False)
         check_image(volume)
-        wanted = self._on_grid("mask", mask, volume).ne(0).any(0, keepdim=True)
-        before = None if original is None else self._on_grid("original", original, volume)
-        others = torch.zeros_like(wanted)
+        region = _on_grid("mask", mask, volume).ne(0).any(0, keepdim=True)
+        before = None if original is None else _on_grid("original", original, volume)
+        known_region = torch.zeros_like(region)
         if known is not None:
-            others = self._on_grid("known", known, volume).ne(0).any(0, keepdim=True) & ~wanted
-        if not wanted.any():
-            return Verdict(False, 0.0, 0.0, 0.0, -1.0, "the mask is empty", wanted)
-        affine = affine_of(image)
-        plane = slice_plane(affine, self.plane, volume.ndim - 1)
+            known_region = _on_grid("known", known, volume).ne(0).any(0, keepdim=True) & ~region
+        if not region.any():
+            return Verdict(False, 0.0, 0.0, 0.0, -1.0, "the mask is empty", region)
+        plane = slice_plane(affine_of(image), self.plane, volume.ndim - 1)
         reference = volume if before is None else before
         check_finite(reference)
         window = window_of(reference, self.window)
-        change = -1.0 if before is None else self._change(volume, before, wanted, window)
-        stack = open_stack(volume, wanted, plane, slab_of(wanted, plane), window, prompt=(), seed=seed)
-        counts, found = self._counts(stack, to_slices(stack.slab.of(others), plane))
-        predicted = torch.zeros_like(wanted)
-        stack.slab.of(predicted).copy_(from_slices(found, plane))
+        change = -1.0 if before is None else _change(volume, before, region, window)
+        stack = open_stack(volume, region, plane, slab_of(region, plane), window, prompt=(), seed=seed)
+        counts, prediction = self._counts(stack, to_slices(stack.slab.of(known_region), plane))
+        predicted = torch.zeros_like(region)
+        stack.slab.of(predicted).copy_(from_slices(prediction, plane))
         return self._verdict(counts, change, predicted, self.min_dice if min_dice is None else min_dice)
-
-    @staticmethod
-    def _on_grid(name: str, array: NdarrayOrTensor, volume: Tensor) -> Tensor:
-        tensor = convert_to_tensor(array, track_meta=False)
-        check_grid(name, tensor, volume, channels=None)
-        placed: Tensor = tensor.to(volume.device)
-        return placed
-
-    @staticmethod
-    def _change(volume: Tensor, before: Tensor, wanted: Tensor, window: Window) -> float:
-        """Mean absolute difference inside the mask, of what the model sees, as a share of the window."""
-        inside = wanted.expand(volume.shape)
-        return float((window.to_model(volume[inside]) - window.to_model(before[inside])).abs().mean()) / 2
 
     @torch.no_grad()
     def _counts(self, stack: Stack, known: Tensor) -> tuple[Tensor, Tensor]:
-        """(4,) areas in pixels of the slices - mask, prediction, both, false positives - and the prediction (S, 1, h, w) bool.
+        """(4,) areas in pixels of the slices (mask, prediction, both, false positives), and the prediction (S, 1, h, w) bool.
 
-        What is predicted on the ``known`` findings, (S, 1, h, w) bool outside the masks, is left out.
+        Predictions on the ``known`` findings, (S, 1, h, w) bool outside the masks, are left out.
         """
         device = torch.device(self.device) if self.device else stack.slices.device
         validator = shared_model(self.spec, device, load_validator)
         size = validator.size_px or self.options.size_px
         squares = squares_of(stack.masks, stack.indices, size, self.options.context, self.options.min_side_px)
-        in_row = Counter(one.row for one in squares)
-        parts = [one.part if in_row[one.row] > 1 else 0 for one in squares]  # noise of their own for squares that share a slice only
+        per_row = Counter(square.row for square in squares)
+        parts = [square.part if per_row[square.row] > 1 else 0 for square in squares]  # squares that share a slice differ in their noise
         predicted = torch.zeros_like(stack.masks)
         counts = torch.zeros(4, dtype=torch.float64)
         for start in range(0, len(squares), self.options.batch_size):
             chunk = squares[start : start + self.options.batch_size]
-            crops = [crop(stack.window.to_model(stack.slices[one.row]), one.roi, size) for one in chunk]
+            crops = [crop(stack.window.to_model(stack.slices[square.row]), square.roi, size) for square in chunk]
             images = torch.stack(crops).clamp(-1, 1).expand(-1, 3, -1, -1)
-            noise = [
-                slice_generators(stack.seed, [stack.slab.first + one.row], NOISE_PURPOSE + part * PURPOSES)[0]
-                for one, part in zip(chunk, parts[start : start + len(chunk)], strict=True)
+            generators = [
+                slice_generators(stack.seed, [stack.slab.first + square.row], NOISE_PURPOSE + part * PURPOSES)[0]
+                for square, part in zip(chunk, parts[start : start + len(chunk)], strict=True)
             ]
-            probabilities = validator.predict(images, noise).to(stack.slices.device)
-            for one, probability in zip(chunk, probabilities, strict=True):
-                roi, target = one.roi, _in_crop(one.mask[None], one.roi, size)
-                apart = _in_crop(known[one.row], roi, size) & ~target
-                found = probability[0] > 0.5
+            probabilities = validator.predict(images, generators).to(stack.slices.device)
+            for square, probability in zip(chunk, probabilities, strict=True):
+                roi, target = square.roi, _in_crop(square.mask[None], square.roi, size)
+                known_crop = _in_crop(known[square.row], roi, size) & ~target
+                prediction = probability[0] > 0.5
                 box = self._dilated_box(target)
-                allowed = _grown(target, round(self.options.rim * size))
-                if apart.any():
-                    theirs = self._of_others(found, allowed, apart)
-                    found, box = found & ~theirs, box & ~theirs
-                areas = torch.stack([target.sum(), found.sum(), (found & target).sum(), (found & box & ~allowed).sum()])
+                band = _grown(target, round(self.options.rim * size))
+                if known_crop.any():
+                    of_known = self._of_known(prediction, band, known_crop)
+                    prediction, box = prediction & ~of_known, box & ~of_known
+                false = prediction & box & ~band
+                areas = torch.stack([target.sum(), prediction.sum(), (prediction & target).sum(), false.sum()])
                 counts += areas.double().cpu() * (roi.side / size) ** 2
-                predicted[one.row] |= paste(one.mask[None].float() * 0, probability * box, roi) > 0.5
+                predicted[square.row] |= paste(square.mask[None].float() * 0, probability * box, roi) > 0.5
         return counts, predicted
 
-    def _of_others(self, found: Tensor, allowed: Tensor, apart: Tensor) -> Tensor:
-        """(size, size) bool: where a prediction belongs to the known findings ``apart``, which lie outside the mask."""
-        theirs = apart | (_grown(apart, round(self.options.rim * len(apart))) & ~allowed)
-        for part in connected_components(found & ~allowed):
-            if int((part & theirs).sum()) >= LEAST_KNOWN * int(part.sum()):
-                theirs = theirs | part
-        return theirs
+    def _of_known(self, prediction: Tensor, band: Tensor, known: Tensor) -> Tensor:
+        """(size, size) bool: pixels that belong to the ``known`` findings, which lie outside the mask; ``band`` is the mask and its rim."""
+        of_known = known | (_grown(known, round(self.options.rim * len(known))) & ~band)
+        for part in connected_components(prediction & ~band):
+            if int((part & of_known).sum()) >= LEAST_KNOWN * int(part.sum()):
+                of_known = of_known | part
+        return of_known
 
     def _dilated_box(self, target: Tensor) -> Tensor:
         """(size, size) bool: the bounding box of a mask, enlarged by ``box_margin`` of its sides."""
@@ -229,44 +228,58 @@ class LatentValidate(Transform, Described):
         return box
 
     def _verdict(self, counts: Tensor, change: float, predicted: Tensor, min_dice: float) -> Verdict:
-        area, found, both, false = counts.tolist()
-        score = 2 * both / (area + found)
+        options = self.options
+        area, predicted_area, both, false = counts.tolist()
+        score = 2 * both / (area + predicted_area)
         coverage, false_positive = both / area, false / area
         reasons = []
-        if found == 0:
+        if predicted_area == 0:
             reasons.append("the validator found nothing")
         elif score < min_dice:
             reasons.append(f"Dice {score:.2f} < {min_dice:.2f}")
-        if found and coverage < self.options.min_coverage:
-            reasons.append(f"coverage {coverage:.2f} < {self.options.min_coverage:.2f}")
-        if false_positive > self.options.max_false_positive:
-            reasons.append(f"false positives {false_positive:.2f} > {self.options.max_false_positive:.2f} of the mask")
-        if 0 <= change < self.options.min_change:
-            reasons.append(f"change {change:.3f} < {self.options.min_change:.3f} of the window")
-        accepted = not reasons and score >= min_dice and coverage >= self.options.min_coverage
+        if predicted_area and coverage < options.min_coverage:
+            reasons.append(f"coverage {coverage:.2f} < {options.min_coverage:.2f}")
+        if false_positive > options.max_false_positive:
+            reasons.append(f"false positives {false_positive:.2f} > {options.max_false_positive:.2f} of the mask")
+        if 0 <= change < options.min_change:
+            reasons.append(f"change {change:.3f} < {options.min_change:.3f} of the window")
+        accepted = not reasons and score >= min_dice and coverage >= options.min_coverage
         return Verdict(accepted, score, coverage, false_positive, change, "; ".join(reasons), predicted)
 
 
 def labelled_elsewhere(label: NdarrayOrTensor | None, mask: NdarrayOrTensor, value: int) -> Tensor | None:
-    """(1, H, W[, D]) bool: where the label of an edited image holds ``value`` outside the mask, so what was labelled before the edit.
+    """(1, H, W[, D]) bool: pixels outside the mask where the label of an edited image is ``value``, so the findings before the edit.
 
     None without a label on the mask's grid, for an erasing edit (``value`` 0), and where the label inside the mask is not ``value``: then
-    the edit did not paint it there, and ``value`` may be a class of which the finding is none (an organ).
+    the edit did not paint it there, and ``value`` may be the class of an organ.
 
     Args:
         label: (1, H, W[, D]) class ids after the edit.
-        mask: (1, H, W[, D]), non-zero where the edit was asked for.
-        value: the class id that the edit paints.
+        mask: (1, H, W[, D]), non-zero where the edit should be.
+        value: class id that the edit paints.
     """
     if label is None or value == 0 or tuple(getattr(label, "shape", ())) != (1, *mask.shape[1:]):
         return None
-    holds = plain(label) == value
-    asked = plain(mask).to(holds.device).ne(0).any(0, keepdim=True)
-    return holds & ~asked if bool(holds[asked].all()) else None
+    is_value = plain(label) == value
+    region = plain(mask).to(is_value.device).ne(0).any(0, keepdim=True)
+    return is_value & ~region if bool(is_value[region].all()) else None
+
+
+def _on_grid(name: str, array: NdarrayOrTensor, volume: Tensor) -> Tensor:
+    """An array as a tensor on the volume's device, after a check of its grid."""
+    tensor: Tensor = convert_to_tensor(array, track_meta=False)
+    check_grid(name, tensor, volume, channels=None)
+    return tensor.to(volume.device)
+
+
+def _change(volume: Tensor, before: Tensor, region: Tensor, window: Window) -> float:
+    """Mean absolute difference inside the mask, in the model's range, as a share of the window."""
+    inside = region.expand(volume.shape)
+    return float((window.to_model(volume[inside]) - window.to_model(before[inside])).abs().mean()) / 2
 
 
 def _in_crop(mask: Tensor, roi: Roi, size: int) -> Tensor:
-    """(size, size) bool: a mask (1, h, w) in the square, never empty where it has a pixel."""
+    """(size, size) bool: a mask (1, h, w) in the square, never empty if it has a pixel there."""
     covered = crop(mask.float(), roi, size)[0]
     return covered > min(0.5, 0.5 * float(covered.max()))
 

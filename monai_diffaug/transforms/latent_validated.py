@@ -1,4 +1,4 @@
-"""The dictionary form of ``LatentValidate``: keep the edits that it accepts; retry, put back, flag or drop the others."""
+"""The dictionary form of ``LatentValidate``: keep accepted edits; retry, put back, flag or drop the others."""
 
 from __future__ import annotations
 
@@ -32,57 +32,68 @@ logger = logging.getLogger(__name__)
 
 ON_REJECT = ("original", "retry", "flag", "drop")
 COUNTERS = ("accepted", "rejected", "retried")
-SCREENED = "screened"  # a further counter, with a screen
+SCREENED = "screened"  # an additional counter with a screen
 
 
 class LatentValidated(RandomizableTransform, MapTransform, Described):
-    """Fill each edit's record with a verdict, and put rejected samples back; samples without an edit pass through untouched.
+    """Write a verdict into the record of each edit, and put rejected samples back; samples without an edit pass through unchanged.
 
-    The images of one sample share mask and label, so they share the verdict: one that is rejected rejects all. The items
-    ``*_original`` that ``DiffusionLocalInpaintd(keep_original=True)`` hands on are always removed.
+    The images of one sample share mask and label, so they share the verdict: if one is rejected, all are. The items ``*_original`` of
+    ``DiffusionLocalInpaintd(keep_original=True)`` are always removed.
 
-    With ``label_key``, a finding that the label holds outside the mask counts neither as found nor as false, see ``LatentValidate``.
+    With ``label_key``, a finding that the label holds outside the mask counts neither as a hit nor as a false positive, see
+    ``LatentValidate``.
 
-    Who counts edits counts ``applied``: a sample without one (by its coin, an empty mask, a failure) keeps accepted=True, as nobody has
-    refused it, and is in no ``statistics``.
+    Count edits by ``applied``. Samples that were not edited (not triggered, empty mask, error) keep ``accepted=True`` and appear in no
+    statistic.
 
-    A validator stands directly behind its edit, or holds it as ``inpaint``. Of several edits of one image each needs its own: it judges
-    the edit whose record and mask it finds, and puts back image, label and mask as they were before that one.
-    With a ``record_postfix`` of its own each keeps its record, else the last one's stays.
+    A validator stands directly after its edit, or holds it as ``inpaint``. Several edits of one image need one validator each: it judges
+    the edit whose record and mask it finds, and puts back image, label and mask as they were before that edit. Give each edit its own
+    ``record_postfix``, else only the last record stays.
 
     Args:
         keys: edited images, each (C, H, W[, D]) with its record ``{key}_diffaug``.
-        mask_key: where the edit was asked for.
-        label_key: label to restore with the image, and where findings are that are there besides; None when there is none.
-        label_value: value that the edit paints into the label: of findings that are there besides, and for ``refine_label``. Where the
-            label inside the mask holds another, nothing counts as being there besides.
+        mask_key: region of the edit.
+        label_key: label that is restored with the image, and that shows pre-existing findings; None when there is none.
+        label_value: class id that the edit paints, of pre-existing findings and for ``refine_label``. If the label inside the mask is
+            another value, no finding counts as pre-existing.
         model: the validator: "tiny" (embedded), a folder, a network (logits) or a callable (probabilities), see ``load_validator``; or a
             ready ``LatentValidate``, whose thresholds, crops, window, plane and device then count.
-        inpaint: a ``DiffusionLocalInpaintd`` that is run from here, with seeds drawn here; then nothing has to stand before.
-        screen: a ``Screen`` or its source, which refuses candidates by their latents before they are decoded (needs ``inpaint``, a
-            ``DiffusionLocalInpaintd``); None decodes every candidate. A refused candidate counts as a try and is rejected without
-            decoding; one that passes is decoded and judged as without a screen.
-        novelty: the training lesions, a ``LesionBank`` or its file, or a ready ``LesionNovelty``: an edit that is nearer to one of them
-            than real lesions are to each other is refused like any other, and its reason names the lesion. It looks at grey values
-            inside the mask; what it cannot see is said in ``monai_diffaug.data.lesion_bank``.
+        inpaint: a ``DiffusionLocalInpaintd`` that is run from here, with seeds drawn here; then no edit has to stand before.
         on_reject: "original": image, label and mask as they were before the edit; "retry": another seed, up to ``max_tries``, then
-            as ``Validator.on_exhausted`` says (needs ``inpaint``); "flag": keep the edit, the record says accepted=False; "drop": raise
+            as ``Validator.on_exhausted`` says (needs ``inpaint``); "flag": keep the edit with accepted=False in the record; "drop": raise
             DroppedSampleError.
-        max_tries: candidates at most with "retry"; the first accepted is taken.
+        max_tries: largest number of candidates with "retry"; the first accepted one is taken.
         min_dice, window, plane, device: as in ``LatentValidate``.
-        validator: thresholds, crops and what happens to rejected samples, see ``Validator``; None takes those of a ready
+        validator: thresholds, crops and the fate of rejected samples, see ``Validator``; None takes those of a ready
             ``LatentValidate``, else the defaults.
+        screen: a ``Screen`` or its source, which rejects candidates by their latents before they are decoded (needs ``inpaint``, a
+            ``DiffusionLocalInpaintd``); None decodes every candidate. A rejected candidate counts as a try; one that passes is decoded
+            and judged as without a screen.
         dynamic: a threshold that rises with the scores, see ``Dynamic``; None keeps ``min_dice``.
-        prob: chance of validating; with ``inpaint``, of editing at all (then multiplied by the inpainting's own chance).
-        allow_missing_keys: skip images that are not there.
+        novelty: the training lesions, a ``LesionBank`` or its file, or a ready ``LesionNovelty``: an edit that is closer to one of them
+            than real lesions are to each other is rejected, and the reason names the lesion. Only grey values inside the mask count; the
+            limits of the comparison are listed in ``monai_diffaug.data.lesion_bank``.
+        prob: probability of validating; with ``inpaint``, of editing at all (multiplied by the probability of ``inpaint``).
+        allow_missing_keys: skip images that a sample lacks.
 
     Attributes:
-        statistics: how many samples were "accepted" and "rejected", how many further candidates were "retried" and, with a screen,
-            how many candidates were "screened": refused before they were decoded. Plain ints: they go along with deepcopy and
-            pickle; worker processes count their own.
+        statistics: number of samples "accepted" and "rejected", of further candidates "retried" and, with a screen, of candidates
+            "screened" (rejected before decoding). Plain ints that are copied by deepcopy and pickle; worker processes count on their own.
 
     Raises:
+        TypeError: ``validator`` or ``dynamic`` is of another class.
         ValueError: an option is unknown, out of range or lacks its partner.
+
+    >>> import torch
+    >>> from monai_diffaug import DiffusionLocalInpaintd
+    >>> mask = torch.zeros(1, 64, 64)
+    >>> mask[:, 24:40, 24:40] = 1
+    >>> sample = {"image": torch.rand(1, 64, 64), "mask": mask, "prompt": "CT of liver, cyst"}
+    >>> edit = LatentValidated("image", inpaint=DiffusionLocalInpaintd("image", num_inference_steps=1), on_reject="retry", max_tries=2)
+    >>> record = edit.set_random_state(seed=0)(sample)["image_diffaug"]
+    >>> record["accepted"], record["tries"], edit.statistics["rejected"]
+    (False, 2, 1)
     """
 
     backend = LatentValidate.backend
@@ -148,17 +159,17 @@ class LatentValidated(RandomizableTransform, MapTransform, Described):
         self.scores = []
 
     def record_key(self, key: Hashable) -> str:
-        """Where the record of the edit of image ``key`` is looked for."""
+        """Key of the record of image ``key``."""
         return record_key(str(key), self.record_postfix)
 
     def randomize(self, data: Any = None) -> None:
-        """Draw the coin and ``max_tries`` seeds, whatever the data and however many are used."""
+        """Draw the trigger and ``max_tries`` seeds, whatever the data and however many are used."""
         super().randomize(data)
         self.seeds = [draw_seed(self.R) for _ in range(self.max_tries)]
 
     @property
     def threshold(self) -> float:
-        """The least Dice of the next sample: tau = max(min_dice, quantile of the last scores)."""
+        """Least Dice of the next sample: max(min_dice, quantile of the last scores)."""
         if self.dynamic is None or not self.scores:
             return self.validator.min_dice
         return max(self.validator.min_dice, float(np.quantile(self.scores, self.dynamic.quantile)))
@@ -168,7 +179,7 @@ class LatentValidated(RandomizableTransform, MapTransform, Described):
 
         Raises:
             KeyError: a record or the mask is missing.
-            ValueError: the originals are needed and were not handed on.
+            ValueError: the originals are needed and were not passed on.
             DroppedSampleError: rejected with ``on_reject="drop"``.
         """
         self.randomize()
@@ -189,7 +200,7 @@ class LatentValidated(RandomizableTransform, MapTransform, Described):
         """Inpaint and judge until a candidate is accepted or the tries are used up."""
         originals = {key: data[key] for key in (*keys, self.mask_key, self.label_key) if key is not None and key in data}
         if not self._do_transform:
-            self._take_originals(data, keys)  # of an edit that stands before
+            self._take_originals(data, keys)  # of an edit before this transform
             return {**data, **{self.record_key(key): DiffAugRecord(reason="not triggered").as_dict() for key in keys}}
         tries = self.max_tries if self.on_reject == "retry" else 1
         best: tuple[tuple[bool, float], dict[Hashable, Any], dict[Hashable, DiffAugRecord], dict[Hashable, Verdict]] | None = None
@@ -217,7 +228,7 @@ class LatentValidated(RandomizableTransform, MapTransform, Described):
             if best is None or rank > best[0]:
                 best = (rank, sample, records, verdicts)
         if best is None and refused is not None:
-            return self._conclude_unseen(refused, originals, keys, tries)
+            return self._conclude_refused(refused, originals, keys, tries)
         if best is None:
             raise RuntimeError("no candidate was judged")  # unreachable: tries >= 1
         _, sample, records, verdicts = best
@@ -225,22 +236,22 @@ class LatentValidated(RandomizableTransform, MapTransform, Described):
             record.tries = tries
         return self._conclude(sample, originals, records, verdicts, accepted=False)
 
-    def _conclude_unseen(
+    def _conclude_refused(
         self, refused: Refused, originals: Mapping[Hashable, Any], keys: list[Hashable], tries: int
     ) -> dict[Hashable, Any]:
-        """The end of a sample all of whose candidates the screen refused: the best of them is decoded if it is to be kept."""
+        """Conclude a sample whose candidates were all rejected by the screen: the best is decoded only if it is kept."""
         fate = self.options.on_exhausted if self.on_reject == "retry" else self.on_reject
         sample = refused.decode() if fate == "flag" else refused.leave()
         self._take_originals(sample, keys)
         records = {key: self._record(sample, key) for key in keys}
         for record in records.values():
             record.tries = tries
-        unseen = Verdict(False, refused.score, 0.0, 0.0, -1.0, refused.reason, torch.zeros(0, dtype=torch.bool))
+        verdict = Verdict(False, refused.score, 0.0, 0.0, -1.0, refused.reason, torch.zeros(0, dtype=torch.bool))
         judged = [key for key, record in records.items() if record.applied or fate != "flag"]
-        return self._conclude(sample, originals, records, dict.fromkeys(judged, unseen), accepted=False)
+        return self._conclude(sample, originals, records, dict.fromkeys(judged, verdict), accepted=False)
 
     def _candidate(self, data: dict[Hashable, Any], seed: int, forced: bool) -> dict[Hashable, Any] | Refused:
-        """One run of the inpainting, on a copy of its instance whose random state is fixed by the seed; a retry flips no coin."""
+        """One run of a copy of ``inpaint`` whose random state is fixed by the seed; a retry is always triggered."""
         inpaint: Any = copy(self.inpaint)
         if hasattr(inpaint, "set_random_state"):
             inpaint.set_random_state(seed=seed)
@@ -249,17 +260,17 @@ class LatentValidated(RandomizableTransform, MapTransform, Described):
         return dict(inpaint(data)) if self.screen is None else self.screen.run(inpaint, data)
 
     def _take_originals(self, sample: dict[Hashable, Any], keys: list[Hashable]) -> dict[Hashable, Any]:
-        """Remove what ``keep_original=True`` handed on from the sample; returns it under the plain keys."""
-        taken = {}
+        """Remove the items of ``keep_original=True`` from the sample; returns them under the plain keys."""
+        originals = {}
         for key in (*keys, self.mask_key, self.label_key):
             if key is not None and original_key(key) in sample:
-                taken[key] = sample.pop(original_key(key))
-        return taken
+                originals[key] = sample.pop(original_key(key))
+        return originals
 
     def _require_originals(self, sample: Mapping[Hashable, Any], originals: Mapping[Hashable, Any], keys: list[Hashable]) -> None:
-        """The one place that insists on ``keep_original=True``, for what the sample has: it may be without a label.
+        """Raise ValueError if an original is missing for an item of the sample (a sample may lack the label).
 
-        Every edited sample is asked, not just the rejected: a pipeline that cannot put samples back shall fail at its first.
+        Every edited sample is checked, not only rejected ones: a pipeline that cannot put samples back should fail at the first.
         """
         needed = [*keys, self.label_key] if self.on_reject == "original" else [self.label_key] if self.options.refine_label else []
         missing = [original_key(key) for key in needed if key is not None and key in sample and key not in originals]
@@ -323,11 +334,11 @@ class LatentValidated(RandomizableTransform, MapTransform, Described):
         return sample
 
     def _refined(self, label: NdarrayOrTensor, verdicts: Mapping[Hashable, Verdict]) -> NdarrayOrTensor:
-        """The label before the edit with what all validators agree on."""
-        plain = convert_to_tensor(label, track_meta=False)
-        found = torch.stack([verdict.predicted for verdict in verdicts.values()]).all(0).to(plain.device)
-        painted: NdarrayOrTensor = convert_to_dst_type(paint_label(plain, found, self.label_value), dst=label, dtype=label.dtype)[0]
-        return painted
+        """The label before the edit, with the prediction that the verdicts of all images share."""
+        before = convert_to_tensor(label, track_meta=False)
+        prediction = torch.stack([verdict.predicted for verdict in verdicts.values()]).all(0).to(before.device)
+        refined: NdarrayOrTensor = convert_to_dst_type(paint_label(before, prediction, self.label_value), dst=label, dtype=label.dtype)[0]
+        return refined
 
 
 LatentValidateD = LatentValidateDict = LatentValidated
