@@ -13,28 +13,37 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Clock", "Ema", "cosine_rate", "load_state", "save_state"]
+__all__ = ["Budget", "Ema", "cosine_rate", "load_state", "save_state"]
 
 logger = logging.getLogger(__name__)
-
 
 LONGEST_STEP_S = 10.0
 
 
-class Clock:
-    """Progress of a run in minutes of running time; the time in which the machine was suspended counts as 10 s at most."""
+class Budget:
+    """Steps and running time spent so far, and the progress of a run that is given either number of minutes or of steps.
 
-    def __init__(self, minutes: float, progress: float = 0.0) -> None:
-        self.budget_s = 60 * minutes
-        self.spent_s = progress * self.budget_s
+    A finished run goes on when it is given more of them. The time in which the machine was suspended counts as 10 s at most.
+    """
+
+    def __init__(self, minutes: float | None = None, steps: int | None = None) -> None:
+        self.minutes, self.step_limit = minutes, steps
+        self.steps, self.seconds = 0, 0.0
         self._last = time.monotonic()
 
     def progress(self) -> float:
-        """Share of the budget that is spent, 1 when it is over; to be called at each step."""
+        """Share of the budget that is spent, 1 or more when it is over; to be called at each step."""
         now = time.monotonic()
-        self.spent_s += min(now - self._last, LONGEST_STEP_S)
+        self.seconds += min(now - self._last, LONGEST_STEP_S)
         self._last = now
-        return self.spent_s / self.budget_s if self.budget_s > 0 else 1.0
+        spent, limit = (self.steps, self.step_limit) if self.minutes is None else (self.seconds, 60 * self.minutes)
+        return spent / limit if limit else 1.0
+
+    def state_dict(self) -> dict[str, float]:
+        return {"steps": self.steps, "seconds": self.seconds}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.steps, self.seconds = int(state["steps"]), float(state["seconds"])
 
 
 class Ema:

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
-
-from monai_diffaug.prompts import NORMAL
-from monai_diffaug.training.captions import caption, measure
-from monai_diffaug.training.embedded.datasets import Sample
 
 __all__ = ["CONTEXT_RANGE", "MIN_SIDE_PX", "blurred", "crop_squares", "cut_square", "grown", "square_around"]
 
@@ -135,41 +129,3 @@ def crop_squares(
     grid = F.affine_grid(theta, [n, 1, 2 * size, 2 * size], align_corners=False)
     fine = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
     return F.avg_pool2d(fine, 2)
-
-
-class CaptionedCrop(NamedTuple):
-    """A crop of a real image.
-
-    Attributes:
-        image: (3, S, S) in [-1, 1].
-        mask: (1, S, S) float in {0, 1}.
-        text: what is seen under the mask.
-    """
-
-    image: Tensor
-    mask: Tensor
-    text: str
-
-
-def captioned_crop(
-    rng: np.random.RandomState, sample: Sample, mask: NDArray[np.bool_], finding: str, size_px: int, *, side_px: float | None = None
-) -> CaptionedCrop:
-    """One crop around a mask, with a caption of its finding and, for lesions, of what is measured under the mask.
-
-    Args:
-        rng: of all draws.
-        sample: the image.
-        mask: (H, W), one connected part.
-        finding: what is under the mask.
-        size_px: S, side of the result.
-        side_px: side of the square in the image; None draws one that shows the mask with its surroundings.
-    """
-    centre, side_px = square_around(rng, mask, max(mask.shape), side_px=side_px)
-    stacked = np.concatenate([sample.image.astype(np.float32) / 255, mask[..., None]], -1)
-    image, coverage = cut_square(rng, torch.from_numpy(stacked).permute(2, 0, 1).float(), centre, side_px, size_px)
-    hard = coverage > 0.5
-    measured = None
-    if finding != NORMAL and sample.label.any() and bool(hard.any()):
-        measured = measure(image.mean(0).numpy(), hard[0].numpy(), float(mask.mean()))
-    text = caption(rng, sample.source.modality, sample.source.anatomy, finding, measured)
-    return CaptionedCrop(image * 2 - 1, hard.float(), text)

@@ -49,9 +49,9 @@ def is_poor(model: Inpainter, sampler: CropSampler) -> bool:
 
 
 def decoder_modules(model: Inpainter) -> dict[str, nn.Module]:
-    """The modules to train: everything from the latents to the image."""
-    names = ("decoder", "post_quant_conv")
-    return {f"vae_{name}": getattr(model.vae, name) for name in names if getattr(model.vae, name, None) is not None}
+    """Everything from the latents to the image, with gradients."""
+    parts = {name: getattr(model.vae, name, None) for name in ("decoder", "post_quant_conv")}
+    return {f"vae_{name}": part.requires_grad_(True) for name, part in parts.items() if part is not None}
 
 
 def decoder_loss(model: Inpainter, latents: Tensor, images: Tensor, generator: torch.Generator) -> Tensor:

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from monai_diffaug.training.checkpoint import Clock, Ema, cosine_rate, load_state, save_state
+from monai_diffaug.training.checkpoint import Budget, Ema, cosine_rate, load_state, save_state
 from monai_diffaug.training.model_folder import replace_parts
 from monai_diffaug.training.processes import (
     alike,
@@ -79,34 +79,6 @@ class Trainee(Protocol):
     def write(self, folder: Path) -> None:
         """Write the model into an empty folder, in the layout that its transform loads."""
         ...
-
-
-class _Spent:
-    """Optimiser steps and running seconds so far, as a part of the saved state."""
-
-    def __init__(self) -> None:
-        self.steps, self.seconds = 0, 0.0
-
-    def state_dict(self) -> dict[str, float]:
-        return {"steps": self.steps, "seconds": self.seconds}
-
-    def load_state_dict(self, state: Mapping[str, float]) -> None:
-        self.steps, self.seconds = int(state["steps"]), float(state["seconds"])
-
-
-class _Budget:
-    """Progress of a run, in minutes or in steps; a finished run goes on when it is given more of them."""
-
-    def __init__(self, settings: FineTuneSettings, spent: _Spent) -> None:
-        self.spent, self.steps = spent, settings.steps
-        self.clock = None if settings.minutes is None else Clock(settings.minutes, spent.seconds / (60 * settings.minutes))
-
-    def progress(self) -> float:
-        if self.clock is None:
-            return self.spent.steps / self.steps if self.steps else 1.0
-        progress = self.clock.progress()
-        self.spent.seconds = self.clock.spent_s
-        return progress
 
 
 class _StopSignals:
@@ -249,24 +221,23 @@ def fine_tune(trainee: Trainee, settings: FineTuneSettings, out: Path | str) -> 
     with failing_together(device):
         if is_writer():
             remember_settings(folder, trainee.name, settings, trained_on(getattr(trainee, "slices", ())))
-    ema, spent = Ema(trained), _Spent()
+    ema, spent = Ema(trained), Budget(settings.minutes, settings.steps)
     peak = settings.rate or trainee.rate
-    optimizer = _optimizer(trainee, trained, peak)
+    optimizer, rate = _optimizer(trainee, trained, peak), cosine_rate(peak, FLOOR * peak)
     with failing_together(device):
         record = _Record(trainee, trained, {"trained": trained, "ema": ema, "optimizer": optimizer, "spent": spent}, settings, folder)
         _resume(record)
     if not alike(spent.steps, device):
         raise TrainingInputError(f"{out} must be on a disk that all processes see: the run to go on with is not in every one's")
     same_weights(list(trained))
-    budget, rate = _Budget(settings, spent), cosine_rate(peak, FLOOR * peak)
-    progress = first_process_value(budget.progress(), device)
+    progress = first_process_value(spent.progress(), device)
     stopped, recent = 0, 0.0
     try:
         with _StopSignals() as signals:
             with failing_together(device):
                 trainee.reseed(settings.seed + spent.steps + SEED_STRIDE * process_rank())
                 record.start(progress)
-            while (progress := first_process_value(budget.progress(), device)) < 1:
+            while (progress := first_process_value(spent.progress(), device)) < 1:
                 if stopped := int(largest(signals.received, device)):
                     break
                 for group in optimizer.param_groups:

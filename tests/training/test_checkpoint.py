@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from monai_diffaug.training.checkpoint import Clock, Ema, cosine_rate, load_state, save_state
+from monai_diffaug.training.checkpoint import Budget, Ema, cosine_rate, load_state, save_state
 
 
 def test_a_run_resumes_where_it_stopped(tmp_path) -> None:
@@ -53,12 +53,20 @@ def test_a_write_that_fails_leaves_the_older_state_and_no_part(tmp_path, monkeyp
     assert (tmp_path / "run.ckpt").read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["run.ckpt"]
 
 
-def test_the_clock_counts_a_suspended_machine_as_ten_seconds(monkeypatch) -> None:
+def test_a_suspended_machine_counts_as_ten_seconds(monkeypatch) -> None:
     now = [0.0]
     monkeypatch.setattr("monai_diffaug.training.checkpoint.time.monotonic", lambda: now[0])
-    clock = Clock(minutes=1.0, progress=0.5)
+    budget = Budget(minutes=1.0)
+    budget.load_state_dict({"steps": 7, "seconds": 30.0})
     now[0] = 6.0
-    assert clock.progress() == pytest.approx(0.6)
+    assert budget.progress() == pytest.approx(0.6)
     now[0] += 3600
-    assert clock.progress() == pytest.approx(0.6 + 10 / 60)
-    assert Clock(minutes=0.0).progress() == 1.0
+    assert budget.progress() == pytest.approx(0.6 + 10 / 60)
+    assert budget.state_dict() == {"steps": 7, "seconds": pytest.approx(46.0)}
+
+
+def test_steps_or_minutes_bound_a_run() -> None:
+    budget = Budget(steps=4)
+    budget.steps = 3
+    assert budget.progress() == 0.75
+    assert Budget(minutes=0.0).progress() == Budget(steps=0).progress() == 1.0

@@ -10,6 +10,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
+
 from monai_diffaug.models.inpainter import Inpainter
 from monai_diffaug.training.embedded.text_encoder import build_text_encoder, build_tokenizer
 
@@ -72,8 +74,9 @@ def build_scheduler() -> Any:
     )
 
 
-def build_inpainter(vae: Any) -> Inpainter:
+def build_inpainter(vae: Any, device: torch.device | str = "cpu") -> Inpainter:
     """UNet, text encoder, tokenizer and scheduler for an autoencoder of 4 latent channels."""
     with TemporaryDirectory() as folder:
         tokenizer = build_tokenizer(Path(folder))
-    return Inpainter(vae, build_unet(), build_text_encoder(tokenizer), tokenizer, build_scheduler())
+    networks = (vae.to(device), build_unet().to(device), build_text_encoder(tokenizer).to(device))
+    return Inpainter(*networks, tokenizer, build_scheduler())

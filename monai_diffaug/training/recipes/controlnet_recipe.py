@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from monai_diffaug.edit.options import ControlNet
 from monai_diffaug.masks.edges import canny, control_image, scharr
@@ -23,9 +22,7 @@ from monai_diffaug.training.crop_sampler import Crop, CropBatch
 from monai_diffaug.training.diffusion_loss import EncodedCrops, denoising_loss, encode_crops
 from monai_diffaug.training.embedded.architectures import CONTROL_WIDTHS
 from monai_diffaug.training.encoded_ring import EncodedRing
-from monai_diffaug.training.labelled_slices import LabelledSlice
-from monai_diffaug.training.recipe import Recipe, seeded
-from monai_diffaug.training.run_settings import FineTuneSettings
+from monai_diffaug.training.recipe import Recipe
 from monai_diffaug.training.sample_pictures import draw_inpainted
 
 __all__ = ["ControlNetRecipe", "augmented_control", "noisy_steps"]
@@ -51,43 +48,38 @@ class ControlNetRecipe(Recipe):
 
         monai-diffaug train controlnet --data datalist.json --model fresh --out runs/controlnet --minutes 20
 
-    Args:
-        settings: ``inpainter`` is the frozen model; ``model`` is "fresh", "tiny", or the folder or hub id of a ControlNet for it.
-        slices: to train on.
-        held_out: shown in the sample pictures; the training slices when empty.
+    ``settings.inpainter`` is the frozen model; ``settings.model`` is "fresh", "tiny", or the folder or hub id of a ControlNet for it.
 
     Raises:
-        ModelSourceError: nothing loadable under ``settings.model`` or ``settings.inpainter``.
+        ModelSourceError: nothing loadable under one of the sources.
         ValueError: the ControlNet does not fit the inpainter.
     """
 
     name = "controlnet"
-    options: ClassVar[frozenset[str]] = frozenset({"inpainter"})
+    options = ("inpainter",)
+    crop_options = {"whole_share": WHOLE_SHARE}
 
-    def __init__(self, settings: FineTuneSettings, slices: Sequence[LabelledSlice], held_out: Sequence[LabelledSlice] = ()) -> None:
-        super().__init__(settings, slices, held_out)
-        self.model = load_inpainter(ModelSpec("inpainter", settings.inpainter), self.device)
+    def build(self) -> None:
+        self.model = load_inpainter(ModelSpec("inpainter", self.settings.inpainter), self.device)
         if self.is_fresh:
             is_small = sum(p.numel() for p in self.model.unet.parameters()) < SMALL
-            with seeded(settings.seed):
-                network = build_controlnet(self.model.unet, self.model.factor, widths=CONTROL_WIDTHS if is_small else EMBEDDING_WIDTHS)
+            network = build_controlnet(self.model.unet, self.model.factor, widths=CONTROL_WIDTHS if is_small else EMBEDDING_WIDTHS)
         else:
-            network = load_controlnet(ModelSpec("controlnet", settings.model), self.device)
+            network = load_controlnet(ModelSpec("controlnet", self.settings.model), self.device)
             check_fit(network, self.model.unet)
         self.controlnet: Any = network.to(self.device).train().requires_grad_(True)
-        self.modules: Mapping[str, nn.Module] = {"controlnet": self.controlnet}
-        self.rate = FRESH_RATE if self.is_fresh else TRAINED_RATE
+        self.modules, self.rate = {"controlnet": self.controlnet}, FRESH_RATE if self.is_fresh else TRAINED_RATE
         fresh_layers = [p for name, p in self.controlnet.named_parameters() if name.startswith(FRESH_LAYERS)]
-        self.fast: list[nn.Parameter] = fresh_layers if self.is_fresh else []
+        self.fast = fresh_layers if self.is_fresh else []
+        self.size_px = self.model.size_px
 
     def reseed(self, seed: int) -> None:
-        self.generator = torch.Generator().manual_seed(seed)
-        self.rng = np.random.RandomState(seed % 2**32)
-        self.ring = EncodedRing(self.sampler(self.model.size_px, seed, whole_share=WHOLE_SHARE), self._encode)
+        super().reseed(seed)
+        self.ring = EncodedRing(self.crops, self._encode)
 
     def _encode(self, batch: CropBatch) -> tuple[Tensor, ...]:
         """Latents, mask, latents of the masked image, and the control images (n, 1, S, S)."""
-        control = torch.stack([augmented_control(self.rng, crop) for crop in batch.crops])
+        control = torch.stack([augmented_control(self.crops.rng, crop) for crop in batch.crops])
         return (*encode_crops(self.model, batch.images, batch.hidden), control.to(self.device))
 
     def loss(self, progress: float = 0.0) -> Tensor:

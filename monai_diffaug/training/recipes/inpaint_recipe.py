@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
 from copy import copy
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from monai_diffaug.models.inpainter import load_inpainter
 from monai_diffaug.models.progress_bars import without_progress_bars
@@ -21,11 +20,9 @@ from monai_diffaug.training.decoder_loss import decoder_loss, decoder_modules, i
 from monai_diffaug.training.diffusion_loss import EncodedCrops, denoising_loss, encode_crops
 from monai_diffaug.training.embedded.architectures import build_inpainter
 from monai_diffaug.training.encoded_ring import EncodedRing
-from monai_diffaug.training.labelled_slices import LabelledSlice
 from monai_diffaug.training.lora import CLIP_ATTENTION, UNET_ATTENTION, add_adapters, merged
-from monai_diffaug.training.recipe import Recipe, seeded
+from monai_diffaug.training.recipe import Recipe
 from monai_diffaug.training.recipes.vae_recipe import load_vae
-from monai_diffaug.training.run_settings import FineTuneSettings
 from monai_diffaug.training.sample_pictures import draw_inpainted
 
 __all__ = ["ADAPTER_NOTE", "InpaintRecipe"]
@@ -52,59 +49,47 @@ class InpaintRecipe(Recipe):
         monai-diffaug train inpaint --data datalist.json --model fresh --vae runs/vae --out runs/inpaint --minutes 75 --batch-size 16 \
             --share breast_ultrasound=0.5
 
-    Args:
-        settings: ``model`` is "fresh", "tiny", a diffusers folder or a hub id.
-        slices: to train on.
-        held_out: shown in the sample pictures; the training slices when empty.
+    ``settings.model`` is "fresh", "tiny", a diffusers folder or a hub id.
 
     Raises:
-        ModelSourceError: nothing loadable under ``settings.model`` or ``settings.vae``.
+        ModelSourceError: nothing loadable under one of the sources.
     """
 
     name = "inpaint"
-    options: ClassVar[frozenset[str]] = frozenset({"lora", "text_encoder", "decoder", "vae"})
+    options = ("lora", "text_encoder", "decoder", "vae")
 
-    def __init__(self, settings: FineTuneSettings, slices: Sequence[LabelledSlice], held_out: Sequence[LabelledSlice] = ()) -> None:
-        super().__init__(settings, slices, held_out)
+    def build(self) -> None:
+        settings = self.settings
         if self.is_fresh:
-            with seeded(settings.seed):
-                self.model = build_inpainter(load_vae(settings.vae))
-            for part in (self.model.vae, self.model.unet, self.model.text_encoder):
-                part.to(self.device)
+            self.model = build_inpainter(load_vae(settings.vae), self.device)
         else:
             self.model = load_inpainter(ModelSpec("inpainter", settings.model), self.device)
+        self.size_px = self.model.size_px
         self.trains_text = settings.text_encoder or self.is_fresh
-        self.modules: Mapping[str, nn.Module] = {"unet": self.model.unet}
-        if self.trains_text:
-            self.modules = {**self.modules, "text_encoder": self.model.text_encoder}
+        self.modules = {"unet": self.model.unet, **({"text_encoder": self.model.text_encoder} if self.trains_text else {})}
         self.adapters: dict[str, Any] = {}
         for part, network in self.modules.items():
             if settings.lora:
-                with seeded(settings.seed):
-                    targets = UNET_ATTENTION if part == "unet" else CLIP_ATTENTION
-                    self.adapters[part] = add_adapters(network, targets, settings.rank)
+                self.adapters[part] = add_adapters(network, UNET_ATTENTION if part == "unet" else CLIP_ATTENTION, settings.rank)
             else:
                 network.requires_grad_(True)
         is_small = sum(p.numel() for p in self.model.unet.parameters()) < SMALL
         self.rate = FRESH_RATE if self.is_fresh else RATES[(is_small, settings.lora)]
         self.trains_decoder = self._needs_decoder(is_small) if settings.decoder is None else settings.decoder
         if self.trains_decoder:
-            decoder = decoder_modules(self.model)
-            for network in decoder.values():
-                network.requires_grad_(True)
-            self.modules = {**self.modules, **decoder}
+            self.modules = {**self.modules, **decoder_modules(self.model)}
 
     def _needs_decoder(self, is_small: bool) -> bool:
         """True for a small model whose decoder does not know the images; with LoRA and for a large one the user has to say so."""
-        if not is_poor(self.model, self.sampler(self.model.size_px, self.settings.seed)):
+        if not is_poor(self.model, self.sampler(self.settings.seed)):
             return False
         trains = is_small and not self.settings.lora
         logger.warning("its decoder is trained too (--no-decoder leaves it)" if trains else "--decoder trains its decoder too")
         return trains
 
     def reseed(self, seed: int) -> None:
-        self.generator = torch.Generator().manual_seed(seed)
-        self.ring = EncodedRing(self.sampler(self.model.size_px, seed), self._encode)
+        super().reseed(seed)
+        self.ring = EncodedRing(self.crops, self._encode)
 
     def _context(self, captions: list[str]) -> Tensor:
         if self.trains_text:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from monai_diffaug.models.inpainter import Inpainter, load_inpainter
 from monai_diffaug.models.latent_screen import ScreenConfig, ScreenNetwork, load_latent_screen, save_latent_screen, vae_fingerprint
@@ -19,9 +17,7 @@ from monai_diffaug.sampling.seeding import slice_generators
 from monai_diffaug.training.crop_sampler import CropBatch, CropSampler
 from monai_diffaug.training.diffusion_loss import EncodedCrops, encode_crops
 from monai_diffaug.training.encoded_ring import EncodedRing
-from monai_diffaug.training.labelled_slices import LabelledSlice
-from monai_diffaug.training.recipe import Recipe, seeded
-from monai_diffaug.training.run_settings import FineTuneSettings
+from monai_diffaug.training.recipe import Recipe
 from monai_diffaug.training.sample_pictures import draw_masks, evenly
 
 __all__ = ["LatentScreenRecipe", "repaint", "screen_loss", "verdict"]
@@ -47,11 +43,8 @@ class LatentScreenRecipe(Recipe):
 
         monai-diffaug train latent-screen --data datalist.json --model fresh --out runs/latent_screen --minutes 8 --batch-size 32
 
-    Args:
-        settings: ``inpainter`` repaints and decodes; ``validator`` judges. ``model`` is "fresh", "tiny" or the folder of a screen for
-            this inpainter's VAE.
-        slices: to train on.
-        held_out: shown in the sample pictures.
+    ``settings.inpainter`` repaints and decodes; ``settings.validator`` judges. ``settings.model`` is "fresh", "tiny" or the folder of a
+    screen for this inpainter's VAE.
 
     Raises:
         ModelSourceError: nothing loadable under one of the sources.
@@ -59,27 +52,25 @@ class LatentScreenRecipe(Recipe):
     """
 
     name = "latent-screen"
-    options: ClassVar[frozenset[str]] = frozenset({"inpainter", "validator"})
+    options = ("inpainter", "validator")
 
-    def __init__(self, settings: FineTuneSettings, slices: Sequence[LabelledSlice], held_out: Sequence[LabelledSlice] = ()) -> None:
-        super().__init__(settings, slices, held_out)
-        self.inpainter = load_inpainter(ModelSpec("inpainter", settings.inpainter), self.device)
-        self.validator = load_validator(ModelSpec("validator", settings.validator), self.device)
+    def build(self) -> None:
+        self.inpainter = load_inpainter(ModelSpec("inpainter", self.settings.inpainter), self.device)
+        self.validator = load_validator(ModelSpec("validator", self.settings.validator), self.device)
+        vae = self.inpainter.vae
         if self.is_fresh:
-            channels, fingerprint = int(self.inpainter.vae.config.latent_channels), vae_fingerprint(self.inpainter.vae)
-            with seeded(settings.seed):
-                self.network = ScreenNetwork(ScreenConfig(latent_channels=channels, vae_fingerprint=fingerprint)).to(self.device)
+            config = ScreenConfig(latent_channels=int(vae.config.latent_channels), vae_fingerprint=vae_fingerprint(vae))
+            self.network = ScreenNetwork(config).to(self.device)
         else:
-            screen = load_latent_screen(ModelSpec("latent_screen", settings.model), self.device)
-            screen.check_vae(self.inpainter.vae)
+            screen = load_latent_screen(ModelSpec("latent_screen", self.settings.model), self.device)
+            screen.check_vae(vae)
             self.network = screen.network
         self.network.train().requires_grad_(True)
-        self.modules: Mapping[str, nn.Module] = {"network": self.network}
-        self.rate = FRESH_RATE if self.is_fresh else TRAINED_RATE
+        self.modules, self.rate = {"network": self.network}, FRESH_RATE if self.is_fresh else TRAINED_RATE
+        self.size_px = self.inpainter.size_px
 
     def reseed(self, seed: int) -> None:
-        self.generator = torch.Generator().manual_seed(seed)
-        self.crops = self.sampler(self.inpainter.size_px, seed)
+        super().reseed(seed)
         self.real = EncodedRing(self.crops, self._real)
         self.judged: EncodedRing | None = None  # made when it is needed: it costs about 0.25 s per crop on a CPU
 
@@ -113,7 +104,7 @@ class LatentScreenRecipe(Recipe):
 
     @torch.no_grad()
     def draw(self, file: Path) -> None:
-        shown, size = evenly(self.held_out), (self.inpainter.size_px,) * 2
+        shown, size = evenly(self.held_out), (self.size_px,) * 2
         masks = []
         for chosen in shown:
             picture = F.interpolate(chosen.image.expand(3, -1, -1)[None], size, mode="bilinear", antialias=True, align_corners=False)
@@ -128,24 +119,15 @@ class LatentScreenRecipe(Recipe):
 
 def with_findings(sampler: CropSampler, batch: CropBatch) -> list[str]:
     """The captions; those of normal tissue are replaced by one with a finding of the same anatomy, where there is one."""
-    captions = []
-    for crop, text in zip(batch.crops, batch.captions, strict=True):
-        captions.append(text if crop.has_lesion else sampler.lesion_caption(crop.origin) or text)
-    return captions
+    pairs = zip(batch.crops, batch.captions, strict=True)
+    return [text if crop.has_lesion else sampler.lesion_caption(crop.origin) or text for crop, text in pairs]
 
 
 @torch.no_grad()
 def repaint(
     inpainter: Inpainter, crops: EncodedCrops, captions: list[str], steps: int, guidance_scale: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor | None]:
-    """Repaint encoded crops inside their masks.
-
-    Args:
-        inpainter: repaints.
-        crops: N encoded crops.
-        captions: N prompts.
-        steps, guidance_scale: of the sampler.
-        generator: of the noise, on the CPU.
+    """Repaint encoded crops inside their masks; the noise comes from a generator on the CPU.
 
     Returns:
         Scaled latents (N, 4, h, w); and, of runs of at least 4 steps, the clean latents that were predicted halfway. Outside the masks

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from monai_diffaug.masks.boxes import Box, box_around, enlarged
 from monai_diffaug.models.medsam import TINY_CONFIG, MedSAM, build_sam, config_of, load_medsam, prompt_with_boxes, save_sam
@@ -18,8 +18,8 @@ from monai_diffaug.models.registry import ModelSpec
 from monai_diffaug.training.crops import cut_square
 from monai_diffaug.training.labelled_slices import LabelledSlice
 from monai_diffaug.training.lora import SAM_ATTENTION, add_adapters, merged
-from monai_diffaug.training.recipe import Recipe, seeded
-from monai_diffaug.training.run_settings import FineTuneSettings, TrainingInputError
+from monai_diffaug.training.recipe import Recipe
+from monai_diffaug.training.run_settings import TrainingInputError
 from monai_diffaug.training.sample_pictures import draw_masks, evenly
 
 __all__ = ["MedSAMRecipe", "Prompts", "intersection_over_union", "mask_loss"]
@@ -40,19 +40,12 @@ TRIES = 50
 
 
 class Prompts(NamedTuple):
-    """One image with P boxes.
+    """One image with P boxes."""
 
-    Attributes:
-        image: (3, S, S) in [0, 1].
-        masks: (P, 1, S, S) in {0, 1}, the lesion of each box.
-        boxes: (P, 4) xyxy in pixels.
-        is_real: (P,) bool; False where a box is a decoy, whose mask does not count.
-    """
-
-    image: Tensor
-    masks: Tensor
-    boxes: Tensor
-    is_real: Tensor
+    image: Tensor  # (3, S, S) in [0, 1]
+    masks: Tensor  # (P, 1, S, S) in {0, 1}, the lesion of each box
+    boxes: Tensor  # (P, 4) xyxy in pixels
+    is_real: Tensor  # (P,) bool; False where a box is a decoy, whose mask does not count
 
 
 class MedSAMRecipe(Recipe):
@@ -68,10 +61,7 @@ class MedSAMRecipe(Recipe):
         monai-diffaug train medsam --data datalist.json --model fresh --out runs/medsam --minutes 54 --batch-size 4
         monai-diffaug train medsam --data datalist.json --model runs/medsam --freeze-encoder --out runs/medsam2 --rate 6e-4 --minutes 45
 
-    Args:
-        settings: ``model`` is "fresh", "tiny", a ``.pth``, a folder or a hub id.
-        slices: to train on; those without a lesion are left out.
-        held_out: shown in the sample pictures.
+    ``settings.model`` is "fresh", "tiny", a ``.pth``, a folder or a hub id.
 
     Raises:
         ModelSourceError: no checkpoint under ``settings.model``.
@@ -79,40 +69,35 @@ class MedSAMRecipe(Recipe):
     """
 
     name = "medsam"
-    options: ClassVar[frozenset[str]] = frozenset({"lora", "freeze_encoder"})
+    options = ("lora", "freeze_encoder")
 
-    def __init__(self, settings: FineTuneSettings, slices: Sequence[LabelledSlice], held_out: Sequence[LabelledSlice] = ()) -> None:
-        super().__init__(settings, [s for s in slices if s.has_lesion], held_out)
+    def uses(self, chosen: LabelledSlice) -> bool:
+        """It shows a lesion."""
+        return chosen.has_lesion
+
+    def build(self) -> None:
+        settings = self.settings
         if settings.lora and settings.freeze_encoder:
             raise TrainingInputError("--lora trains adapters of the encoder, which --freeze-encoder leaves as it is; leave one of them out")
         if self.is_fresh:
-            with seeded(settings.seed):
-                self.model = MedSAM(build_sam(TINY_CONFIG), self.device, box_as_mask=bool(TINY_CONFIG["box_as_mask"]))
+            self.model = MedSAM(build_sam(TINY_CONFIG), self.device, box_as_mask=bool(TINY_CONFIG["box_as_mask"]))
         else:
             self.model = load_medsam(ModelSpec("medsam", settings.model), self.device)
-        self.sam = self.model.sam.float()
+        self.sam, self.size_px = self.model.sam.float(), self.model.image_size
         self.config = {**config_of(self.sam.state_dict()), "box_as_mask": self.model.box_as_mask}
         self.config["decoder_heads"] = int(self.sam.mask_decoder.transformer.layers[0].self_attn.num_heads)
-        self.modules: Mapping[str, nn.Module] = {"image_encoder": self.sam.image_encoder, "mask_decoder": self.sam.mask_decoder}
-        if self.is_fresh:
-            self.modules = {**self.modules, "prompt_encoder": self.sam.prompt_encoder}
-        for part in self.modules.values():
-            part.requires_grad_(True)
+        parts = ("image_encoder", "mask_decoder", *(("prompt_encoder",) if self.is_fresh else ()))
+        self.modules = {part: getattr(self.sam, part).requires_grad_(True) for part in parts}
         if settings.freeze_encoder or settings.lora:
             self.sam.image_encoder.requires_grad_(False)
         if settings.lora:
-            with seeded(settings.seed):
-                add_adapters(self.sam.image_encoder, SAM_ATTENTION, settings.rank)
+            add_adapters(self.sam.image_encoder, SAM_ATTENTION, settings.rank)
         is_small = sum(p.numel() for p in self.sam.parameters()) < SMALL
         self.rate = FRESH_RATE if self.is_fresh else SMALL_RATE if is_small else LARGE_RATE
         self.on_slice: dict[int, list[LabelledSlice]] = defaultdict(list)
         for each in self.slices:
             self.on_slice[id(each.stored)].append(each)
-        self.sampler(self.model.image_size, settings.seed)  # raises where there is no lesion
-
-    def reseed(self, seed: int) -> None:
-        self.crops = self.sampler(self.model.image_size, seed)
-        self.rng = self.crops.rng
+        self.sampler(settings.seed)  # raises where there is no lesion
 
     def draw_prompts(self) -> Prompts:
         """One image with ``PROMPTS_PER_IMAGE`` boxes; a slice with fewer lesions has boxes around the same lesion.
@@ -120,7 +105,7 @@ class MedSAMRecipe(Recipe):
         Raises:
             TrainingInputError: no lesion is large enough at MedSAM's size.
         """
-        rng, size = self.rng, self.model.image_size
+        rng, size = self.crops.rng, self.size_px
         for _ in range(TRIES):
             chosen = self.crops.draw_lesion()
             others = [s for s in self.on_slice[id(chosen.stored)] if s is not chosen]
@@ -140,7 +125,7 @@ class MedSAMRecipe(Recipe):
 
     def _cut(self, lesions: Sequence[LabelledSlice]) -> tuple[Tensor, Tensor]:
         """A square around the first lesion, or about the whole slice: image (3, S, S), and masks of all labels and of each lesion."""
-        rng, first = self.rng, lesions[0]
+        rng, first = self.crops.rng, lesions[0]
         ys, xs = np.nonzero(first.lesion)
         extent, longer = max(np.ptp(ys), np.ptp(xs)) + 1, max(first.lesion.shape)
         middle = np.array([(n - 1) / 2 for n in first.lesion.shape])
@@ -151,26 +136,26 @@ class MedSAMRecipe(Recipe):
             middle = np.array([(ys.min() + ys.max()) / 2, (xs.min() + xs.max()) / 2]) + rng.uniform(-slack, slack, 2)
         masks = torch.from_numpy(np.stack([first.labelled, *(s.lesion for s in lesions)])).float()
         stacked = torch.cat([(first.image.expand(3, -1, -1) + 1) / 2, masks])
-        return cut_square(rng, stacked, middle, float(side), self.model.image_size, turn_rad=TURN_RAD, log_gamma=LOG_GAMMA)
+        return cut_square(rng, stacked, middle, float(side), self.size_px, turn_rad=TURN_RAD, log_gamma=LOG_GAMMA)
 
     def _jittered(self, box: Box) -> Box:
         """MedSAM's enlargement by up to 20 px of 1024, and some relative to the box, inward too; never smaller than 2 pixels."""
-        rng, (x0, y0, x1, y1), size = self.rng, box, self.model.image_size
+        rng, (x0, y0, x1, y1), size = self.crops.rng, box, self.size_px
         relative = rng.uniform(-JITTER_SHARE, JITTER_SHARE, 4) * np.array([x1 - x0, y1 - y0] * 2) * 1024 / size
         left, top, right, bottom = enlarged(box, rng.uniform(-2, JITTER_PX, 4) + relative, (size, size))
         return min(left, (x0 + x1) / 2 - 1), min(top, (y0 + y1) / 2 - 1), max(right, (x0 + x1) / 2 + 1), max(bottom, (y0 + y1) / 2 + 1)
 
     def _decoy(self, labelled: Tensor) -> Box | None:
         """A box with nothing labelled in it; None where the drawn one has something."""
-        size = self.model.image_size
-        width, height = self.rng.uniform(*DECOY_SIDE_SHARE, 2) * size
-        x0, y0 = self.rng.uniform(0, size - width), self.rng.uniform(0, size - height)
+        rng, size = self.crops.rng, self.size_px
+        width, height = rng.uniform(*DECOY_SIDE_SHARE, 2) * size
+        x0, y0 = rng.uniform(0, size - width), rng.uniform(0, size - height)
         is_free = not bool(labelled[int(y0) : int(y0 + height) + 1, int(x0) : int(x0 + width) + 1].any())
         return (x0, y0, x0 + width, y0 + height) if is_free else None
 
     def _recoloured(self, image: Tensor) -> Tensor:
         """Sometimes grey, inverted or noisy; always with another contrast, then min-max to [0, 1] as at inference."""
-        rng = self.rng
+        rng = self.crops.rng
         if rng.rand() < GREY_SHARE:
             image = image.mean(0, keepdim=True).expand(3, -1, -1)
         image = (image * rng.uniform(0.8, 1.25) + rng.uniform(-0.08, 0.08)).clamp(0, 1)

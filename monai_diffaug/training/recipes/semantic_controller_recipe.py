@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from monai_diffaug.edit.options import SemanticController
 from monai_diffaug.models.inpainter import load_inpainter
@@ -15,9 +12,7 @@ from monai_diffaug.models.registry import ModelSpec
 from monai_diffaug.models.semantic_controller import build_semantic_model, load_semantic_controller, save_semantic_controller
 from monai_diffaug.training.crop_sampler import CropBatch
 from monai_diffaug.training.encoded_ring import EncodedRing
-from monai_diffaug.training.labelled_slices import LabelledSlice
-from monai_diffaug.training.recipe import Recipe, seeded
-from monai_diffaug.training.run_settings import FineTuneSettings
+from monai_diffaug.training.recipe import Recipe
 from monai_diffaug.training.sample_pictures import draw_inpainted
 from monai_diffaug.training.semantic_loss import SemanticCrops, encode_semantic_crops, semantic_loss
 
@@ -25,7 +20,6 @@ __all__ = ["SemanticControllerRecipe"]
 
 FRESH_RATE, TRAINED_RATE = 5e-4, 2e-4
 DISTILLATION_SHARE = 0.4  # of the run
-EMBEDDED = "tiny"
 
 
 class SemanticControllerRecipe(Recipe):
@@ -39,40 +33,34 @@ class SemanticControllerRecipe(Recipe):
 
         monai-diffaug train semantic-controller --data datalist.json --model fresh --out runs/semantic --minutes 60 --batch-size 16
 
-    Args:
-        settings: ``inpainter`` is the frozen model; ``model`` is "fresh", "tiny" or the folder of a controller for it. For fresh weights
-            ``encoder`` is the MedSAM whose features they predict.
-        slices: to train on.
-        held_out: shown in the sample pictures; the training slices when empty.
+    ``settings.inpainter`` is the frozen model; ``settings.model`` is "fresh", "tiny" or the folder of a controller for it. For fresh
+    weights ``settings.encoder`` is the MedSAM whose features they predict.
 
     Raises:
-        ModelSourceError: nothing loadable under ``settings.model``, ``settings.inpainter`` or ``settings.encoder``.
+        ModelSourceError: nothing loadable under one of the sources.
         ValueError: the controller was trained for another inpainter.
     """
 
     name = "semantic-controller"
-    options: ClassVar[frozenset[str]] = frozenset({"inpainter", "encoder"})
+    options = ("inpainter", "encoder")
 
-    def __init__(self, settings: FineTuneSettings, slices: Sequence[LabelledSlice], held_out: Sequence[LabelledSlice] = ()) -> None:
-        super().__init__(settings, slices, held_out)
-        self.model = load_inpainter(ModelSpec("inpainter", settings.inpainter), self.device)
+    def build(self) -> None:
+        self.model = load_inpainter(ModelSpec("inpainter", self.settings.inpainter), self.device)
         if self.is_fresh:
-            with seeded(settings.seed):
-                self.semantic = build_semantic_model(self.model, encoder=_absolute(settings.encoder))
+            self.semantic = build_semantic_model(self.model, encoder=_absolute(self.settings.encoder))
         else:
-            self.semantic = load_semantic_controller(ModelSpec("semantic_controller", settings.model), self.device)
-            self.semantic.unet_of(self.model.unet)  # it must fit
-        self.rate = FRESH_RATE if self.is_fresh else TRAINED_RATE
+            self.semantic = load_semantic_controller(ModelSpec("semantic_controller", self.settings.model), self.device)
+            self.semantic.unet_of(self.model.unet)  # raises if it does not fit
         self.semantic.parts.train().requires_grad_(True)
-        self.modules: Mapping[str, nn.Module] = dict(self.semantic.parts.named_children())
+        self.modules, self.rate = dict(self.semantic.parts.named_children()), FRESH_RATE if self.is_fresh else TRAINED_RATE
+        self.size_px = self.model.size_px
 
     def reseed(self, seed: int) -> None:
-        self.generator = torch.Generator().manual_seed(seed)
-        self.ring = EncodedRing(self.sampler(self.model.size_px, seed), self._encode)
+        super().reseed(seed)
+        self.ring = EncodedRing(self.crops, self._encode)
 
     def _encode(self, batch: CropBatch) -> tuple[Tensor, ...]:
-        *tensors, _ = encode_semantic_crops(self.model, self.semantic, batch.images, batch.hidden, batch.captions)
-        return tuple(tensors)
+        return tuple(encode_semantic_crops(self.model, self.semantic, batch.images, batch.hidden, batch.captions)[:-1])
 
     def loss(self, progress: float = 0.0) -> Tensor:
         (latents, mask, masked, visible, whole, hidden), captions = self.ring.batch(self.settings.batch_size)
@@ -90,4 +78,4 @@ class SemanticControllerRecipe(Recipe):
 def _absolute(encoder: str) -> str:
     """An absolute path of the encoder: the written folder names it, and is used from anywhere."""
     path = Path(encoder).expanduser()
-    return str(path.resolve()) if encoder != EMBEDDED and path.exists() else encoder
+    return str(path.resolve()) if encoder != "tiny" and path.exists() else encoder

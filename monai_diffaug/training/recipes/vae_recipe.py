@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from monai_diffaug.models.progress_bars import without_progress_bars
 from monai_diffaug.models.sources import CONFIG_FILE, load_pretrained, locate, require_files
 from monai_diffaug.training.crop_sampler import CropSampler
 from monai_diffaug.training.decoder_loss import reconstruction_loss
 from monai_diffaug.training.embedded.architectures import build_vae
-from monai_diffaug.training.labelled_slices import LabelledSlice
-from monai_diffaug.training.recipe import Recipe, seeded
-from monai_diffaug.training.run_settings import FineTuneSettings
+from monai_diffaug.training.recipe import Recipe
 from monai_diffaug.training.sample_pictures import draw_reconstructions
 
 __all__ = ["VaeRecipe", "load_vae"]
@@ -25,8 +22,7 @@ __all__ = ["VaeRecipe", "load_vae"]
 KL_WEIGHT = 1e-6
 FRESH_RATE, TRAINED_RATE = 1.5e-3, 5e-4
 ADVICE = "give 'tiny', a folder that 'monai-diffaug train vae' wrote, or a diffusers model folder"
-SCALE_MEASURED_ON = 256  # crops
-MEASURED_AT_ONCE = 32
+SCALE_BATCHES, SCALE_BATCH_SIZE = 8, 32
 
 
 def load_vae(source: str) -> Any:
@@ -48,7 +44,7 @@ def load_vae(source: str) -> Any:
 
 
 class VaeRecipe(Recipe):
-    """Train the autoencoder on crops from anywhere on the slices, at half of the model's size.
+    """Train the autoencoder on crops from anywhere on the slices, at half of the model's size; no lesion is needed.
 
     The loss is mean |d| + 2 mean d^2 + 0.5 (mean |D_x d| + mean |D_y d|) of the error d of the decoded crop, and 1e-6 of the
     Kullback-Leibler divergence of the posterior from N(0, I) (Rombach et al., CVPR 2022, appendix G; without their discriminator).
@@ -58,10 +54,7 @@ class VaeRecipe(Recipe):
 
         monai-diffaug train vae --data datalist.json --model fresh --out runs/vae --minutes 30 --batch-size 16
 
-    Args:
-        settings: ``model`` is "fresh", "tiny", or the folder of an autoencoder or of an inpainter.
-        slices: to train on; no lesion is needed.
-        held_out: shown in the sample pictures.
+    ``settings.model`` is "fresh", "tiny", or the source of an autoencoder or of an inpainter.
 
     Raises:
         ModelSourceError: no autoencoder under ``settings.model``.
@@ -69,28 +62,18 @@ class VaeRecipe(Recipe):
     """
 
     name = "vae"
-    options: ClassVar[frozenset[str]] = frozenset({"freeze_encoder"})
+    options = ("freeze_encoder",)
+    crop_options = {"needs_lesion": False}
 
-    def __init__(self, settings: FineTuneSettings, slices: Sequence[LabelledSlice], held_out: Sequence[LabelledSlice] = ()) -> None:
-        super().__init__(settings, slices, held_out)
-        with seeded(settings.seed):
-            vae = build_vae() if self.is_fresh else load_vae(settings.model)
-        self.vae: Any = vae.to(self.device).requires_grad_(True)
+    def build(self) -> None:
+        self.vae: Any = (build_vae() if self.is_fresh else load_vae(self.settings.model)).to(self.device).requires_grad_(True)
         if self.device.type == "cpu":
             self.vae = self.vae.to(memory_format=torch.channels_last)
-        self.rate = FRESH_RATE if self.is_fresh else TRAINED_RATE
-        self.modules: Mapping[str, nn.Module] = {"vae": self.vae}
-        if settings.freeze_encoder:
+        if self.settings.freeze_encoder:
             for part in (self.vae.encoder, self.vae.quant_conv):
                 part.requires_grad_(False)
-        self.shown = list(held_out) or self.slices
-
-    def reseed(self, seed: int) -> None:
-        self.generator = torch.Generator().manual_seed(seed)
-        self.crops = self._crops(seed)
-
-    def _crops(self, seed: int) -> CropSampler:
-        return self.sampler(int(self.vae.config.sample_size) // 2, seed, needs_lesion=False)
+        self.modules, self.rate = {"vae": self.vae}, FRESH_RATE if self.is_fresh else TRAINED_RATE
+        self.size_px = int(self.vae.config.sample_size) // 2
 
     def _draw(self, sampler: CropSampler, count: int) -> Tensor:
         crops = torch.stack([sampler.draw_anywhere(scale=0.5) for _ in range(count)]).to(self.device)
@@ -105,14 +88,13 @@ class VaeRecipe(Recipe):
         return loss if self.settings.freeze_encoder else loss + KL_WEIGHT * posterior.kl().mean()
 
     def draw(self, file: Path) -> None:
-        draw_reconstructions(self.vae, self.shown, file)
+        draw_reconstructions(self.vae, self.held_out or self.slices, file)
 
     @torch.no_grad()
     def _scaling_factor(self) -> float:
         """1 / standard deviation of the latents of training crops."""
-        sampler = self._crops(self.settings.seed)
-        batches = [self._draw(sampler, MEASURED_AT_ONCE) for _ in range(SCALE_MEASURED_ON // MEASURED_AT_ONCE)]
-        latents = [self.vae.encode(batch).latent_dist.mode() for batch in batches]
+        sampler = self.sampler(self.settings.seed)
+        latents = [self.vae.encode(self._draw(sampler, SCALE_BATCH_SIZE)).latent_dist.mode() for _ in range(SCALE_BATCHES)]
         return round(float(1 / torch.cat(latents).std()), 5)
 
     def write(self, folder: Path) -> None:

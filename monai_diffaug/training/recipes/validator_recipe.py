@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from monai_diffaug.models.progress_bars import without_progress_bars
 from monai_diffaug.models.registry import ModelSpec
 from monai_diffaug.models.validator import TINY_CONFIG, LatentSegmenter, LatentValidator, load_validator, mask_latents, save_validator
-from monai_diffaug.training.crop_sampler import CropSampler
 from monai_diffaug.training.labelled_slices import LabelledSlice
-from monai_diffaug.training.recipe import Recipe, seeded
+from monai_diffaug.training.recipe import Recipe
 from monai_diffaug.training.recipes.vae_recipe import load_vae
-from monai_diffaug.training.run_settings import FineTuneSettings
 from monai_diffaug.training.sample_pictures import draw_masks, evenly
 from monai_diffaug.training.validator_loss import fit_probe, validator_loss
 
@@ -40,46 +36,41 @@ class ValidatorRecipe(Recipe):
         monai-diffaug train validator --data datalist.json --model fresh --vae runs/vae --out runs/validator --minutes 36
         monai-diffaug train validator --data datalist.json --model runs/validator --out runs/validator2 --rate 6e-4 --minutes 50
 
-    Args:
-        settings: ``model`` is "fresh", "tiny" or a validator's folder. For fresh weights ``vae`` is the autoencoder whose latents they
-            predict, and ``prediction_type`` the form.
-        slices: to train on. Slices with a finding that has no outline are left out.
-        held_out: shown in the sample pictures.
+    ``settings.model`` is "fresh", "tiny" or a validator's folder. For fresh weights ``settings.vae`` is the autoencoder whose latents they
+    predict, and ``settings.prediction_type`` the form.
 
     Raises:
-        ModelSourceError: nothing loadable under ``settings.model`` or ``settings.vae``.
-        ValueError: it is no latent validator.
+        ModelSourceError: nothing loadable under one of the sources.
+        ValueError: the model is no latent validator.
     """
 
     name = "validator"
-    options: ClassVar[frozenset[str]] = frozenset({"vae", "prediction_type"})
+    options = ("vae", "prediction_type")
+    crop_options = {"counterfeit_share": COUNTERFEIT_SHARE, "blur_share": BLUR_SHARE}
 
-    def __init__(self, settings: FineTuneSettings, slices: Sequence[LabelledSlice], held_out: Sequence[LabelledSlice] = ()) -> None:
-        super().__init__(settings, [s for s in slices if s.has_lesion or s.is_normal], held_out)
+    def uses(self, chosen: LabelledSlice) -> bool:
+        """A finding without an outline is no normal tissue, and shows no mask to learn."""
+        return chosen.has_lesion or chosen.is_normal
+
+    def build(self) -> None:
         if self.is_fresh:
-            with seeded(settings.seed):
-                segmenter = LatentSegmenter({**TINY_CONFIG, "prediction_type": settings.prediction_type})
-            self.validator = LatentValidator(segmenter, load_vae(settings.vae), self.device)
+            segmenter = LatentSegmenter({**TINY_CONFIG, "prediction_type": self.settings.prediction_type})
+            self.validator = LatentValidator(segmenter, load_vae(self.settings.vae), self.device)
         else:
-            validator = load_validator(ModelSpec("validator", settings.model), self.device)
+            validator = load_validator(ModelSpec("validator", self.settings.model), self.device)
             if not isinstance(validator, LatentValidator):
-                raise ValueError(f"{settings.model!r} is no latent validator; give 'tiny', 'fresh' or a folder that this recipe wrote")
+                raise ValueError(f"{self.settings.model!r} is no latent validator; give 'tiny', 'fresh' or a folder that this recipe wrote")
             self.validator = validator
         self.segmenter, self.vae = self.validator.segmenter.requires_grad_(True), self.validator.vae
         if self.device.type == "cpu":
             for network in (self.segmenter, self.vae):
                 network.to(memory_format=torch.channels_last)
-        self.modules: Mapping[str, nn.Module] = {"segmenter": self.segmenter}
-        self.rate = FRESH_RATE if self.is_fresh else TRAINED_RATE
+        self.modules, self.rate = {"segmenter": self.segmenter}, FRESH_RATE if self.is_fresh else TRAINED_RATE
+        self.size_px = int(self.segmenter.config["size_px"])
 
     def reseed(self, seed: int) -> None:
-        self.generator = torch.Generator().manual_seed(seed)
-        self.crops = self._crops(seed)
-        self.probe = fit_probe(self.vae, self._crops(self.settings.seed).draw_batch(PROBE_CROPS).lesions.to(self.device))
-
-    def _crops(self, seed: int) -> CropSampler:
-        size_px = int(self.segmenter.config["size_px"])
-        return self.sampler(size_px, seed, counterfeit_share=COUNTERFEIT_SHARE, blur_share=BLUR_SHARE)
+        super().reseed(seed)
+        self.probe = fit_probe(self.vae, self.sampler(self.settings.seed).draw_batch(PROBE_CROPS).lesions.to(self.device))
 
     def loss(self, progress: float = 0.0) -> Tensor:
         batch = self.crops.draw_batch(self.settings.batch_size)
@@ -98,7 +89,6 @@ class ValidatorRecipe(Recipe):
 
     def write(self, folder: Path) -> None:
         """A folder that ``model=`` of ``LatentValidated`` takes."""
-        vae: Any = self.vae
         save_validator(self.segmenter, folder)
         with without_progress_bars():
-            vae.save_pretrained(folder / "vae", safe_serialization=True)
+            self.vae.save_pretrained(folder / "vae", safe_serialization=True)
