@@ -32,39 +32,22 @@ DRAW_TRIES = 100
 
 
 class Crop(NamedTuple):
-    """One training example.
+    """One training example."""
 
-    Attributes:
-        image: (3, S, S) in [-1, 1].
-        mask: (1, S, S) in {0, 1}: the lesion, or where a lesion could be.
-        caption: words for the tissue under the mask.
-        has_lesion: a lesion lies under the mask.
-        is_whole: everything is to be hidden.
-        origin: the slice that the crop is from.
-    """
-
-    image: Tensor
-    mask: Tensor
-    caption: str
-    has_lesion: bool
-    is_whole: bool
+    image: Tensor  # (3, S, S) in [-1, 1]
+    mask: Tensor  # (1, S, S) in {0, 1}: the lesion, or where a lesion could be
+    caption: str  # words for the tissue under the mask
+    has_lesion: bool  # a lesion lies under the mask
+    is_whole: bool  # everything is to be hidden
     origin: LabelledSlice
 
 
 class CropBatch(NamedTuple):
-    """N crops.
+    """N crops."""
 
-    Attributes:
-        images: (N, 3, S, S) in [-1, 1].
-        masks: (N, 1, S, S) in {0, 1}, each lesion or free shape as it is.
-        hidden: (N, 1, S, S) in {0, 1}: the masks grown by 0 to 3 pixels, or everything.
-        captions: N captions.
-        crops: the crops themselves.
-    """
-
-    images: Tensor
-    masks: Tensor
-    hidden: Tensor
+    images: Tensor  # (N, 3, S, S) in [-1, 1]
+    masks: Tensor  # (N, 1, S, S) in {0, 1}, each lesion or free shape as it is
+    hidden: Tensor  # (N, 1, S, S) in {0, 1}: the masks grown by 0 to 3 pixels, or everything
     captions: list[str]
     crops: list[Crop]
 

@@ -34,26 +34,16 @@ class Words:
 
 @dataclass(frozen=True)
 class Entry:
-    """One image of a datalist.
+    """One image of a datalist."""
 
-    Attributes:
-        image: file, or folder of a DICOM series.
-        label: class ids on the same grid; None for normal tissue, and for a finding that has no outline.
-        findings: label values -> finding; ``ANY_VALUE`` stands for all values above 0. Empty for normal tissue.
-        modality, anatomy: words of the captions. Empty where unknown, which only an entry with a ``prompt`` may have.
-        prompt: caption of the image, used as it is; empty when captions are composed.
-        dataset: name of the data set that the image is from; training draws all data sets equally often.
-        group: name of the patient or of near-duplicates, for splits.
-    """
-
-    image: Path
-    label: Path | None
-    findings: Mapping[LabelValues, str]
-    modality: str
+    image: Path  # file, or folder of a DICOM series
+    label: Path | None  # class ids on the same grid; None for normal tissue, and for a finding that has no outline
+    findings: Mapping[LabelValues, str]  # empty for normal tissue
+    modality: str  # words of the captions; empty where unknown, which only an entry with a ``prompt`` may have
     anatomy: str
-    prompt: str = ""
-    dataset: str = ""
-    group: str = ""
+    prompt: str = ""  # caption of the image, used as it is; empty when captions are composed
+    dataset: str = ""  # training draws all data sets equally often
+    group: str = ""  # patient, or near-duplicates, for splits
 
     @property
     def is_normal(self) -> bool:

@@ -17,17 +17,11 @@ MIN_SNR_GAMMA = 5.0
 
 
 class EncodedCrops(NamedTuple):
-    """N crops as the UNet is given them.
+    """N crops as the UNet is given them."""
 
-    Attributes:
-        latents: (N, 4, h, w) scaled latents of the crops.
-        mask: (N, 1, h, w) in {0, 1}, the part to repaint.
-        masked: (N, 4, h, w) scaled latents of the crops with that part greyed out.
-    """
-
-    latents: Tensor
-    mask: Tensor
-    masked: Tensor
+    latents: Tensor  # (N, 4, h, w) scaled latents of the crops
+    mask: Tensor  # (N, 1, h, w) in {0, 1}, the part to repaint
+    masked: Tensor  # (N, 4, h, w) scaled latents of the crops with that part greyed out
 
 
 @torch.no_grad()

@@ -32,29 +32,18 @@ MAX_NAMED = 20  # files in one message
 
 @dataclass(frozen=True)
 class LabelledSlice:
-    """One lesion on one slice, or a slice without a lesion.
+    """One lesion on one slice, or a slice without a lesion; words, data set and group as in ``Entry``."""
 
-    Attributes:
-        stored: (C, h, w) numbers of the file, C = 1 or 3, in the smallest type that holds them; shared by the lesions of a slice.
-        lesion: (h, w) one connected lesion; empty where there is none.
-        labelled: (h, w) everything labelled on the slice; shared too.
-        finding: finding of the lesion; "normal tissue", or a finding without an outline, where there is no lesion.
-        modality, anatomy, prompt, dataset, group: as in ``Entry``.
-        name: file and slice, for messages.
-        window: maps ``stored`` to the model's range; None where ``stored`` is in that range already.
-        plane: plane in which a volume was cut; empty for 2-D images.
-    """
-
-    stored: Tensor
-    lesion: NDArray[np.bool_]
-    labelled: NDArray[np.bool_]
-    finding: str
+    stored: Tensor  # (C, h, w) numbers of the file, C = 1 or 3, in the smallest type that holds them; shared by the lesions of a slice
+    lesion: NDArray[np.bool_]  # (h, w) one connected lesion; empty where there is none
+    labelled: NDArray[np.bool_]  # (h, w) everything labelled on the slice; shared too
+    finding: str  # of the lesion; "normal tissue", or a finding without an outline, where there is no lesion
     modality: str
     anatomy: str
     prompt: str
-    name: str
-    window: Window | None = None
-    plane: str = ""
+    name: str  # file and slice, for messages
+    window: Window | None = None  # maps ``stored`` to the model's range; None where ``stored`` is in that range already
+    plane: str = ""  # in which a volume was cut; empty for 2-D images
     dataset: str = ""
     group: str = ""
 

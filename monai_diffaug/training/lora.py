@@ -1,4 +1,4 @@
-"""Low-rank adapters through peft: put into a network's attention, and merged into plain weights for the export."""
+"""Low-rank adapters (peft) in the attention of a network, and their merging into plain weights for the export."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SAM_ATTENTION = ("attn.qkv", "attn.proj")
 
 
 def add_adapters(network: nn.Module, targets: Sequence[str], rank: int) -> Any:
-    """Add LoRA layers (scale 1) to a frozen network in place; only they require a gradient.
+    """Add LoRA layers (Hu et al., ICLR 2022; scale 1) to a frozen network in place; only they require a gradient.
 
     Args:
         network: any module.
@@ -26,7 +26,7 @@ def add_adapters(network: nn.Module, targets: Sequence[str], rank: int) -> Any:
         rank: of the adapters.
 
     Returns:
-        The peft configuration, as it is saved beside the adapter.
+        The peft configuration.
 
     Raises:
         MissingExtraError: peft is not installed.

@@ -24,19 +24,12 @@ LOSSY_SUFFIXES = (".jpg", ".jpeg")
 
 
 class LabelledImage(NamedTuple):
-    """The content of an entry's files.
-
-    Attributes:
-        entry: the entry.
-        image: (C, h, w[, d]), C = 1 or 3, the numbers of the file in their type; pictures have rows first.
-        ids: (1, h, w[, d]) int64 class ids; zeros where the entry has no label.
-        affine: (4, 4) voxel to RAS of a 3-D image, None of a 2-D one.
-    """
+    """The content of an entry's files."""
 
     entry: Entry
-    image: Tensor
-    ids: Tensor
-    affine: NDArray[np.float64] | None
+    image: Tensor  # (C, h, w[, d]), C = 1 or 3, the numbers of the file in their type; pictures have rows first
+    ids: Tensor  # (1, h, w[, d]) int64 class ids; zeros where the entry has no label
+    affine: NDArray[np.float64] | None  # (4, 4) voxel to RAS of a 3-D image, None of a 2-D one
 
     def masks(self) -> Iterator[tuple[str, Tensor]]:
         """Each finding that the label shows, with its mask (1, h, w[, d]) bool."""
@@ -47,10 +40,7 @@ class LabelledImage(NamedTuple):
 
 
 def read_entry(entry: Entry) -> LabelledImage:
-    """Read an entry's image and label.
-
-    Args:
-        entry: as ``read_datalist`` returns it.
+    """Read image and label of an entry of ``read_datalist``.
 
     Raises:
         TrainingInputError: a file cannot be read, is no 2-D or 3-D image, or has voxels that are not finite.

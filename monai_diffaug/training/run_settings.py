@@ -23,57 +23,33 @@ class TrainingInputError(ImageFileError):
 
 @dataclass(frozen=True)
 class FineTuneSettings:
-    """Settings of a run.
-
-    Attributes:
-        model: start of the training: "tiny" (the embedded model), "fresh" (the embedded architecture with random weights), or a folder, a
-            hub id or a checkpoint, as the model's transform takes it.
-        minutes: running time; None when ``steps`` counts.
-        steps: optimiser steps; None when ``minutes`` counts.
-        lora: train low-rank adapters instead of all weights.
-        rank: of the adapters.
-        text_encoder: train the text encoder too.
-        batch_size: crops per step; of several processes, in each.
-        rate: peak learning rate; None takes the recipe's.
-        seed: of all draws, in [0, 2**32 - 1].
-        device: "cpu", "cuda" or "cuda:1".
-        precision: "float32", or "bfloat16" for autocast.
-        pictures: number of times at which sample pictures are drawn, evenly over the run, in addition to those before the first step.
-        tensorboard: write TensorBoard's event files too.
-        shares: data set -> its share of the draws; the others share the rest equally.
-        decoder: inpaint: train the autoencoder's decoder too; None where a small model reproduces the images badly.
-        freeze_encoder: vae, medsam: train the decoder alone.
-        inpainter: controlnet, semantic-controller, latent-screen: source of the inpainter that the model is for.
-        vae: inpaint, validator, with fresh weights: source of the autoencoder on whose latents they work.
-        encoder: semantic-controller with fresh weights: source of the MedSAM whose features it predicts.
-        validator: latent-screen: source of the validator whose verdicts it learns.
-        prediction_type: validator with fresh weights: "sample" or "epsilon".
+    """Settings of a run; a source is "tiny" (the embedded model), a folder, a hub id or a checkpoint, as its transform takes it.
 
     Raises:
         ValueError: an option out of range.
     """
 
-    model: str = "tiny"
-    minutes: float | None = 10.0
-    steps: int | None = None
-    lora: bool = False
-    rank: int = 8
-    text_encoder: bool = False
-    batch_size: int = 8
-    rate: float | None = None
-    seed: int = 0
-    device: str = "cpu"
-    precision: str = "float32"
-    pictures: int = 4
-    tensorboard: bool = False
-    shares: Mapping[str, float] = field(default_factory=dict)
-    decoder: bool | None = None
-    freeze_encoder: bool = False
-    inpainter: str = "tiny"
-    vae: str = "tiny"
-    encoder: str = "tiny"
-    validator: str = "tiny"
-    prediction_type: str = "sample"
+    model: str = "tiny"  # source to start from, or "fresh": the embedded architecture with random weights
+    minutes: float | None = 10.0  # running time; None when ``steps`` counts
+    steps: int | None = None  # optimiser steps; None when ``minutes`` counts
+    lora: bool = False  # inpaint, medsam: train low-rank adapters instead of all weights
+    rank: int = 8  # of the adapters
+    text_encoder: bool = False  # inpaint: train the text encoder too
+    batch_size: int = 8  # crops per step; of several processes, in each
+    rate: float | None = None  # peak learning rate; None takes the recipe's
+    seed: int = 0  # of all draws, in [0, 2**32 - 1]
+    device: str = "cpu"  # "cpu", "cuda" or "cuda:1"
+    precision: str = "float32"  # or "bfloat16" for autocast
+    pictures: int = 4  # times at which sample pictures are drawn, evenly over the run, in addition to those before the first step
+    tensorboard: bool = False  # write TensorBoard's event files too
+    shares: Mapping[str, float] = field(default_factory=dict)  # data set -> its share of the draws; the others share the rest equally
+    decoder: bool | None = None  # inpaint: train the autoencoder's decoder too; None where a small model reproduces the images badly
+    freeze_encoder: bool = False  # vae, medsam: train the decoder alone
+    inpainter: str = "tiny"  # controlnet, semantic-controller, latent-screen: source of the inpainter that the model is for
+    vae: str = "tiny"  # inpaint, validator, with fresh weights: source of the autoencoder on whose latents they work
+    encoder: str = "tiny"  # semantic-controller with fresh weights: source of the MedSAM whose features it predicts
+    validator: str = "tiny"  # latent-screen: source of the validator whose verdicts it learns
+    prediction_type: str = "sample"  # validator with fresh weights: "sample" or "epsilon"
 
     def __post_init__(self) -> None:
         if (self.minutes is None) == (self.steps is None):

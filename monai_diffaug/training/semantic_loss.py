@@ -17,24 +17,14 @@ CONDITION_DROPOUT = 0.1
 
 
 class SemanticCrops(NamedTuple):
-    """B encoded crops.
+    """B encoded crops."""
 
-    Attributes:
-        latents: (B, 4, h, w) scaled latents of the image.
-        mask: (B, 1, h, w) at latent size.
-        masked: (B, 4, h, w) scaled latents of the masked image.
-        visible: (B, P + 1, E) patch features of the masked image and, last, its global feature.
-        whole: (B, P + 1, E) likewise of the unmasked image.
-        hidden: (B, P, 1) in [0, 1], how much of each patch the mask hides.
-        captions: B prompts.
-    """
-
-    latents: Tensor
-    mask: Tensor
-    masked: Tensor
-    visible: Tensor
-    whole: Tensor
-    hidden: Tensor
+    latents: Tensor  # (B, 4, h, w) scaled latents of the image
+    mask: Tensor  # (B, 1, h, w) at latent size
+    masked: Tensor  # (B, 4, h, w) scaled latents of the masked image
+    visible: Tensor  # (B, P + 1, E) patch features of the masked image and, last, its global feature
+    whole: Tensor  # (B, P + 1, E) likewise of the unmasked image
+    hidden: Tensor  # (B, P, 1) in [0, 1], how much of each patch the mask hides
     captions: list[str]
 
 
@@ -74,7 +64,7 @@ def semantic_loss(inpainter: Inpainter, model: SemanticModel, crops: SemanticCro
         model: in training.
         crops: on the inpainter's device.
         distils: True in the first phase.
-        generator: of the second phase's draws, on the CPU.
+        generator: of the draws of the second phase, on the CPU.
     """
     with torch.no_grad():
         text = inpainter.encode_text(crops.captions)

@@ -28,16 +28,14 @@ def trained_on(slices: Sequence[LabelledSlice]) -> dict[str, object]:
     """
     if not slices:
         return {}
-    texts = [_words(chosen) for chosen in slices]
+    texts = [", ".join(dict.fromkeys(word for word in (s.modality, s.anatomy, s.finding, s.prompt) if word)) for s in slices]
     ranks = {text: rank for rank, text in enumerate(sorted(set(texts)))}
-    digests: dict[int, str] = {}  # the lesions of a slice share its picture and label
-    rows = []
-    for chosen, text in zip(slices, texts, strict=True):
-        arrays = (chosen.stored, chosen.labelled, chosen.lesion)
-        for array in arrays:
-            if id(array) not in digests:
-                digests[id(array)] = _digest(array)
-        rows.append(" ".join([*(digests[id(array)] for array in arrays), str(ranks[text]), chosen.dataset]))
+    arrays = {id(array): array for s in slices for array in (s.stored, s.labelled, s.lesion)}  # the lesions of a slice share two
+    digests = {key: _digest(array) for key, array in arrays.items()}
+    rows = [
+        " ".join([*(digests[id(array)] for array in (s.stored, s.labelled, s.lesion)), str(ranks[text]), s.dataset])
+        for s, text in zip(slices, texts, strict=True)
+    ]
     normal = sum(not chosen.has_lesion for chosen in slices)
     windows = {(_rounded(s.window.low), _rounded(s.window.high)) for s in slices if s.window is not None}
     return {
@@ -46,11 +44,6 @@ def trained_on(slices: Sequence[LabelledSlice]) -> dict[str, object]:
         "words": "; ".join(ranks) if len(ranks) <= CAPTIONS_SHOWN else f"{len(ranks)} captions {_short(sorted(ranks))}",
         "data": f"{len(slices) - normal} lesions, {normal} normal slices, {_short(sorted(rows))}",
     }
-
-
-def _words(chosen: LabelledSlice) -> str:
-    words = (chosen.modality, chosen.anatomy, chosen.finding, chosen.prompt)
-    return ", ".join(dict.fromkeys(word for word in words if word))
 
 
 def _digest(array: Any) -> str:

@@ -1,4 +1,4 @@
-"""The figures of a training run: one JSON line each, and TensorBoard's event files when asked for."""
+"""The figures of a training run: one JSON line each, and optionally TensorBoard's event files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class TrainingLog:
         tensorboard: also write ``folder/tensorboard``.
 
     Raises:
-        MissingExtraError: TensorBoard is asked for and not installed.
+        MissingExtraError: TensorBoard is not installed.
     """
 
     def __init__(self, folder: Path, *, tensorboard: bool = False) -> None:
@@ -40,7 +40,7 @@ class TrainingLog:
         self._file = folder / "log.jsonl"
 
     def figures(self, step: int, progress: float, **values: float) -> None:
-        """Note figures of a step."""
+        """Write the figures of a step."""
         logger.info("%3.0f %% step %d %s", 100 * progress, step, " ".join(f"{name} {value:.4g}" for name, value in values.items()))
         with self._file.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "progress": round(progress, 4), **values}) + "\n")
@@ -49,7 +49,7 @@ class TrainingLog:
                 self._writer.add_scalar(name, value, step)
 
     def picture(self, step: int, file: Path) -> None:
-        """Show a PNG that was written beside the log."""
+        """Show a PNG of the run."""
         logger.info("sample pictures: %s", file)
         if self._writer is not None:
             from PIL import Image

@@ -9,8 +9,6 @@ import argparse
 import shutil
 from pathlib import Path
 
-import torch
-
 from monai_diffaug.models.registry import tiny_folder
 from monai_diffaug.training.loop import TRAINING_FOLDER
 
@@ -21,11 +19,7 @@ OF_THE_INPAINTER = "vae"  # a validator is written with its VAE; the embedded on
 
 
 def embed(source: Path, target: Path) -> int:
-    """Copy a model's folder, float weights as float16, in place of ``target``; returns the bytes written.
-
-    Args:
-        source: folder that a recipe wrote.
-        target: folder of the embedded model.
+    """Copy the model that a recipe wrote, float weights as float16, in place of ``target``; returns the bytes written.
 
     Raises:
         FileNotFoundError: there are no weights in the folder.
@@ -47,8 +41,7 @@ def embed(source: Path, target: Path) -> int:
             continue
         with safe_open(file, "pt") as weights:
             tensors = {name: weights.get_tensor(name) for name in weights.keys()}  # noqa: SIM118
-            halves = {name: value.to(torch.float16) if value.is_floating_point() else value for name, value in tensors.items()}
-            save_file(halves, copy, metadata=weights.metadata())
+            save_file({n: t.half() if t.is_floating_point() else t for n, t in tensors.items()}, copy, metadata=weights.metadata())
     shutil.rmtree(target, ignore_errors=True)
     part.rename(target)
     return sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
