@@ -1,4 +1,4 @@
-"""Threads that are at rest when the program ends: Python kills those that are not, within torch, and the process aborts (signal 6)."""
+"""Stop background threads before interpreter exit; a daemon thread that is killed inside torch aborts the process (SIGABRT)."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ __all__ = ["close_at_exit"]
 
 
 class Closable(Protocol):
-    """Something with a thread."""
+    """Owner of a background thread."""
 
     def close(self) -> None:
-        """Return when the thread has ended."""
+        """Stop the thread and wait until it has ended."""
         ...
 
 
@@ -21,7 +21,7 @@ _open: weakref.WeakSet[Closable] = weakref.WeakSet()
 
 
 def close_at_exit(owner: Closable) -> None:
-    """Close ``owner`` at the end of the program, unless it is gone by then; it is not kept alive."""
+    """Call ``owner.close()`` at interpreter exit if the owner still exists then; the reference is weak."""
     _open.add(owner)
 
 

@@ -1,4 +1,4 @@
-"""Identity of a data set's item, and the number of times each item was drawn."""
+"""Identity of the items of a data set, and the number of draws of each item."""
 
 from __future__ import annotations
 
@@ -15,15 +15,20 @@ __all__ = ["DrawCounts", "item_identity"]
 
 
 class DrawCounts:
-    """How often each item was drawn in this process: copies share the counts, a pickle starts at zero.
+    """Number of draws of each item in this process: copies share the counts, a pickle starts at zero.
 
-    There is no lock that a fork could inherit while it is held: ``dict.setdefault`` and ``next`` of a ``count`` are atomic.
+    It needs no lock, which a forked child could inherit locked: ``dict.setdefault`` and ``next`` of a ``count`` are atomic.
+
+    >>> counts = DrawCounts()
+    >>> [counts.take(item) for item in ("a", "b", "a")]
+    [0, 0, 1]
     """
 
     def __init__(self) -> None:
         self._counts: dict[str, Iterator[int]] = {}
 
     def take(self, item: str) -> int:
+        """Number of earlier draws of the item; counts this one."""
         return next(self._counts.setdefault(item, itertools.count()))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> DrawCounts:
@@ -34,11 +39,14 @@ class DrawCounts:
 
 
 def item_identity(data: Mapping[Hashable, Any], id_key: Hashable) -> str:
-    """The text that identifies a sample.
+    """Text that identifies a sample.
 
     Raises:
         KeyError: the sample has no ``id_key``.
-        TypeError: its value is not text, an integer, a path or an image that knows its file.
+        TypeError: its value is not text, an integer, a path or an image with its file name.
+
+    >>> item_identity({"id": 7}, "id")
+    '7'
     """
     if not isinstance(data, Mapping):
         raise TypeError(f"a sample must be a dictionary, got {type(data).__name__}; put it behind the transform that makes dictionaries")

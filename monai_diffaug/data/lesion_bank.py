@@ -1,15 +1,15 @@
-"""Grey patterns of the lesions that a generator was trained on, and which of them a new lesion repeats.
+"""Grey patterns of the lesions that a generator was trained on, and the comparison of new lesions with them.
 
-A lesion is what its mask covers, in a square of 1.5 times the mask's longer side at 32 x 32 pixels, grey. Two lesions are compared by
-the correlation of their grey values inside the mask of the one that is asked about: brightness and contrast do not count, nor does
-what lies around. The best of eight orientations (mirrored, turned by 90 degrees), of shifts up to a tenth of the lesion, and of sizes
-from 0.9 to 1.1 counts.
+A pattern is a square of 1.5 times the longer side of a lesion's mask, resampled to 32 x 32 pixels, in grey. Two lesions are compared by
+the correlation of their grey values inside the mask of the new lesion: brightness, contrast and surroundings have no effect. The
+similarity is the maximum over eight orientations (mirrored, rotated by 90 degrees), shifts up to a tenth of the lesion, and sizes from
+0.9 to 1.1.
 
-It sees copies: pasted elsewhere with a soft edge, mirrored, brighter, noisier, a little moved or resized (``monai-diffaug evaluate
-memorisation`` says how surely; pasted with a hard edge somewhat less). It does not see a lesion that was turned by 10 degrees, bent,
-smoothed away or copied in part, nor the same patient's lesion from another angle. Smooth lesions and those of few pixels look alike, so
-a generator that paints smoother than the real images are is refused more often; those without any texture, such as a black cyst, are
-never found. A correlation is no proof of privacy in either direction.
+It detects copies: pasted elsewhere with a soft edge, mirrored, brighter, noisier, a little shifted or resized (``monai-diffaug evaluate
+memorisation`` measures the rate; with a hard edge it is somewhat lower). It does not detect a lesion that was rotated by 10 degrees,
+deformed, smoothed or copied in part, nor the lesion of the same patient from another angle. Smooth lesions and lesions of few pixels
+resemble each other, so a generator that paints smoother than the real images is rejected more often; lesions without texture, such as a
+black cyst, are never detected. A correlation neither proves nor disproves privacy.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from monai.config.type_definitions import NdarrayOrTensor
 from numpy.typing import NDArray
 from torch import Tensor
 
+from monai_diffaug.errors import one_line
 from monai_diffaug.files.image_file import whole_file
 from monai_diffaug.geometry.grids import affine_of, check_finite, check_grid, check_image, plain
 from monai_diffaug.geometry.roi import Roi, crop
@@ -39,25 +40,25 @@ __all__ = ["LesionBank", "Nearest", "load_lesion_bank"]
 logger = logging.getLogger(__name__)
 
 SIDE_PX = 32
-CONTEXT = 1.5  # of the square, in longer sides of the mask: room for the shifts
+CONTEXT = 1.5  # side of the square in longer sides of the mask; leaves room for the shifts
 SCALES = (1.0, 0.9, 1.1)
-SHIFT_PX = 2  # of 32, where a lesion is 21 long
+SHIFT_PX = 2  # of 32; the longer side of a lesion is 21
 COARSE_STEP_PX = 2
-CANDIDATES = 64  # patterns that the coarse search leaves to the fine one
-MIN_AREA_PX = 25  # smaller parts of a mask are smooth blobs that all look alike
-MAX_SLICES = 8  # of a volume, evenly spread over its lesion
-MAX_YARDSTICK = 256  # images whose nearest neighbour is sought when a bank is made
-ROWS_AT_ONCE = 1024
-LEAST_VARIANCE = 1e-3  # of a pattern inside a mask, as a share of its square's: flat ones resemble nothing
-FLAT_SHARE = 1e-4  # a square whose deviation is less, as a share of its values, holds rounding errors
+CANDIDATES = 64  # patterns for the fine search, from the coarse search
+MIN_AREA_PX = 25  # smaller components of a mask are smooth blobs that resemble each other
+MAX_SLICES = 8  # per volume, evenly spread over its lesion
+MAX_YARDSTICK = 256  # images for which the nearest neighbour is computed when a bank is made
+ROWS_PER_STEP = 1024
+LEAST_VARIANCE = 1e-3  # of a pattern inside a mask, as a share of the square's variance: flat patterns resemble nothing
+FLAT_SHARE = 1e-4  # a square with a smaller standard deviation, as a share of its values, contains only rounding errors
 
 
 class Nearest(NamedTuple):
-    """The lesion of a bank that is most alike.
+    """The most similar lesion of a bank.
 
     Attributes:
-        similarity: correlation inside the mask, in [-1, 1]; -1 when the mask holds no part that is large enough.
-        image: which image it is from, in the order the bank was made; -1 when there is none.
+        similarity: correlation inside the mask, in [-1, 1]; -1 if no component of the mask is large enough.
+        image: index of its image in the samples of the bank; -1 if there is none.
     """
 
     similarity: float
@@ -65,7 +66,7 @@ class Nearest(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """A connected part of a mask in a slice: ``greys`` and ``insides`` (3, 32, 32), its square at each of ``SCALES``."""
+    """A connected component of a mask in a slice: its square at each of ``SCALES``, grey values and mask (3, 32, 32)."""
 
     greys: Tensor
     insides: Tensor
@@ -73,18 +74,27 @@ class _Part(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class LesionBank:
-    """Lesions as patterns of 2 kB each, and how alike real ones are. Never written to: copies are the same bank.
+    """Lesions as patterns of 2 kB each, and the similarities among real lesions. It is immutable: copies are the same object.
 
-    Make one by ``LesionBank.of(...)`` or ``LesionBank.from_datalist(...)``, keep it by ``save``; transforms take the file's name, so that
-    they stay small when they are pickled. A process reads a file once.
+    Make a bank with ``LesionBank.of(...)`` or ``LesionBank.from_datalist(...)`` and write it with ``save``. Transforms take the file's
+    name, so that they stay small when they are pickled. A process reads a file once.
 
     Attributes:
         patterns: (m, 1024) float16, normalised squares.
-        owners: (m,) int64, the image each is from.
+        owners: (m,) int64, index of the image of each pattern.
         yardstick: (k,) float32, for k images the highest similarity of a lesion to one of another group.
         channels: 1 or 3, of the images.
-        plane: in which volumes are sliced.
-        window: intensities are clipped to it, in the image's unit; None leaves them.
+        plane: slicing plane of volumes.
+        window: intensities are clipped to it, in the image's unit; None does not clip.
+
+    >>> def sample(seed):
+    ...     label = torch.zeros(1, 40, 40, dtype=torch.uint8)
+    ...     label[:, 10:30, 10:30] = 1
+    ...     return {"image": torch.rand(1, 40, 40, generator=torch.Generator().manual_seed(seed)), "label": label}
+    >>> bank = LesionBank.of([sample(seed) for seed in range(3)])
+    >>> nearest = bank.nearest(sample(1)["image"] * 100 + 5, sample(1)["label"])
+    >>> nearest.image, round(nearest.similarity, 2)
+    (1, 1.0)
     """
 
     patterns: NDArray[np.float16]
@@ -113,19 +123,19 @@ class LesionBank:
         plane: str = "axial",
         window: tuple[float, float] | None = None,
     ) -> LesionBank:
-        """The lesions of samples: a list of dictionaries, or a MONAI ``Dataset`` with the loading part of the pipeline.
+        """Make a bank of samples: a list of dictionaries, or a MONAI ``Dataset`` with the loading part of the pipeline.
 
         Args:
-            samples: each with an image (C, H, W[, D]) and a label (1, H, W[, D]); those without a label or a lesion are passed over.
-            image_key, label_key: where they are.
-            label_value: what is a lesion; None means all above 0.
-            group_key: samples with the same value, a patient's, are not held against each other when likeness is measured. None: each
-                sample is its own group, and near-duplicates among them make the guard lenient.
-            plane: in which volumes are sliced; up to 8 slices of each lesion are kept.
+            samples: each with an image (C, H, W[, D]) and a label (1, H, W[, D]); samples without a label or a lesion are skipped.
+            image_key, label_key: of image and label.
+            label_value: class id of lesions; None means all values above 0.
+            group_key: samples with the same value, e.g. of one patient, are not compared with each other in the yardstick. None: each
+                sample is a group, and near-duplicates among them make the guard less strict.
+            plane: slicing plane of volumes; up to 8 slices of each lesion are used.
             window: clip intensities to it, as the generator does, in the image's unit.
 
         Raises:
-            ValueError: no lesions, all of one group, images with different channels, or an image that is none.
+            ValueError: no lesions, lesions of one group only, images with different channels, or an array that is no image.
             GridMismatchError: a label is not on its image's grid.
             KeyError: a sample lacks the image or the group.
         """
@@ -143,17 +153,17 @@ class LesionBank:
                     raise KeyError(f"sample {index} has no {key!r} (it has {', '.join(map(str, sample))})")
             label = plain(sample[label_key])
             try:
-                found = _parts(sample[image_key], label > 0 if label_value is None else label == label_value, plane, window)
+                lesions = _parts(sample[image_key], label > 0 if label_value is None else label == label_value, plane, window)
             except ValueError as error:
                 raise type(error)(f"sample {index}: {error}") from error
-            parts += found
-            owners += [index] * len(found)
-            groups += [index if group_key is None else sample[group_key]] * len(found)
-            channels.update({int(sample[image_key].shape[0])} if found else ())
+            parts += lesions
+            owners += [index] * len(lesions)
+            groups += [index if group_key is None else sample[group_key]] * len(lesions)
+            channels.update({int(sample[image_key].shape[0])} if lesions else ())
         if not parts:
-            wanted = "voxels above 0" if label_value is None else f"voxels of value {label_value}"
+            voxels = "voxels above 0" if label_value is None else f"voxels of value {label_value}"
             raise ValueError(
-                f"no lesion for the bank: none of {count} samples has {wanted} in {label_key!r}, {MIN_AREA_PX} connected pixels or more "
+                f"no lesion for the bank: none of {count} samples has {voxels} in {label_key!r}, {MIN_AREA_PX} connected pixels or more "
                 "in a slice; check label_key and label_value"
             )
         if len(channels) > 1:
@@ -173,12 +183,12 @@ class LesionBank:
         plane: str = "axial",
         window: tuple[float, float] | None = None,
     ) -> LesionBank:
-        """The lesions of a MONAI datalist, ``{"training": [{"image": ..., "label": ...}, ...]}``, as ``LoadImaged`` reads them.
+        """Make a bank of a MONAI datalist, ``{"training": [{"image": ..., "label": ...}, ...]}``, read with ``LoadImaged``.
 
         Args:
-            datalist: the JSON file; paths are relative to it. Entries without "label" are passed over.
-            section: which list of it.
-            label_value, group_key, plane, window: as in ``of``; a group is a key of the entries.
+            datalist: the JSON file; paths are relative to it. Entries without "label" are skipped.
+            section: name of the list in the file.
+            label_value, group_key, plane, window: as in ``of``; ``group_key`` is a key of the entries.
 
         Raises:
             FileNotFoundError: no such file.
@@ -204,15 +214,14 @@ class LesionBank:
         def loaded(index: int) -> Mapping[Hashable, Any]:
             try:
                 return channel_first(load(entries[index]))
-            except Exception as error:  # each reader has errors of its own
-                reason = str(error).strip().splitlines()
-                raise ValueError(f"{path}, {section}[{index}] cannot be read: {reason[0] if reason else type(error).__name__}") from error
+            except Exception as error:  # the readers raise errors of different types
+                raise ValueError(f"{path}, {section}[{index}] cannot be read: {one_line(error)}") from error
 
         samples = map(loaded, range(len(entries)))
         return cls.of(samples, label_value=label_value, group_key=group_key, plane=plane, window=window)
 
     def save(self, path: str | Path) -> Path:
-        """Write it as ``.npz``, whole or not at all; returns the path."""
+        """Write the bank as ``.npz`` (never an incomplete file); returns the path."""
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         window = np.asarray(() if self.window is None else self.window, np.float64)
@@ -230,11 +239,11 @@ class LesionBank:
 
     @classmethod
     def load(cls, path: str | Path) -> LesionBank:
-        """Read what ``save`` wrote.
+        """Read a bank that ``save`` wrote.
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: it is no bank.
+            ValueError: the file is no bank.
         """
         path = Path(path)
         if not path.is_file():
@@ -254,15 +263,15 @@ class LesionBank:
             raise ValueError(f"{path} is no lesion bank ({error}); make one by LesionBank.of(...).save(path)") from error
 
     def nearest(self, image: NdarrayOrTensor, mask: NdarrayOrTensor) -> Nearest:
-        """The lesion of the bank that is most like the one in the mask; of several parts or slices the most alike counts.
+        """The lesion of the bank that is most similar to the one in the mask; the maximum over components and slices.
 
         Args:
-            image: (C, H, W[, D]), any unit, as many channels as those of the bank.
-            mask: (1, H, W[, D]), non-zero where the lesion is.
+            image: (C, H, W[, D]), any unit, with the number of channels of the bank.
+            mask: (1, H, W[, D]), non-zero inside the lesion.
 
         Raises:
             GridMismatchError: the mask is on another grid.
-            ValueError: other channels, or non-finite voxels.
+            ValueError: another number of channels, or non-finite voxels.
         """
         check_image(image)
         if image.shape[0] != self.channels:
@@ -271,20 +280,20 @@ class LesionBank:
                 "make the bank with the loading part of this pipeline"
             )
         patterns = torch.from_numpy(self.patterns)
-        found = Nearest(-1.0, -1)
+        nearest = Nearest(-1.0, -1)
         for part in _parts(image, mask, self.plane, self.window):
             similarity, row = _search(part, patterns)
-            found = max(found, Nearest(similarity, int(self.owners[row])))
-        return found
+            nearest = max(nearest, Nearest(similarity, int(self.owners[row])))
+        return nearest
 
 
 def load_lesion_bank(spec: ModelSpec, device: torch.device) -> LesionBank:
-    """The loader for ``shared_model``: a file is read once a process."""
+    """Loader for ``shared_model``: a file is read once per process."""
     return LesionBank.load(spec.source)
 
 
 def _parts(image: NdarrayOrTensor, mask: NdarrayOrTensor, plane: str, window: tuple[float, float] | None) -> list[_Part]:
-    """The connected parts of a mask, slice by slice."""
+    """Connected components of a mask, slice by slice."""
     from scipy.ndimage import label
 
     check_image(image)
@@ -294,7 +303,7 @@ def _parts(image: NdarrayOrTensor, mask: NdarrayOrTensor, plane: str, window: tu
     slices, masks = to_slices(volume, cut), to_slices(plain(mask), cut)
     indices = touched(masks)
     spread = np.unique(np.linspace(0, len(indices) - 1, min(len(indices), MAX_SLICES)).round().astype(int))
-    found = []
+    parts = []
     for index in (indices[i] for i in spread):
         check_finite(slices[index])
         grey = slices[index].float().mean(0, keepdim=True).cpu()
@@ -302,28 +311,28 @@ def _parts(image: NdarrayOrTensor, mask: NdarrayOrTensor, plane: str, window: tu
         areas = np.bincount(names.ravel())
         for name in range(1, len(areas)):
             if areas[name] >= MIN_AREA_PX:
-                found.append(_part(grey if window is None else grey.clamp(*window), torch.from_numpy(names == name)))
-    return found
+                parts.append(_part(grey if window is None else grey.clamp(*window), torch.from_numpy(names == name)))
+    return parts
 
 
 def _part(grey: Tensor, mask: Tensor) -> _Part:
-    """Squares around a mask (h, w), centred on it, at each of ``SCALES``."""
+    """Squares centred on a mask (h, w), at each of ``SCALES``."""
     rows, columns = torch.nonzero(mask.any(1)).flatten(), torch.nonzero(mask.any(0)).flatten()
     top, bottom, left, right = int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
     extent = max(bottom - top, right - left)
     greys, insides = [], []
     for scale in SCALES:
-        side = extent + 2 * round((CONTEXT * scale - 1) * extent / 2)  # as even or odd as the extent, so that mirroring moves nothing
+        side = extent + 2 * round((CONTEXT * scale - 1) * extent / 2)  # parity of the extent, so that mirroring shifts nothing
         roi = Roi((top + bottom - side) // 2, (left + right - side) // 2, side)
         square, inside = crop(grey, roi, SIDE_PX)[0], crop(mask[None].float(), roi, SIDE_PX)[0]
         flat = FLAT_SHARE * float(square.abs().max())
         greys.append((square - square.mean()) / square.std().clamp(min=max(flat, 1e-12)))
-        insides.append(inside > min(0.5, 0.5 * float(inside.max())))  # with its rim: without it, smooth lesions of other shapes are alike
+        insides.append(inside > min(0.5, 0.5 * float(inside.max())))  # with the rim; otherwise smooth lesions resemble each other
     return _Part(torch.stack(greys), torch.stack(insides))
 
 
 def _views(part: _Part, scales: int, step_px: int) -> tuple[Tensor, Tensor]:
-    """A part in each orientation, shift and size, both (n, 1024): grey values of zero mean and unit norm inside, and the inside."""
+    """A component in all orientations, shifts and sizes, both (n, 1024): grey values with zero mean and unit norm inside, and mask."""
     inside = part.insides[:scales].float()
     count = inside.sum((1, 2), keepdim=True)
     grey = part.greys[:scales] * inside
@@ -338,15 +347,15 @@ def _views(part: _Part, scales: int, step_px: int) -> tuple[Tensor, Tensor]:
 
 
 def _search(part: _Part, patterns: Tensor, allowed: Tensor | None = None) -> tuple[float, int]:
-    """Similarity and row of the pattern most alike: a coarse search over all, a fine one over the best of them.
+    """Similarity and row of the most similar pattern: a coarse search over all patterns, then a fine one over the best.
 
     Args:
-        part: what is sought.
+        part: the component.
         patterns: (m, 1024) float16.
-        allowed: (m,) bool, which rows may be found; None means all.
+        allowed: (m,) bool, False excludes a row; None allows all.
     """
     grey, inside = _views(part, 1, COARSE_STEP_PX)
-    coarse = torch.cat([_correlations(grey, inside, rows.float()).amax(0) for rows in patterns.split(ROWS_AT_ONCE)])
+    coarse = torch.cat([_correlations(grey, inside, rows.float()).amax(0) for rows in patterns.split(ROWS_PER_STEP)])
     if allowed is not None:
         coarse[~allowed] = -2
     candidates = coarse.topk(min(CANDIDATES, len(coarse) if allowed is None else int(allowed.sum()))).indices
@@ -356,7 +365,7 @@ def _search(part: _Part, patterns: Tensor, allowed: Tensor | None = None) -> tup
 
 
 def _correlations(grey: Tensor, inside: Tensor, patterns: Tensor) -> Tensor:
-    """(n, m) correlation of n views with m patterns, each inside its own mask."""
+    """(n, m) Pearson correlation of n views with m patterns, inside the mask of each view."""
     count = inside.sum(1, keepdim=True)
     mean = inside @ patterns.T / count
     variance = inside @ patterns.square().T / count - mean.square()
@@ -365,7 +374,7 @@ def _correlations(grey: Tensor, inside: Tensor, patterns: Tensor) -> Tensor:
 
 
 def _yardstick(parts: list[_Part], patterns: Tensor, owners: NDArray[np.int64], groups: list[Hashable]) -> NDArray[np.float32]:
-    """How alike a lesion and the nearest one of another group are, for up to 256 images."""
+    """Similarity of a lesion to the nearest one of another group, for up to 256 images."""
     number = {group: i for i, group in enumerate(dict.fromkeys(groups))}
     if len(number) < 2:
         raise ValueError("the lesions are all of one group: likeness among real lesions needs two images of different groups or more")

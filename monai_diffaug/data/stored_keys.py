@@ -1,7 +1,7 @@
-"""Keep every key of a sample through the caches of MONAI that hold arrays alone.
+"""Keep all keys of a sample in those caches of MONAI that store arrays only.
 
-``GDSDataset`` stores arrays, and reads back only the keys of the raw item; ``LMDBDataset`` turns numbers into tensors. A pipeline
-that adds texts and records in its cached part needs three things::
+``GDSDataset`` stores arrays, and reads only the keys of the raw item; ``LMDBDataset`` converts numbers to tensors. A pipeline that
+adds texts and records in its cached part needs three steps::
 
     data = with_placeholders(data, ("mask", "prompt", "image_diffaug"))          # for GDSDataset
     Compose([
@@ -33,24 +33,31 @@ __all__ = ["PackKeysd", "UnpackKeysd", "with_placeholders"]
 def with_placeholders(data: Iterable[Mapping[Hashable, Any]], keys: Iterable[Hashable]) -> list[dict[Hashable, Any]]:
     """The items with ``None`` under each key that a cached transform will add.
 
-    ``GDSDataset`` reads back the keys of the raw item only; a mask, a prompt or a record that is added in the cached part would
-    be there in the first epoch and missing from the second.
+    ``GDSDataset`` reads the keys of the raw item only: without placeholders, a mask, a prompt or a record that the cached part adds
+    would exist in the first epoch and be missing from the second on.
+
+    >>> with_placeholders([{"image": "a.nii"}], ["mask"])
+    [{'mask': None, 'image': 'a.nii'}]
     """
     added = dict.fromkeys(keys)
     return [{**added, **item} for item in data]
 
 
 class PackKeysd(MapTransform, Described):
-    """Turn texts, numbers and records into byte tensors, as the last transform of the cached part.
+    """Convert texts, numbers and records to byte tensors, as the last transform of the cached part.
 
-    One value that is no array turns the cache of ``GDSDataset`` off for the whole item, silently.
+    ``GDSDataset`` silently does not cache an item with a value that is not an array.
 
     Args:
-        keys: values that JSON can hold, such as an id, a prompt or a record, and paths, which come back as texts; arrays stay as they are.
-        allow_missing_keys: skip keys that a sample lacks.
+        keys: of values in JSON's types, e.g. an id, a prompt or a record, and of paths, which become texts; arrays are not changed.
+        allow_missing_keys: skip keys that a sample does not have.
 
     Raises:
-        TypeError: a value that JSON cannot hold.
+        TypeError: a value that JSON cannot represent.
+
+    >>> packed = PackKeysd(["prompt"])({"prompt": "cyst", "image": 1})
+    >>> packed["prompt"].dtype, UnpackKeysd(["prompt"])(packed)["prompt"]
+    (torch.uint8, 'cyst')
     """
 
     def __init__(self, keys: KeysCollection, *, allow_missing_keys: bool = False) -> None:
@@ -65,18 +72,21 @@ class PackKeysd(MapTransform, Described):
 
 
 class UnpackKeysd(MapTransform, RandomizableTrait, Described):
-    """The inverse of ``PackKeysd``, as the first transform after the cached part, which it ends.
+    """Inverse of ``PackKeysd``, as the first transform after the cached part.
 
-    It draws nothing; MONAI's data sets stop caching at the first transform that says it is random.
+    It draws no random numbers, but is marked as random, because MONAI's data sets stop caching at the first random transform.
 
-    ``GDSDataset`` returns bare tensors and ``{key}_meta_dict`` for what it has read back, and the sample as it was for what it has
-    just made; a batch of both would not collate. Here both become the same: an image gets its meta data with the affine back.
-    What is lost is the list of applied operations, so spatial transforms of the cached part cannot be inverted.
+    ``GDSDataset`` returns plain tensors and ``{key}_meta_dict`` if it reads an item from the cache, and the original sample if the item
+    is new; a batch with both could not be collated. This transform makes both equal: an image gets its meta data and affine. The list
+    of applied operations is lost, so spatial transforms of the cached part cannot be inverted.
 
     Args:
-        keys: as given to ``PackKeysd``.
+        keys: as in ``PackKeysd``.
         array_keys: the images, masks and labels of the sample.
-        allow_missing_keys: skip keys that a sample lacks.
+        allow_missing_keys: skip keys that a sample does not have.
+
+    >>> UnpackKeysd("id")(PackKeysd("id")({"id": 7}))
+    {'id': 7}
     """
 
     def __init__(self, keys: KeysCollection, *, array_keys: Iterable[Hashable] = (), allow_missing_keys: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""MONAI's ``ThreadDataLoader`` swallows what its thread raises, and the epoch just ends early; this one raises it."""
+"""A ``ThreadDataLoader`` that raises the errors of its thread; MONAI's ignores them, and the epoch ends early."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ __all__ = ["RaisingThreadDataLoader"]
 
 
 class _RaisingThreadBuffer(ThreadBuffer):
-    """A buffer whose consumer sees the exception of the thread that fills it, after the values before it.
+    """A buffer that raises the exception of its thread in the consumer, after the values before it.
 
-    A loop by steps leaves its iterator behind; the thread then ends with the program.
+    A training loop may leave the iterator unfinished; then the thread is stopped at interpreter exit.
     """
 
     error: BaseException | None = None
@@ -27,7 +27,7 @@ class _RaisingThreadBuffer(ThreadBuffer):
             self.error = error
 
     def close(self) -> None:
-        """End the thread after the value that it is working at."""
+        """Stop the thread after its current value."""
         self.stop()
 
     def __iter__(self) -> Iterator[Any]:
@@ -38,7 +38,12 @@ class _RaisingThreadBuffer(ThreadBuffer):
 
 
 class RaisingThreadDataLoader(ThreadDataLoader):
-    """A ``monai.data.ThreadDataLoader`` (same arguments) in which an error in the data set ends the loop with that error."""
+    """A ``monai.data.ThreadDataLoader`` (same arguments) whose loop raises the errors of the data set.
+
+    >>> from monai.data import Dataset
+    >>> len(list(RaisingThreadDataLoader(Dataset([1, 2, 3]), batch_size=2, num_workers=0)))
+    2
+    """
 
     def __iter__(self) -> Iterator[Any]:
         buffer = _RaisingThreadBuffer(DataLoader.__iter__(self), self.buffer_size, self.buffer_timeout)

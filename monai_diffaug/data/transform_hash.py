@@ -1,4 +1,4 @@
-"""A hash of transforms by their options, for the ``hash_transform`` of MONAI's ``PersistentDataset`` and its kin."""
+"""Hash of transforms by their options, for ``hash_transform`` of MONAI's ``PersistentDataset`` and similar data sets."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from monai_diffaug.version import __version__
 
 __all__ = ["transform_hashing"]
 
-# what a random transform draws or counts, beside its options
+# attributes of a random transform that are drawn or counted, not options
 STATE_OF_RANDOM = frozenset({"R", "_do_transform", "seed", "seeds", "scores", "statistics"})
 SHOWN = frozenset({MADE_AS})  # the text of ``repr``
-STATE_OF_READERS = frozenset({"filenames"})  # what a reader has read last
+STATE_OF_READERS = frozenset({"filenames"})  # files that a reader has read last
 LOCKS = (type(threading.Lock()), type(threading.RLock()))
 STATE_TYPES = (DrawCounts, np.random.RandomState, np.random.Generator, torch.Generator, itertools.count, threading.local, *LOCKS)
 CALLABLES = (types.FunctionType, types.MethodType, types.BuiltinFunctionType, functools.partial, np.ufunc)
@@ -40,24 +40,28 @@ WEIGHT_SUFFIXES = frozenset({".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".j
 
 
 def transform_hashing(transforms: Any) -> bytes:
-    """A hash of what transforms do: equal in every process, before and after use, and different when an option changes.
+    """Hash of transforms: equal in every process, before and after use, and different if an option differs.
 
-    ``pickle_hashing`` of MONAI depends on which strings happen to be the same object, and changes with every random number that
-    was drawn. Here random states and counters are left out; a model counts by its spec: the embedded one by this package's version,
-    a file or folder by the names, sizes and times of its weights, a hub id by its text, a live network by its weights. A function
-    counts by its code, defaults and closure, not by what its globals hold.
+    MONAI's ``pickle_hashing`` depends on which strings are the same object, and on the random numbers drawn so far. Here random states
+    and counters are ignored. A model is hashed by its spec: the embedded model by this package's version, a file or folder by the
+    names, sizes and times of its weights, a hub id by its text, a live network by its weights. A function is hashed by its code,
+    defaults and closure, not by the globals that it uses. Use it as
+    ``PersistentDataset(data, transform, cache_dir, hash_transform=transform_hashing)``.
 
     Args:
-        transforms: a transform, or what ``PersistentDataset`` passes: the list of those that are cached.
+        transforms: a transform, or the list of cached transforms that ``PersistentDataset`` passes.
 
     Returns:
         64 hexadecimal digits.
 
     Raises:
-        TypeError: an option of a type that has no stable content; the message names it.
+        TypeError: an option of a type without stable content; the message names it.
 
-    Example:
-        ``PersistentDataset(data, transform, cache_dir, hash_transform=transform_hashing)``
+    >>> from monai.transforms import RandFlipd
+    >>> transform_hashing(RandFlipd("image", prob=0.5)) == transform_hashing(RandFlipd("image", prob=0.5).set_random_state(3))
+    True
+    >>> transform_hashing(RandFlipd("image", prob=0.5)) == transform_hashing(RandFlipd("image", prob=0.6))
+    False
     """
     return _digest(transforms, "transforms", ()).hex().encode()
 
@@ -70,7 +74,7 @@ def _join(tag: str, *parts: bytes) -> bytes:
 
 
 def _digest(value: Any, path: str, above: tuple[int, ...]) -> bytes:
-    """SHA-256 of a value; ``path`` is its place for messages, ``above`` the identities of what holds it."""
+    """SHA-256 of a value; ``path`` is its place in messages, ``above`` the identities of the containers around it."""
     if id(value) in above:
         return _join("cycle", str(len(above) - above.index(id(value))).encode())
     inside = (*above, id(value))
@@ -98,7 +102,7 @@ def _name(kind: Any) -> bytes:
 
 
 def _plain(value: Any) -> bytes | None:
-    """The hash of what holds nothing else; None for the rest."""
+    """Hash of a leaf value; None if the value is a container."""
     if isinstance(value, Enum):
         return _join("enum", _name(type(value)), value.name.encode())
     if isinstance(value, np.generic):
@@ -130,12 +134,12 @@ def _of_callable(function: Any, path: str, above: tuple[int, ...]) -> bytes:
         return _join("partial", *(_digest(part, path, above) for part in (function.func, function.args, function.keywords)))
     if not isinstance(function, types.FunctionType):
         names = (str(getattr(function, name, "")).encode() for name in ("__module__", "__qualname__", "__name__"))
-        owner = getattr(function, "__self__", None)  # of {1: 2}.get the dictionary; of a library's function the module or class
+        owner = getattr(function, "__self__", None)  # the dictionary of {1: 2}.get; the module or class of a library's function
         bound = b"" if isinstance(owner, (types.ModuleType, type)) else _digest(owner, path, above)
         return _join("builtin", *names, bound)
     cells = [cell.cell_contents for cell in function.__closure__ or ()]
-    held = (function.__defaults__, function.__kwdefaults__, cells)
-    return _join("function", _name(function), _of_code(function.__code__), *(_digest(each, path, above) for each in held))
+    values = (function.__defaults__, function.__kwdefaults__, cells)
+    return _join("function", _name(function), _of_code(function.__code__), *(_digest(each, path, above) for each in values))
 
 
 def _of_code(code: types.CodeType) -> bytes:
@@ -144,7 +148,7 @@ def _of_code(code: types.CodeType) -> bytes:
 
 
 def _of_object(value: Any, path: str, above: tuple[int, ...]) -> bytes:
-    """An object by its class and attributes, without what a random transform draws."""
+    """Hash of an object by its class and attributes, without the random state of transforms."""
     if is_dataclass(value):
         attributes = {field.name: getattr(value, field.name) for field in fields(value) if field.repr}
     elif hasattr(value, "__dict__"):
@@ -162,7 +166,7 @@ def _of_object(value: Any, path: str, above: tuple[int, ...]) -> bytes:
 
 
 def _reduced(value: Any, path: str) -> Any:
-    """What pickle would store of an object without attributes."""
+    """Content of an object without attributes, as pickle stores it."""
     try:
         reduced = value.__reduce_ex__(2)
     except TypeError as error:
@@ -174,7 +178,7 @@ def _reduced(value: Any, path: str) -> Any:
 
 
 def _content_of(spec: ModelSpec) -> Any:
-    """What stands for the weights of a spec."""
+    """Value that identifies the weights of a spec."""
     live = live_object(spec)
     if live is not None:
         return live if isinstance(live, nn.Module) else _parts_of(live) or live
@@ -188,7 +192,7 @@ def _content_of(spec: ModelSpec) -> Any:
 
 
 def _parts_of(live: Any) -> dict[str, Any]:
-    """Networks and configurations of a live pipeline; its tokenizer and caches change with use."""
+    """Networks and configurations of a live pipeline, without tokenizer and caches, which change with use."""
     parts: dict[str, Any] = {}
     for name, part in getattr(live, "__dict__", {}).items():
         if isinstance(part, nn.Module):

@@ -1,4 +1,4 @@
-"""Orders that a thread works through in the background, and that leave nothing behind: no idle thread, no crash at exit."""
+"""Queue of variants to make, worked off by a background thread that ends when the queue is empty."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from monai_diffaug.data.variant_store import VariantKey
 
 __all__ = ["PENDING", "VariantOrders"]
 
-PENDING = 64  # variants ordered at once; an order holds its sample in memory
+PENDING = 64  # maximum length of the queue; an order keeps its sample in memory
 
 
 class VariantOrders:
-    """One thread that makes what is ordered, one variant after the other; it ends when no order is left.
+    """Orders of variants and the one thread that makes them, one after the other.
 
-    At the end of the program the variant that is being made is finished, and the orders behind it are dropped.
+    At interpreter exit the current variant is finished, and the remaining orders are dropped.
 
     Args:
         make: makes a variant of a sample; it must not raise.
@@ -29,28 +29,28 @@ class VariantOrders:
         self._make = make
         self._lock = threading.Lock()
         self._waiting: deque[tuple[Mapping[Hashable, Any], VariantKey]] = deque()
-        self._taken: set[VariantKey] = set()
+        self._pending: set[VariantKey] = set()
         self._thread: threading.Thread | None = None
         self._pid = os.getpid()
         close_at_exit(self)
 
     def place(self, data: Mapping[Hashable, Any], key: VariantKey) -> None:
-        """Order a variant, unless one of its sample is ordered already or there are enough orders: a later draw will ask again."""
+        """Order a variant, unless one of the same sample is pending or the queue is full; a later draw will order it again."""
         with self._lock:
-            if len(self._taken) >= PENDING or any(other.sample == key.sample for other in self._taken):
+            if len(self._pending) >= PENDING or any(other.sample == key.sample for other in self._pending):
                 return
-            self._taken.add(key)
+            self._pending.add(key)
             self._waiting.append((dict(data), key))
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="variants", daemon=True)
                 self._thread.start()
 
     def close(self) -> None:
-        """Drop what is waiting and return when the variant that is being made is done."""
+        """Drop the waiting orders and wait until the current variant is finished."""
         if self._pid != os.getpid():
-            return  # a forked child has neither the thread nor a lock that it could trust
+            return  # a forked child does not have the thread, and the lock may be locked
         with self._lock:
-            self._taken.difference_update(key for _, key in self._waiting)
+            self._pending.difference_update(key for _, key in self._waiting)
             self._waiting.clear()
             thread, self._thread = self._thread, None
         if thread is not None:
@@ -63,13 +63,13 @@ class VariantOrders:
                 self._make(data, key)
             finally:
                 with self._lock:
-                    self._taken.discard(key)
+                    self._pending.discard(key)
 
     def _next(self) -> tuple[Mapping[Hashable, Any], VariantKey] | None:
-        """The next order of this thread; None ends it."""
+        """Next order of this thread; None ends the thread."""
         with self._lock:
             if self._thread is not threading.current_thread():
-                return None  # closed meanwhile
+                return None  # closed in the meantime
             if not self._waiting:
                 self._thread = None
                 return None

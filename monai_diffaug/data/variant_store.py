@@ -1,4 +1,4 @@
-"""Where variants are kept: memory or a folder, bounded, and whole after a crash in the middle of a write."""
+"""Storage of variants in memory or in a folder, with a limit; a crash during a write leaves no incomplete variant."""
 
 from __future__ import annotations
 
@@ -20,13 +20,19 @@ __all__ = ["FolderStore", "MemoryStore", "VariantKey", "VariantStore"]
 
 logger = logging.getLogger(__name__)
 
-ABANDONED_S = 3600.0  # a part file of this age belongs to a process that died while it wrote
+ABANDONED_S = 3600.0  # a part file of this age was left by a process that died during the write
 PART = ".part"
 USES = ".uses"
 
 
 class VariantKey(NamedTuple):
-    """One variant: the sample (a hash of content, settings and seed), its place in the bank, and how often that was refreshed."""
+    """Identity of a variant.
+
+    Attributes:
+        sample: hash of content, settings and seed.
+        slot: number of the variant within its sample.
+        generation: number of times the slot was refreshed.
+    """
 
     sample: str
     slot: int
@@ -34,7 +40,7 @@ class VariantKey(NamedTuple):
 
 
 class VariantStore(Protocol):
-    """Where variants are kept. Every method may be called from any thread."""
+    """Storage of variants. All methods may be called from any thread."""
 
     def get(self, key: VariantKey) -> dict[Hashable, Any] | None: ...
     def put(self, key: VariantKey, values: dict[Hashable, Any]) -> None: ...
@@ -44,48 +50,48 @@ class VariantStore(Protocol):
 
 
 class MemoryStore:
-    """Variants in memory; beyond ``limit`` the one not used for longest goes."""
+    """Variants in memory; beyond ``limit`` the least recently used one is removed."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._held: OrderedDict[VariantKey, dict[Hashable, Any]] = OrderedDict()
+        self._variants: OrderedDict[VariantKey, dict[Hashable, Any]] = OrderedDict()
         self._lock = threading.Lock()
 
     def get(self, key: VariantKey) -> dict[Hashable, Any] | None:
         with self._lock:
-            if key not in self._held:
+            if key not in self._variants:
                 return None
-            self._held.move_to_end(key)
-            return self._held[key]
+            self._variants.move_to_end(key)
+            return self._variants[key]
 
     def put(self, key: VariantKey, values: dict[Hashable, Any]) -> None:
         with self._lock:
-            self._held[key] = values
-            while len(self._held) > self.limit:
-                self._held.popitem(last=False)
+            self._variants[key] = values
+            while len(self._variants) > self.limit:
+                self._variants.popitem(last=False)
 
     def discard(self, key: VariantKey) -> None:
         with self._lock:
-            self._held.pop(key, None)
+            self._variants.pop(key, None)
 
     def used(self, key: VariantKey) -> int:
-        """0: nobody else uses what is in this memory."""
+        """0, because no other process uses this memory."""
         return 0
 
     def known(self, sample: str) -> list[VariantKey]:
         with self._lock:
-            return [key for key in self._held if key.sample == sample]
+            return [key for key in self._variants if key.sample == sample]
 
 
 class FolderStore:
-    """Variants as files ``SAMPLE/SLOT-GENERATION.pt``, which the next run finds again; beyond ``limit`` the oldest used goes.
+    """Variants as files ``SAMPLE/SLOT-GENERATION.pt``, which later runs reuse; beyond ``limit`` the least recently used is removed.
 
-    A file is written under another name and renamed when it is complete, so a crash leaves whole variants and at most a part file,
-    which is not read and is removed an hour later. A file that cannot be read counts as missing. Several processes may share a folder.
+    A file is written under another name and renamed when it is complete. So a crash leaves at most a part file, which is not read and
+    is removed after an hour. A file that cannot be read counts as missing. Several processes may share a folder.
 
     Raises:
         OSError: the folder, or in ``put`` a file in it, cannot be written.
-        TypeError: in ``put``, a value that could not be read back.
+        TypeError: in ``put``, a value of a type that ``get`` could not read.
     """
 
     def __init__(self, folder: str | Path, limit: int) -> None:
@@ -102,11 +108,11 @@ class FolderStore:
             values: dict[Hashable, Any] = torch.load(file, map_location="cpu", weights_only=True)
         except FileNotFoundError:
             return None
-        except Exception as error:  # torch.load raises whatever a damaged archive makes its parts raise
+        except Exception as error:  # damaged archives make torch.load raise errors of many types
             logger.warning("%s cannot be read (%s) and is made again", file, error)
             file.unlink(missing_ok=True)
             return None
-        with suppress(OSError):  # another process removed it, or the folder is on a read-only disk
+        with suppress(OSError):  # another process removed the file, or the disk is read-only
             os.utime(file)
         return values
 
@@ -119,19 +125,19 @@ class FolderStore:
         try:
             try:
                 torch.save(values, part)
-            except RuntimeError as error:  # what torch raises when the disk is full
+            except RuntimeError as error:  # torch's error for a full disk
                 raise OSError(f"{file} cannot be written, is the disk full? ({str(error).splitlines()[0]})") from error
             part.replace(file)
         finally:
             part.unlink(missing_ok=True)
         with self._lock:
-            self._bound()
+            self._apply_limit()
 
     def discard(self, key: VariantKey) -> None:
         _remove(self._file(key))
 
     def used(self, key: VariantKey) -> int:
-        """Note a use, a byte in a file beside the variant; uses so far by all processes, 0 where nothing can be written."""
+        """Count a use as one byte in a file next to the variant; uses of all processes so far, 0 if the file cannot be written."""
         with suppress(OSError), self._file(key).with_suffix(USES).open("ab") as file:
             file.write(b".")
             return file.tell()
@@ -144,7 +150,7 @@ class FolderStore:
     def _file(self, key: VariantKey) -> Path:
         return self.folder / key.sample / f"{key.slot}-{key.generation}.pt"
 
-    def _bound(self) -> None:
+    def _apply_limit(self) -> None:
         files = list(self.folder.glob("*/*.pt"))
         if len(files) > self.limit:
             for file in sorted(files, key=_last_use)[: len(files) - self.limit]:
@@ -157,7 +163,7 @@ def _remove(file: Path) -> None:
 
 
 def _require_readable(value: Any, place: str) -> None:
-    """Raise TypeError for what is written but never read again, as reading runs no code: such a variant would be made anew at each draw."""
+    """Raise TypeError for types that ``torch.load(weights_only=True)`` refuses: such a variant would be made again at each draw."""
     if isinstance(value, Mapping):
         for name, each in value.items():
             _require_readable(each, f"{place}[{name!r}]")
@@ -174,7 +180,7 @@ def _require_readable(value: Any, place: str) -> None:
 def _last_use(file: Path) -> float:
     try:
         return file.stat().st_mtime
-    except FileNotFoundError:  # another process removed it
+    except FileNotFoundError:  # another process removed the file
         return 0.0
 
 

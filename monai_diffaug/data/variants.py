@@ -1,4 +1,4 @@
-"""A bounded bank of edited variants of each sample, filled in the background and drawn from in no time."""
+"""Bank of pre-computed edits of each sample, filled by a background thread, so that a draw costs almost no time."""
 
 from __future__ import annotations
 
@@ -31,30 +31,36 @@ logger = logging.getLogger(__name__)
 
 
 class VariantBank(Described):
-    """Edited variants of each sample that comes by, made by a thread in the background and replaced after so many uses.
+    """Pool of pre-computed edits per sample, filled by a background thread; a variant is replaced after ``uses`` draws.
 
-    The first draw of a sample waits for its first variant; the others follow in the background, one at a time. Which of them are
-    there already depends on timing; with ``background=False`` all are made at the first draw, and the same draws always give the same.
-    A variant depends on the sample, the transform's settings, ``seed``, its place and its generation alone.
+    The first draw of a sample waits for its first variant; the others are made in the background, one at a time. Which of them already
+    exist depends on timing. With ``background=False`` all are made at the first draw, so that the draws are reproducible. A variant
+    depends only on the sample, the transform's settings, ``seed``, its slot and its generation.
 
-    Copies are the same bank. A pickle or a forked worker process starts with an empty bank of the same settings, and a loader starts its
-    workers anew for each epoch: with ``folder`` they share what they make, and the count of its uses.
+    Copies share the bank. A pickle or a forked worker process starts with an empty bank of the same settings. A loader starts new
+    workers in each epoch: with ``folder`` they share the variants and the counts of their uses.
 
     Args:
-        transform: a random dictionary transform, or a ``Compose`` of several, whose results are kept: ``DiffusionLocalInpaintd``, say,
-            with what makes its mask and prompt. It must make one sample of one and leave it on its grid: load before, crop and flip after.
+        transform: a random dictionary transform, or a ``Compose``, e.g. the transforms of mask and prompt and ``DiffusionLocalInpaintd``.
+            It must return one sample on the same grid: load images before, crop and flip after.
         seed: of all variants.
-        variants: kept of each sample.
-        uses: draws after which a variant is replaced by a new one: one edit for so many samples. None never replaces.
-        limit: variants kept in all; those not used for longest go.
-        folder: keep them there (tensors, texts, numbers, and lists and dictionaries of them), None in memory.
-        id_key: the key of the sample's identity (text, integer, path, or an image that knows its file). None hashes the whole content,
-            which costs milliseconds a megabyte.
+        variants: number per sample.
+        uses: draws after which a variant is replaced by a new one, i.e. one edit per ``uses`` samples. None never replaces.
+        limit: maximum number of variants of all samples; the least recently used are removed.
+        folder: of the stored variants (tensors, texts, numbers, and lists and dictionaries of them); None stores them in memory.
+        id_key: key of the sample's identity (text, integer, path, or an image with its file name). None hashes the whole content,
+            which takes milliseconds per megabyte.
         background: make variants in a thread of this process.
 
     Raises:
         TypeError: the transform is not random.
         ValueError: a number is less than 1.
+
+    >>> from monai.transforms import RandGaussianNoised
+    >>> bank = VariantBank(RandGaussianNoised("image", prob=1.0), seed=0, variants=2, uses=None, background=False)
+    >>> images = [bank.draw({"image": torch.zeros(1, 4, 4)}, choice)["image"] for choice in range(4)]
+    >>> torch.equal(images[0], images[2]), torch.equal(images[0], images[1])
+    (True, False)
     """
 
     def __init__(
@@ -82,14 +88,14 @@ class VariantBank(Described):
         self.made = 0
         self._store: VariantStore | None = None
         self._settings: str | None = None
-        self._start_afresh()
+        self._reset()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> VariantBank:
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("transform", "seed", "variants", "uses", "limit", "folder", "id_key", "background")
-        return {name: getattr(self, name) for name in kept}
+        options = ("transform", "seed", "variants", "uses", "limit", "folder", "id_key", "background")
+        return {name: getattr(self, name) for name in options}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state.pop("transform"), **state)  # type: ignore[misc]
@@ -98,49 +104,49 @@ class VariantBank(Described):
         """One of the sample's variants.
 
         Args:
-            data: the sample; what the variant does not change is handed on by reference.
-            choice: any number; taken modulo the variants that are there.
+            data: the sample; unchanged items are returned by reference.
+            choice: any number; the variant is ``choice`` modulo the number of existing variants.
 
         Raises:
-            TypeError: the transform makes several samples of one, or a folder cannot hold what it makes.
-            ValueError: the transform changes the grid or loads the image, or two samples have one identity.
+            TypeError: the transform returns several samples, or values that a folder cannot store.
+            ValueError: the transform changes the grid or loads the image, or two samples have the same identity.
             OSError: the folder cannot be written.
-            Exception: whatever the transform raised when it was asked for a variant of this sample.
+            Exception: the transform's error while it made a variant of this sample.
         """
         self._after_fork()
         sample = self._key_of(data)
         ready = self._ready(sample)
-        wanted = self.variants if not self.background else 1
+        needed = self.variants if not self.background else 1
         for slot in range(self.variants):
-            if len(ready) >= wanted:
+            if len(ready) >= needed:
                 break
             if slot not in ready:
                 ready[slot] = self._make(data, VariantKey(sample, slot, self._generation(sample, slot)))
         slot = sorted(ready)[choice % len(ready)]
         values = self._stored().get(ready[slot])
-        if values is None:  # evicted in between, or a damaged file
+        if values is None:  # removed by the limit in the meantime, or a damaged file
             values = self._values(data, ready[slot])
             self._stored().put(ready[slot], values)
         self._plan(data, ready, slot)
         return _restored(values, data)
 
     def close(self) -> None:
-        """Wait for the variant that is being made in the background and drop the orders behind it; the bank stays usable."""
+        """Wait for the variant that the background thread is making, and drop the remaining orders; the bank stays usable."""
         self._after_fork()
         self._orders.close()
 
-    def _start_afresh(self) -> None:
+    def _reset(self) -> None:
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._orders = VariantOrders(self._fulfil)
-        self._used: dict[tuple[str, int], tuple[int, int]] = {}  # (sample, slot) -> the newest generation and its uses
+        self._used: dict[tuple[str, int], tuple[int, int]] = {}  # (sample, slot) -> newest generation and its uses
         self._failed: dict[str, Exception] = {}
 
     def _after_fork(self) -> None:
-        """A forked child has no thread and may hold a locked lock."""
+        """Reset in a forked child: it has no background thread, and the lock may be locked."""
         if self._pid != os.getpid():
             self._store = None
-            self._start_afresh()
+            self._reset()
 
     def _stored(self) -> VariantStore:
         if self._store is None:
@@ -148,18 +154,18 @@ class VariantBank(Described):
         return self._store
 
     def _key_of(self, data: Mapping[Hashable, Any]) -> str:
-        """40 hexadecimal digits of content (or identity), settings and seed."""
+        """Hash (40 hexadecimal digits) of content or identity, settings and seed."""
         if self._settings is None:
             self._settings = transform_hashing(self.transform).decode()
         if self.id_key is not None:
             content = item_identity(data, self.id_key)
         else:
-            placed = {k: (v, v.affine) if isinstance(v, MetaTensor) else v for k, v in data.items()}
-            content = transform_hashing(placed).decode()
+            with_affines = {k: (v, v.affine) if isinstance(v, MetaTensor) else v for k, v in data.items()}
+            content = transform_hashing(with_affines).decode()
         return hashlib.sha256(repr((content, self._settings, self.seed)).encode()).hexdigest()[:40]
 
     def _ready(self, sample: str) -> dict[int, VariantKey]:
-        """The newest variant in each slot that has one."""
+        """Slot -> its newest variant, for the slots that have one."""
         error = self._failed.pop(sample, None)
         if error is not None:
             raise error
@@ -177,11 +183,11 @@ class VariantBank(Described):
         return key
 
     def _values(self, data: Mapping[Hashable, Any], key: VariantKey) -> dict[Hashable, Any]:
-        """What the transform adds to or changes in the sample, as plain tensors and values."""
-        own: Any = deepcopy(self.transform)
+        """Items that the transform adds or changes, as plain tensors and values."""
+        transform: Any = deepcopy(self.transform)
         digest = hashlib.sha256(repr(tuple(key)).encode()).digest()
-        own.set_random_state(seed=int.from_bytes(digest[:4], "little"))
-        result = own(dict(data))
+        transform.set_random_state(seed=int.from_bytes(digest[:4], "little"))
+        result = transform(dict(data))
         if not isinstance(result, Mapping):
             raise TypeError(f"a bank keeps one sample for one, the transform made a {type(result).__name__} of it; crop after DrawVariantd")
         self.made += 1
@@ -191,15 +197,15 @@ class VariantBank(Described):
         return {name: _plain(value) for name, value in changed.items()}
 
     def _plan(self, data: Mapping[Hashable, Any], ready: Mapping[int, VariantKey], slot: int) -> None:
-        """Count the use, and order what is missing or worn out."""
+        """Count the use, and order a missing variant, or a new one if this has reached its number of uses."""
         key = ready[slot]
         with self._lock:
             generation, count = self._used.get((key.sample, slot), (key.generation, 0))
             count = count + 1 if generation == key.generation else 1
             self._used[key.sample, slot] = (key.generation, count)
-        worn = self.uses is not None and max(count, self._stored().used(key)) >= self.uses
+        expired = self.uses is not None and max(count, self._stored().used(key)) >= self.uses
         missing = next((s for s in range(self.variants) if s not in ready), None)
-        if worn:
+        if expired:
             self._order(data, key._replace(generation=key.generation + 1))
         elif missing is not None:
             self._order(data, VariantKey(key.sample, missing, self._generation(key.sample, missing)))
@@ -211,7 +217,7 @@ class VariantBank(Described):
             self._replace(data, key)
 
     def _fulfil(self, data: Mapping[Hashable, Any], key: VariantKey) -> None:
-        """An order in the background; the next draw of the sample raises its error in a thread that listens."""
+        """Make an order in the background thread; the next draw of the sample raises its error."""
         try:
             self._replace(data, key)
         except Exception as error:
@@ -219,7 +225,7 @@ class VariantBank(Described):
             self._failed[key.sample] = error
 
     def _replace(self, data: Mapping[Hashable, Any], key: VariantKey) -> None:
-        """Make a variant, then drop the older ones of its slot."""
+        """Make a variant, then remove the older ones of its slot."""
         self._make(data, key)
         for older in self._stored().known(key.sample):
             if older.slot == key.slot and older.generation < key.generation:
@@ -229,15 +235,17 @@ class VariantBank(Described):
 
 
 class DrawVariantd(RandomizableTransform, Described):
-    """Replace each sample by one of its variants in a bank: a random transform that costs no model call most of the time.
+    """Replace each sample by one of its variants in a bank: a random transform that needs no model call for most samples.
 
-    A variant need not be an edit: the chance of that is the wrapped transform's own ``prob``, and the keys are the same either way.
+    A variant may be unedited: the bank's transform decides by its ``prob``, and the keys are the same in both cases.
 
     Args:
-        bank: where the variants are.
+        bank: of the variants, e.g. ``VariantBank(Compose([MedSAMMaskd(...), TextPromptd(...), DiffusionLocalInpaintd(...)]), seed=0)``.
 
-    Example:
-        ``DrawVariantd(VariantBank(Compose([MedSAMMaskd(...), TextPromptd(...), DiffusionLocalInpaintd(...)]), seed=0, folder="bank"))``
+    >>> from monai.transforms import RandGaussianNoised
+    >>> draw = DrawVariantd(VariantBank(RandGaussianNoised("image", prob=1.0), seed=0, background=False)).set_random_state(seed=1)
+    >>> draw({"image": torch.zeros(1, 4, 4), "label": 3})["label"]
+    3
     """
 
     def __init__(self, bank: VariantBank) -> None:
@@ -246,7 +254,7 @@ class DrawVariantd(RandomizableTransform, Described):
         self.choice = 0
 
     def randomize(self, data: Any | None = None) -> None:
-        """Draw the coin, which always falls on its face, and the choice."""
+        """Draw the (always true) trigger and the variant index."""
         super().randomize(data)
         self.choice = draw_seed(self.R)
 
@@ -259,7 +267,7 @@ DrawVariantD = DrawVariantDict = DrawVariantd
 
 
 def _plain(value: Any) -> Any:
-    """A value that can be stored and read back without running code; arrays become tensors on the CPU that own their memory."""
+    """The value in types that can be stored and read without running code; arrays become tensors on the CPU, copied."""
     if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
         return torch.from_numpy(value.copy())
     if isinstance(value, Tensor):
@@ -268,7 +276,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, str):
-        return str.__str__(value)  # an enum of texts as its text
+        return str.__str__(value)  # the text of a StrEnum
     if isinstance(value, Mapping):
         return {_plain(name): _plain(each) for name, each in value.items()}
     if isinstance(value, (list, tuple)):
@@ -277,7 +285,7 @@ def _plain(value: Any) -> Any:
 
 
 def _image_of(data: Mapping[Hashable, Any]) -> Any:
-    """The first value that has a grid, (C, H, W[, D]); None without one."""
+    """The first item with a grid, (C, H, W[, D]); None if there is none."""
     return next((value for value in data.values() if _has_grid(value)), None)
 
 
@@ -286,7 +294,7 @@ def _has_grid(value: Any) -> bool:
 
 
 def _require_grid(name: Hashable, value: Any, data: Mapping[Hashable, Any]) -> None:
-    """Raise ValueError for an image that cannot be put back into the sample: only its voxels are kept."""
+    """Raise ValueError for an image on another grid than the sample's: only voxels are stored, so it could not be restored."""
     if not _has_grid(value):
         return
     like = data[name] if _has_grid(data.get(name)) else _image_of(data)
@@ -306,7 +314,7 @@ def _require_shape(name: Hashable, value: Any, like: Any, why: str) -> None:
 
 
 def _restored(values: Mapping[Hashable, Any], data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-    """The sample with a variant's values, each in the type and with the meta data of what it replaces."""
+    """The sample with the values of a variant, each with the type and meta data of the item that it replaces."""
     result = dict(data)
     image = _image_of(data)
     for key, value in values.items():
@@ -315,8 +323,8 @@ def _restored(values: Mapping[Hashable, Any], data: Mapping[Hashable, Any]) -> d
             if _has_grid(value) and _has_grid(before):
                 _require_shape(key, value, before, "two samples have the same id_key; leave it out, or give each an id of its own")
             like = before if isinstance(before, (Tensor, np.ndarray)) else image if value.ndim >= 3 else None
-            copied = value.clone()
-            result[key] = copied if like is None else convert_to_dst_type(copied, like, dtype=copied.dtype)[0]
+            tensor = value.clone()
+            result[key] = tensor if like is None else convert_to_dst_type(tensor, like, dtype=tensor.dtype)[0]
         else:
             result[key] = deepcopy(value)
     return result

@@ -1,4 +1,4 @@
-"""How far an edit moved the image inside its mask, and that it moved nothing outside."""
+"""Change of an image by an edit: SSIM inside the mask, and the number of changed voxels outside."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ KERNEL_SIZE, KERNEL_SIGMA, K1, K2 = 11, 1.5, 0.01, 0.03
 
 
 def local_ssim(original: NDArray[np.generic], result: NDArray[np.generic], region: NDArray[np.generic]) -> float:
-    """Mean of the SSIM map over a region, LSSIM = sum(M * map) / sum(M); 1 means unchanged.
+    """Mean of the SSIM map (Wang et al. 2004) over a region, LSSIM = sum(M * map) / sum(M); 1 means unchanged.
 
-    Both images are shifted and scaled by the original's minimum and data range, so that an image in HU and the same
-    image in grey values give one figure; edges are replicated. Noise alone also brings the figure down: it says that
-    the content changed, not that it became better.
+    Both images are shifted and scaled by the original's minimum and data range, so that the result does not depend on the unit; border
+    voxels are replicated. A lower value means changed content, not better content: noise lowers it as well.
 
     Args:
         original: (C, H, W[, D]), any unit.
@@ -28,6 +27,12 @@ def local_ssim(original: NDArray[np.generic], result: NDArray[np.generic], regio
 
     Raises:
         ValueError: shapes differ, the region is empty, or the original is constant.
+
+    >>> image = np.random.RandomState(0).rand(1, 20, 20)
+    >>> region = np.zeros((20, 20))
+    >>> region[5:10, 5:10] = 1
+    >>> round(local_ssim(image, image, region), 6), local_ssim(image, image[:, ::-1], region) < 0.5
+    (1.0, True)
     """
     region = _on_grid(original, result, region)
     if not region.any():
@@ -35,7 +40,7 @@ def local_ssim(original: NDArray[np.generic], result: NDArray[np.generic], regio
     low, high = float(original.min()), float(original.max())
     if not high > low:
         raise ValueError(f"original is constant ({low}): SSIM needs a data range")
-    # only the neighbourhood of the region matters; a whole volume would cost minutes
+    # only the neighbourhood of the region is needed; a whole volume would take minutes
     half = KERNEL_SIZE // 2
     slices = []
     for axis in range(region.ndim):
@@ -63,15 +68,19 @@ def local_ssim(original: NDArray[np.generic], result: NDArray[np.generic], regio
 
 
 def change_outside(original: NDArray[np.generic], result: NDArray[np.generic], soft_mask: NDArray[np.generic]) -> int:
-    """Number of voxels that differ although the soft mask is zero there; 0 is the package's promise.
+    """Number of voxels outside the soft mask that differ; 0 is the package's guarantee.
 
     Args:
         original: (C, H, W[, D]).
         result: same shape.
-        soft_mask: (1, H, W[, D]) or (H, W[, D]); zero means untouched.
+        soft_mask: (1, H, W[, D]) or (H, W[, D]); zero means outside.
 
     Raises:
         ValueError: shapes differ.
+
+    >>> original, mask = np.zeros((1, 3, 3)), np.eye(3)
+    >>> change_outside(original, original + mask, mask), change_outside(original, original + 1, mask)
+    (0, 6)
     """
     outside = _on_grid(original, result, soft_mask) == 0
     return int(((original != result).any(axis=0) & outside).sum())

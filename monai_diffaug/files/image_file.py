@@ -1,4 +1,4 @@
-"""Medical images to arrays and back on their own grid: affine, header and stored type of the input are kept."""
+"""Read and write medical images on their own grid: a result has the affine, header and stored type of the input."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from monai_diffaug.errors import GridMismatchError
+from monai_diffaug.errors import GridMismatchError, one_line
 
 __all__ = [
     "ImageFileError",
@@ -44,12 +44,12 @@ class Picture:
     """An image file in memory.
 
     Attributes:
-        path: where it came from.
-        suffix: its suffix in lower case, empty for a DICOM folder.
-        stored: (C, H, W[, D]) numbers as they stand in the file, before any scaling.
+        path: of the file.
+        suffix: in lower case, empty for a DICOM folder.
+        stored: (C, H, W[, D]) numbers of the file, before scaling.
         slope, inter: value = stored * slope + inter.
         affine: (4, 4) voxel to RAS mm; None for PNG and JPEG.
-        header: what the writer copies from (a nibabel or ITK image); None for PNG and JPEG.
+        header: nibabel or ITK image whose header the writer copies; None for PNG and JPEG.
     """
 
     path: Path
@@ -74,18 +74,22 @@ class Picture:
 
 
 def suffix_of(path: Path) -> str:
-    """The suffix of a known format in lower case, ``.nii.gz`` as one, else an empty string."""
+    """Suffix of a known format in lower case, e.g. ``.nii.gz``; empty for other names."""
     name = path.name.lower()
     return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), "")
 
 
 def stem_of(path: Path) -> str:
-    """The file's name without its suffix; a folder's whole name."""
+    """Name of a file without its suffix, or of a folder.
+
+    >>> stem_of(Path("a/scan.1.nii.gz"))
+    'scan.1'
+    """
     return path.name[: len(path.name) - len(suffix_of(path))]
 
 
 def output_suffix(picture: Picture) -> str:
-    """The suffix a result is written with: the input's, but ``.nii.gz`` for DICOM and ``.png`` for (lossy) JPEG."""
+    """Suffix of a result: that of the input, but ``.nii.gz`` for DICOM and ``.png`` for (lossy) JPEG."""
     if not picture.suffix:
         return ".nii.gz"
     return ".png" if picture.suffix in PIXEL_SUFFIXES else picture.suffix
@@ -95,8 +99,8 @@ def read_picture(path: Path) -> Picture:
     """Read NIfTI, ``.mha``, ``.nrrd``, PNG, JPEG or a folder with one DICOM series.
 
     Raises:
-        ImageFileError: no such file, no right to read it, unknown suffix, corrupt or truncated, not 2-D or 3-D, a colour model other than
-            grey or RGB, or non-finite voxels.
+        ImageFileError: no such file, no read permission, unknown suffix, a corrupt or truncated file, neither 2-D nor 3-D, a colour
+            model other than grey or RGB, or non-finite voxels.
     """
     if not path.exists():
         raise ImageFileError(f"{path}: no such file or folder")
@@ -141,10 +145,10 @@ def _read_nifti(path: Path, suffix: str) -> Picture:
     except ImageFileError:
         raise
     except (nifti_errors.ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error) as error:
-        raise ImageFileError(f"{path}: corrupt or truncated NIfTI file ({_one_line(error)})") from error
+        raise ImageFileError(f"{path}: corrupt or truncated NIfTI file ({one_line(error)})") from error
     if stored.dtype.kind not in "iuf":
-        raise ImageFileError(f"{path}: voxels of type {stored.dtype} are not supported; store one number a voxel")
-    # torch takes native byte order only; the header writes its own again
+        raise ImageFileError(f"{path}: voxels of type {stored.dtype} are not supported; store one number per voxel")
+    # torch needs native byte order; the header restores that of the file
     stored = stored.astype(stored.dtype.newbyteorder("="), copy=False).reshape(shape, order="F")[None]
     return Picture(path, suffix, stored, slope, inter, np.asarray(image.affine, np.float64), image)
 
@@ -155,7 +159,7 @@ def _read_itk(path: Path, suffix: str) -> Picture:
     try:
         image = itk.imread(str(path))
     except (RuntimeError, TypeError, KeyError) as error:
-        raise ImageFileError(f"{path}: corrupt or truncated, ITK cannot read it ({_one_line(error)})") from error
+        raise ImageFileError(f"{path}: corrupt or truncated, ITK cannot read it ({one_line(error)})") from error
     return _from_itk(path, suffix, image)
 
 
@@ -172,7 +176,7 @@ def _read_dicom(path: Path) -> Picture:
     try:
         image = itk.imread(list(names.GetFileNames(series[0])))
     except (RuntimeError, TypeError, KeyError) as error:
-        raise ImageFileError(f"{path}: the DICOM series cannot be read ({_one_line(error)})") from error
+        raise ImageFileError(f"{path}: the DICOM series cannot be read ({one_line(error)})") from error
     deviation_mm = float(dict(image).get("ITK_non_uniform_sampling_deviation", 0.0))  # set by ITK's series reader
     if deviation_mm > SLICE_TOLERANCE_MM:
         raise ImageFileError(
@@ -184,15 +188,15 @@ def _read_dicom(path: Path) -> Picture:
 
 @contextlib.contextmanager
 def _itk_silent() -> Iterator[None]:
-    """Without the warnings that ITK's C++ prints on stderr: what is wrong is raised here."""
+    """Suppress the warnings that ITK's C++ code prints on stderr; faults are raised as errors here."""
     import itk
 
-    shown = itk.Object.GetGlobalWarningDisplay()
+    enabled = itk.Object.GetGlobalWarningDisplay()
     itk.Object.SetGlobalWarningDisplay(False)
     try:
         yield
     finally:
-        itk.Object.SetGlobalWarningDisplay(shown)
+        itk.Object.SetGlobalWarningDisplay(enabled)
 
 
 def _from_itk(path: Path, suffix: str, image: Any) -> Picture:
@@ -207,7 +211,7 @@ def _from_itk(path: Path, suffix: str, image: Any) -> Picture:
     array = itk.array_from_image(image)
     if channels == 1:
         array = array[..., None]
-    # ITK's arrays run z, y, x, c
+    # axes of ITK's arrays: z, y, x, channel
     stored = array.transpose(dimension, *reversed(range(dimension)))
     affine = np.eye(4)
     direction = itk.array_from_matrix(image.GetDirection())
@@ -224,20 +228,20 @@ def _read_pixels(path: Path, suffix: str) -> Picture:
             mode = image.mode
             array = np.asarray(image)
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise ImageFileError(f"{path}: corrupt or truncated image ({_one_line(error)})") from error
+        raise ImageFileError(f"{path}: corrupt or truncated image ({one_line(error)})") from error
     if mode not in ("L", "RGB", "I;16", "I"):
         raise ImageFileError(f"{path}: a picture of mode {mode}; save it as grey or RGB without alpha or palette first")
-    if mode == "I":  # 16-bit PNG as older Pillow reads it
+    if mode == "I":  # a 16-bit PNG in older versions of Pillow
         array = array.astype(np.uint16)
     stored = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
     return Picture(path, suffix, stored)
 
 
 def require_same_grid(image: Picture, other: Picture, role: str) -> None:
-    """Check that a mask or label lies on the image's grid.
+    """Check that a mask or label is on the image's grid.
 
     Raises:
-        GridMismatchError: another shape, or the same shape elsewhere in space.
+        GridMismatchError: another shape, or the same shape with another affine.
     """
     if other.shape != image.shape:
         raise GridMismatchError(
@@ -256,7 +260,7 @@ def require_same_grid(image: Picture, other: Picture, role: str) -> None:
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A part file beside ``path``, renamed to it when the block ends and removed when it fails or is interrupted."""
+    """A part file next to ``path``; it is renamed to ``path`` at the end of the block, and removed if the block fails."""
     suffix = suffix_of(path) or path.suffix
     part = path.with_name(f".{path.name[: len(path.name) - len(suffix)]}.part{suffix}")
     try:
@@ -267,12 +271,12 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def write_picture(values: NDArray[Any], like: Picture, path: Path, *, dtype: Any = None) -> None:
-    """Write on the grid of ``like``, with its header and stored type; a voxel of unchanged value keeps its stored bits.
+    """Write on the grid of ``like``, with its header and stored type; voxels with unchanged values are stored bit-identically.
 
     Args:
-        values: (C, H, W[, D]) in the image's own unit; rounded and clipped where the stored type is an integer.
-        like: the image whose grid, header and type the file takes.
-        path: its suffix is ``output_suffix(like)``.
+        values: (C, H, W[, D]) in the image's own unit; rounded and clipped if the stored type is an integer.
+        like: image with the grid, header and type of the file.
+        path: with the suffix ``output_suffix(like)``.
         dtype: another stored type, unscaled, e.g. uint8 for a mask; then ``values`` may have one channel.
 
     Raises:
@@ -302,7 +306,7 @@ def _cast(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     if not np.isfinite(values).all():
         raise ValueError(f"values are not finite and cannot be stored as {dtype}")
     limits = np.iinfo(dtype)
-    # int64 limits are no float64: the largest double below is taken
+    # the limit of int64 is not a float64: use the largest double below it
     high = float(limits.max) if limits.bits < 64 else np.nextafter(float(limits.max), 0)
     return np.clip(np.rint(values.astype(np.float64)), float(limits.min), high).astype(dtype)
 
@@ -314,8 +318,8 @@ def _to_stored(values: NDArray[Any], like: Picture) -> NDArray[Any]:
     scaled = values
     if like.slope != 1.0 or like.inter != 0.0:
         scaled = (values.astype(np.float64) - like.inter) / like.slope
-    fresh = _cast(np.where(changed, scaled, 0), like.stored.dtype)
-    return np.where(changed, fresh, like.stored)
+    rounded = _cast(np.where(changed, scaled, 0), like.stored.dtype)
+    return np.where(changed, rounded, like.stored)
 
 
 def _write_nifti(stored: NDArray[Any], like: Picture, part: Path, *, scaled: bool) -> None:
@@ -333,7 +337,7 @@ def _write_nifti(stored: NDArray[Any], like: Picture, part: Path, *, scaled: boo
         image.header.set_data_dtype(stored.dtype)
         image.header.set_xyzt_units("mm")
     keeps_scaling = scaled and (like.slope != 1.0 or like.inter != 0.0)
-    # nibabel writes the array as it is when the header states its scaling
+    # with the scaling in its header, nibabel writes the array unchanged
     image.header.set_slope_inter(like.slope if keeps_scaling else 1.0, like.inter if keeps_scaling else 0.0)
     if keeps_scaling:
         _write_unscaled(image, spatial, part)
@@ -342,12 +346,12 @@ def _write_nifti(stored: NDArray[Any], like: Picture, part: Path, *, scaled: boo
 
 
 def _write_unscaled(image: Any, spatial: NDArray[Any], part: Path) -> None:
-    """Header and stored numbers by hand: nibabel's ``save`` would divide the numbers by the slope again."""
+    """Write header and stored numbers directly: nibabel's ``save`` would divide the numbers by the slope again."""
     from nibabel.openers import Opener
 
     header = image.header.copy()
     header["magic"] = header.single_magic
-    header["vox_offset"] = 0  # write_to sets it behind the extensions
+    header["vox_offset"] = 0  # write_to sets it after the extensions
     with Opener(str(part), "wb") as file:
         header.write_to(file)
         file.write(b"\0" * (int(header["vox_offset"]) - file.tell()))
@@ -366,8 +370,3 @@ def _write_itk(stored: NDArray[Any], like: Picture, part: Path) -> None:
     image.SetDirection(like.header.GetDirection())
     image.SetMetaDataDictionary(like.header.GetMetaDataDictionary())
     itk.imwrite(image, str(part), compression=True)
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= 160 else f"{text[:157]}..."

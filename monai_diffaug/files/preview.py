@@ -1,4 +1,4 @@
-"""One PNG a case: original, mask, result and signed difference, one row a slice."""
+"""Preview of an edit: original, mask, result and signed difference, one row per slice."""
 
 from __future__ import annotations
 
@@ -24,10 +24,13 @@ TITLES = ("original", "mask", "result", "difference")
 
 
 def slices_of(image: NDArray[Any], affine: NDArray[np.float64] | None, plane: str) -> NDArray[Any]:
-    """Slices (S, C, h, w) of an image (C, H, W[, D]), as ``monai_diffaug.geometry.slices`` shows them to the model.
+    """Slices (S, C, h, w) of an image (C, H, W[, D]), in the orientation of the model's input.
 
     Raises:
         ValueError: unknown plane.
+
+    >>> slices_of(np.zeros((1, 4, 5, 6)), None, "axial").shape
+    (6, 1, 5, 4)
     """
     spatial = slice_plane(affine, plane, image.ndim - 1)
     return to_slices(torch.from_numpy(np.ascontiguousarray(image)), spatial).numpy()
@@ -45,47 +48,50 @@ def draw_preview(
     rows: int = 3,
     zoom: float | None = 3.0,
 ) -> Image.Image:
-    """Panels of the slices that the mask touches: original, outline of the mask, result, difference (red up, blue down).
+    """Panels of slices with a mask: original, outline of the mask, result, difference (red: brighter, blue: darker).
 
     Args:
         original: (C, H, W[, D]), C = 1 or 3.
         result: same shape and unit.
-        mask: (1, H, W[, D]), non-zero where the image was repainted.
+        mask: (1, H, W[, D]), non-zero inside the repainted region.
         affine: (4, 4) voxel to RAS; None for a photograph.
         plane: slicing plane of a volume.
-        window: (low, high) in the image's unit; None takes what the models see by default.
+        window: (low, high) in the image's unit; None means the models' default, see ``window_of``.
         caption: one line under the panels.
-        rows: largest number of slices shown, evenly spread over the mask.
-        zoom: side of the square shown, in sides of the mask's bounding box; None shows whole slices.
-    """
-    before, after, drawn = (slices_of(np.asarray(a), affine, plane) for a in (original, result, mask))
-    drawn = (drawn != 0).any(axis=1)
-    touched = np.flatnonzero(drawn.any(axis=(1, 2)))
-    if touched.size == 0:
-        touched = np.array([len(drawn) // 2])
-    # cell centres: the thin first and last slices of a lesion say little
-    shown = touched[((np.arange(min(rows, touched.size)) + 0.5) * touched.size / min(rows, touched.size)).astype(int)]
-    seen = window_of(torch.from_numpy(np.array(original)), window)
-    low, high = seen.low, seen.high
-    view = _view(drawn[shown].any(axis=0), zoom)
-    change = (after[shown].astype(np.float64) - before[shown].astype(np.float64)).mean(axis=1)
-    reach = max(float(np.abs(change).max()), 1e-12)
+        rows: maximum number of slices, evenly spread over the mask.
+        zoom: side of the displayed square, in sides of the mask's bounding box; None displays whole slices.
 
-    height = len(shown) * (PANEL_PX + GAP_PX) + GAP_PX + CAPTION_PX * (2 if caption else 1)
+    >>> image = np.zeros((1, 32, 32))
+    >>> draw_preview(image, image + 1, mask=np.ones((1, 32, 32))).size
+    (1054, 290)
+    """
+    before, after, masks = (slices_of(np.asarray(a), affine, plane) for a in (original, result, mask))
+    masks = (masks != 0).any(axis=1)
+    touched = np.flatnonzero(masks.any(axis=(1, 2)))
+    if touched.size == 0:
+        touched = np.array([len(masks) // 2])
+    # centres of equal parts, without the thin first and last slices of a lesion
+    indices = touched[((np.arange(min(rows, touched.size)) + 0.5) * touched.size / min(rows, touched.size)).astype(int)]
+    display = window_of(torch.from_numpy(np.array(original)), window)
+    view = _view(masks[indices].any(axis=0), zoom)
+    change = (after[indices].astype(np.float64) - before[indices].astype(np.float64)).mean(axis=1)
+    largest = max(float(np.abs(change).max()), 1e-12)
+
+    height = len(indices) * (PANEL_PX + GAP_PX) + GAP_PX + CAPTION_PX * (2 if caption else 1)
     canvas = Image.new("RGB", (len(TITLES) * (PANEL_PX + GAP_PX) + GAP_PX, height), "black")
     pen, font = ImageDraw.Draw(canvas), _font(13)
     for column, title in enumerate(TITLES):
         if title == "difference":
-            title = f"difference  red +{reach:.3g}  blue -{reach:.3g}"
+            title = f"difference  red +{largest:.3g}  blue -{largest:.3g}"
         pen.text((GAP_PX + column * (PANEL_PX + GAP_PX), 3), title, fill="white", font=font)
-    for row, index in enumerate(shown):
-        grey = _grey(before[index], low, high)
-        panels = (grey, grey, _grey(after[index], low, high), _diverging(change[row] / reach))
+    for row, index in enumerate(indices):
+        grey = _grey(before[index], display.low, display.high)
+        panels = (grey, grey, _grey(after[index], display.low, display.high), _diverging(change[row] / largest))
         top = CAPTION_PX + row * (PANEL_PX + GAP_PX)
         for column, panel in enumerate(panels):
             tile = _tile(panel[view], nearest=False)
             if column == 1:
-                tile = _outlined(tile, _tile((drawn[index] * np.uint8(255))[view], nearest=True))
+                tile = _outlined(tile, _tile((masks[index] * np.uint8(255))[view], nearest=True))
             canvas.paste(tile, (GAP_PX + column * (PANEL_PX + GAP_PX), top))
         if before.shape[0] > 1:
             pen.text((GAP_PX + 4, top + PANEL_PX - 18), f"slice {index}", fill="white", font=font)
@@ -95,7 +101,7 @@ def draw_preview(
 
 
 def save_preview(path: Path, preview: Image.Image) -> None:
-    """Write the PNG whole or not at all."""
+    """Write the preview; an interrupted write leaves no file."""
     with whole_file(path) as part:
         preview.save(part)
 
@@ -117,7 +123,7 @@ def _view(touched_hw: NDArray[np.bool_], zoom: float | None) -> tuple[slice, sli
 
 
 def _grey(slice_chw: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
-    """(h, w, 3) display values."""
+    """(h, w, 3) display values from 0 to 255."""
     unit = np.clip((slice_chw.astype(np.float64) - low) / max(high - low, 1e-12), 0, 1)
     if unit.shape[0] == 1:
         unit = np.repeat(unit, 3, axis=0)
@@ -126,7 +132,7 @@ def _grey(slice_chw: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]
 
 
 def _diverging(change_hw: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """White for no change, red for brighter, blue for darker; input in [-1, 1]."""
+    """(h, w, 3): white for no change, red for brighter, blue for darker; input in [-1, 1]."""
     up, down = np.clip(change_hw, 0, 1), np.clip(-change_hw, 0, 1)
     rgb = np.stack([1 - down, 1 - np.maximum(up, down), 1 - up], axis=-1)
     pixels: NDArray[np.uint8] = np.rint(rgb * 255).astype(np.uint8)
@@ -134,7 +140,7 @@ def _diverging(change_hw: NDArray[np.float64]) -> NDArray[np.uint8]:
 
 
 def _tile(panel: NDArray[np.uint8], *, nearest: bool) -> Image.Image:
-    """A panel of PANEL_PX a side, aspect kept."""
+    """The panel scaled to PANEL_PX per side, with its aspect ratio."""
     image = Image.fromarray(np.ascontiguousarray(panel))
     scale = PANEL_PX / max(image.size)
     size = (max(round(image.width * scale), 1), max(round(image.height * scale), 1))

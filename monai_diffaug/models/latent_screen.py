@@ -85,7 +85,7 @@ class LatentScreen:
     """
 
     def __init__(
-        self, network: Callable[[Tensor], Any], device: torch.device | str = "cpu", *, fingerprint: str = "", source: str = "given"
+        self, network: Callable[[Tensor], Any], device: torch.device | str = "cpu", *, fingerprint: str = "", source: str = "live object"
     ) -> None:
         self.device = torch.device(device)
         self.network: Any = network

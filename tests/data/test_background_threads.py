@@ -3,7 +3,7 @@ from __future__ import annotations
 import gc
 import weakref
 
-from monai_diffaug.data import background_threads as at_exit
+from monai_diffaug.data import background_threads
 
 
 class Worker:
@@ -14,18 +14,18 @@ class Worker:
         self.closed += 1
 
 
-def test_what_is_open_at_the_end_of_the_program_is_closed() -> None:
+def test_an_owner_is_closed_once_at_interpreter_exit() -> None:
     worker = Worker()
-    at_exit.close_at_exit(worker)
-    at_exit.close_at_exit(worker)
-    at_exit._close_all()
+    background_threads.close_at_exit(worker)
+    background_threads.close_at_exit(worker)
+    background_threads._close_all()
     assert worker.closed == 1
 
 
-def test_what_is_to_be_closed_is_not_kept_alive() -> None:
+def test_an_owner_is_not_kept_alive() -> None:
     worker = Worker()
-    at_exit.close_at_exit(worker)
-    trace = weakref.ref(worker)
+    background_threads.close_at_exit(worker)
+    reference = weakref.ref(worker)
     del worker
     gc.collect()
-    assert trace() is None
+    assert reference() is None

@@ -14,7 +14,7 @@ from monai_diffaug.data.stored_keys import PackKeysd, UnpackKeysd, with_placehol
 RECORD = {"applied": True, "seed": 7, "score": 0.25, "prompt": "breast, benign mass"}
 
 
-def test_values_survive_the_way_through_bytes_with_their_types() -> None:
+def test_values_keep_their_types_through_bytes() -> None:
     sample = {"prompt": "Befund: gutartig ü", "id": 3, "image_diffaug": RECORD, "image": torch.ones(1, 2, 2)}
     packed = PackKeysd(("prompt", "id", "image_diffaug", "image"))(sample)
     assert all(isinstance(value, torch.Tensor) for value in packed.values()) and packed["image"] is sample["image"]
@@ -23,7 +23,7 @@ def test_values_survive_the_way_through_bytes_with_their_types() -> None:
     assert unpacked["prompt"] == sample["prompt"] and unpacked["id"] == 3
 
 
-def test_ids_of_a_table_and_paths_survive_and_what_json_cannot_hold_is_named_with_its_key() -> None:
+def test_numpy_scalars_and_paths_are_packed_and_other_types_are_refused_with_their_key() -> None:
     keys = ("id", "file", "image_diffaug")
     packed = PackKeysd(keys)({"id": np.int64(3), "file": Path("a/b.nii"), "image_diffaug": {"score": np.float32(0.25)}})
     assert UnpackKeysd(keys)(packed) == {"id": 3, "file": "a/b.nii", "image_diffaug": {"score": 0.25}}
@@ -31,16 +31,16 @@ def test_ids_of_a_table_and_paths_survive_and_what_json_cannot_hold_is_named_wit
         PackKeysd("prompt")({"prompt": {"a"}})
 
 
-def test_placeholders_do_not_overwrite_what_an_item_has() -> None:
+def test_placeholders_do_not_overwrite_items() -> None:
     assert with_placeholders([{"image": 1, "mask": 2}], ("mask", "prompt")) == [{"image": 1, "mask": 2, "prompt": None}]
 
 
-def test_unpacking_ends_the_cached_part() -> None:
+def test_the_cached_part_ends_at_unpacking() -> None:
     transform = Compose([PackKeysd("id"), UnpackKeysd("id")])
     assert transform.get_index_of_first(lambda t: isinstance(t, RandomizableTrait)) == 1
 
 
-def test_what_was_read_back_and_what_was_just_made_become_the_same() -> None:
+def test_cached_and_new_items_become_equal() -> None:
     affine = torch.diag(torch.tensor([2.0, 3.0, 1.0, 1.0]))
     fresh = {"image": MetaTensor(torch.ones(1, 2, 2), affine=affine), "mask": np.ones((1, 2, 2), np.uint8)}
     meta = {**fresh["image"].meta, "shape": (1, 2, 2), "dtype": "float32"}

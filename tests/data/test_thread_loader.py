@@ -29,28 +29,28 @@ class ThirdFails(Dataset):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_monai_ends_the_epoch_early_and_says_nothing() -> None:
-    """The reason for the subclass: if MONAI raises some day, it can go."""
+def test_monais_loader_ends_the_epoch_early_without_an_error() -> None:
+    """The reason for the subclass: it is not needed any more once MONAI raises the error."""
     assert len(list(ThreadDataLoader(ThirdFails(), num_workers=0))) == 2
 
 
 @pytest.mark.parametrize("options", [{}, {"num_workers": 2, "use_thread_workers": True}, {"repeats": 2}, {"buffer_size": 3}])
-def test_an_error_in_the_data_set_reaches_the_consumer_after_the_batches_before_it(options: dict[str, object]) -> None:
-    got = []
+def test_an_error_of_the_data_set_is_raised_after_the_batches_before_it(options: dict[str, object]) -> None:
+    batches = []
     with pytest.raises(Broken, match="item 2 is broken"):
         for batch in RaisingThreadDataLoader(ThirdFails(), **options):
-            got.append(int(batch))
-    assert got == ([0, 0, 1, 1] if options.get("repeats") == 2 else [0, 1])
+            batches.append(int(batch))
+    assert batches == ([0, 0, 1, 1] if options.get("repeats") == 2 else [0, 1])
 
 
-def test_without_an_error_it_is_monais_loader() -> None:
+def test_without_an_error_the_batches_are_those_of_monais_loader() -> None:
     loader = RaisingThreadDataLoader(Dataset(range(5), torch.tensor), batch_size=2, repeats=2)
     assert isinstance(loader, ThreadDataLoader)
     for _ in range(2):  # a second epoch works as the first
         assert [batch.tolist() for batch in loader] == [[0, 1], [0, 1], [2, 3], [2, 3], [4], [4]]
 
 
-def test_leaving_the_loop_early_stops_the_thread() -> None:
+def test_closing_the_iterator_stops_the_thread() -> None:
     import threading
 
     before = threading.active_count()
@@ -82,9 +82,10 @@ while not Path(sys.argv[1], "begun").exists():
 """
 
 
-def test_a_program_that_ends_in_the_middle_of_an_epoch_lets_the_thread_finish_its_item(tmp_path: Path) -> None:
-    """A thread that Python kills at its end takes the process with it when it is within torch: exit code 134."""
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")])}
+@pytest.mark.slow  # starts another process that imports torch
+def test_at_interpreter_exit_the_thread_finishes_its_item(tmp_path: Path) -> None:
+    """Python kills daemon threads at exit; inside torch this aborts the process with exit code 134."""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")])}
     result = subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path)], capture_output=True, text=True, check=False, env=env)
     assert result.returncode == 0, result.stderr[-2000:]
     assert {file.name for file in tmp_path.iterdir()} == {"begun", "done"}

@@ -37,12 +37,13 @@ transforms = [
 """
 
 
-def test_another_process_with_other_string_hashing_gives_the_same_hash() -> None:
+@pytest.mark.slow  # starts another process that imports torch
+def test_another_process_with_other_string_hashes_gives_the_same_hash() -> None:
     here: dict[str, object] = {"__name__": "__main__"}
     exec(BUILD, here)
     program, seeded = BUILD + "print(transform_hashing(transforms).decode())", {**os.environ, "PYTHONHASHSEED": "2"}
-    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=seeded).stdout.strip()
-    assert shown.encode() == transform_hashing(here["transforms"]) and len(shown) == 64
+    printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=seeded).stdout.strip()
+    assert printed.encode() == transform_hashing(here["transforms"]) and len(printed) == 64
 
 
 def volume() -> dict[str, object]:
@@ -117,7 +118,7 @@ def test_the_order_of_a_mapping_and_of_a_set_does_not_matter() -> None:
     assert transform_hashing({"a": 1, "b": {"x", "y"}}) == transform_hashing({"b": {"y", "x"}, "a": 1})
 
 
-def test_a_function_of_a_library_counts_by_its_name() -> None:
+def test_functions_of_a_library_are_hashed_by_name() -> None:
     functions = [len, np.sqrt, np.linalg.norm, torch.sigmoid, torch.tanh, torch.nn.functional.relu, torch.Tensor.float, str.upper]
     assert len({transform_hashing(each) for each in functions}) == len(functions)
     assert transform_hashing(torch.sigmoid) == transform_hashing(torch.sigmoid)
@@ -127,11 +128,11 @@ def closing_over(value: object):
     return lambda x: (x, value)
 
 
-def test_a_function_counts_by_what_it_closes_over() -> None:
+def test_a_function_is_hashed_with_its_closure() -> None:
     assert transform_hashing(closing_over(1)) == transform_hashing(closing_over(1)) != transform_hashing(closing_over(2))
 
 
-def test_live_networks_count_by_their_weights() -> None:
+def test_live_networks_are_hashed_by_their_weights() -> None:
     def validator(seed: int) -> LatentValidated:
         torch.manual_seed(seed)
         return LatentValidated("image", model=torch.nn.Conv2d(1, 1, 3))
@@ -150,7 +151,7 @@ def test_a_live_pipeline_keeps_its_hash_after_use(random_inpainter: str) -> None
     assert transform_hashing(transform) == before
 
 
-def test_weights_that_were_replaced_in_their_folder_are_noticed(tmp_path: Path) -> None:
+def test_replaced_weights_in_a_folder_change_the_hash(tmp_path: Path) -> None:
     (tmp_path / "unet.safetensors").write_bytes(b"old")
     before = transform_hashing(DiffusionLocalInpaintd("image", model=str(tmp_path)))
     assert transform_hashing(DiffusionLocalInpaintd("image", model=str(tmp_path))) == before
@@ -158,7 +159,7 @@ def test_weights_that_were_replaced_in_their_folder_are_noticed(tmp_path: Path) 
     assert transform_hashing(DiffusionLocalInpaintd("image", model=str(tmp_path))) != before
 
 
-def test_what_has_no_content_is_named() -> None:
+def test_a_value_without_stable_content_is_refused_with_its_place() -> None:
     with pytest.raises(TypeError, match=r"transforms\[0\]\['a'\] is a generator"):
         transform_hashing([{"a": (x for x in ())}])
 
@@ -168,11 +169,11 @@ class Holder:
         self.me = self
 
 
-def test_an_object_that_holds_itself_is_hashed() -> None:
+def test_an_object_that_references_itself_is_hashed() -> None:
     assert transform_hashing(Holder()) == transform_hashing(Holder())
 
 
-def test_a_persistent_dataset_finds_its_files_again_and_not_those_of_other_options(tmp_path: Path) -> None:
+def test_a_persistent_dataset_reuses_its_files_and_not_those_of_other_options(tmp_path: Path) -> None:
     def dataset(jitter_px: float) -> PersistentDataset:
         mask = CachedRandomd(MedSAMMaskd("image", label_key="label", jitter_px=jitter_px), seed=1, id_key="id", draws=1)
         transform = Compose([EnsureTyped(["image", "label"]), mask])
@@ -180,7 +181,7 @@ def test_a_persistent_dataset_finds_its_files_again_and_not_those_of_other_optio
 
     first = dataset(5)[0]["mask"]
     assert len(list(tmp_path.glob("*.pt"))) == 1
-    again = dataset(5)
-    assert torch.equal(again[0]["mask"], first) and len(list(tmp_path.glob("*.pt"))) == 1
+    second = dataset(5)
+    assert torch.equal(second[0]["mask"], first) and len(list(tmp_path.glob("*.pt"))) == 1
     dataset(9)[0]
     assert len(list(tmp_path.glob("*.pt"))) == 2

@@ -11,6 +11,7 @@ from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from monai.transforms import RandomizableTransform
 
@@ -18,7 +19,7 @@ from monai_diffaug.data.variant_orders import PENDING, VariantOrders
 from monai_diffaug.data.variant_store import VariantKey
 from monai_diffaug.data.variants import VariantBank
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = """
 import sys, threading, time
 from pathlib import Path
@@ -57,7 +58,7 @@ def wait_for(reached: Any) -> None:
         time.sleep(0.005)
 
 
-def test_closing_waits_for_one_variant_and_drops_the_orders_behind_it() -> None:
+def test_close_waits_for_the_current_variant_and_drops_the_other_orders() -> None:
     begun, go_on, made = threading.Event(), threading.Event(), []
 
     def make(data: Mapping[Hashable, Any], order: VariantKey) -> None:
@@ -72,12 +73,12 @@ def test_closing_waits_for_one_variant_and_drops_the_orders_behind_it() -> None:
     threading.Timer(0.05, go_on.set).start()
     orders.close()
     assert made == ["a"]
-    orders.place({}, key("b"))  # what was dropped can be ordered again
+    orders.place({}, key("b"))  # a dropped variant can be ordered again
     wait_for(lambda: len(made) == 2)
     assert made == ["a", "b"]
 
 
-def test_a_sample_is_ordered_once_at_a_time_and_no_more_orders_are_held_than_the_limit() -> None:
+def test_a_sample_is_pending_once_and_the_queue_has_a_limit() -> None:
     go_on, made = threading.Event(), []
     orders = VariantOrders(lambda data, order: (go_on.wait(10), made.append(order.sample)))  # type: ignore[arg-type]
     for name in ["twice", "twice", *map(str, range(2 * PENDING))]:
@@ -88,30 +89,31 @@ def test_a_sample_is_ordered_once_at_a_time_and_no_more_orders_are_held_than_the
     assert len(made) == PENDING and made.count("twice") == 1
 
 
-def test_an_order_keeps_the_sample_as_it_was() -> None:
-    go_on, seen = threading.Event(), []
-    orders = VariantOrders(lambda data, order: (go_on.wait(10), seen.append(data["image"])))  # type: ignore[arg-type]
+def test_an_order_has_the_items_of_the_sample_at_its_time() -> None:
+    go_on, images = threading.Event(), []
+    orders = VariantOrders(lambda data, order: (go_on.wait(10), images.append(data["image"])))  # type: ignore[arg-type]
     data: dict[Hashable, Any] = {"image": 1}
     orders.place(data, key("a"))
     data["image"] = 2
     go_on.set()
-    wait_for(lambda: seen)
-    assert seen == [1]
+    wait_for(lambda: images)
+    assert images == [1]
 
 
-def test_a_bank_that_nobody_holds_leaves_no_thread_and_no_variants_in_memory() -> None:
-    def used() -> weakref.ref[VariantBank]:
+def test_an_unreferenced_bank_leaves_no_thread_and_no_variants_in_memory() -> None:
+    def reference_of_a_used_bank() -> weakref.ref[VariantBank]:
         bank = VariantBank(Plus(), seed=0, variants=2)
         bank.draw({"image": torch.zeros(1, 4, 4)}, 0)
         wait_for(lambda: bank.made == 2)
         return weakref.ref(bank)
 
-    trace = used()
-    wait_for(lambda: gc.collect() < 0 or trace() is None)
-    assert trace() is None and "variants" not in [thread.name for thread in threading.enumerate()]
+    reference = reference_of_a_used_bank()
+    wait_for(lambda: gc.collect() < 0 or reference() is None)
+    assert reference() is None and "variants" not in [thread.name for thread in threading.enumerate()]
 
 
-def test_a_program_that_ends_finishes_the_variant_that_is_being_made_and_no_other(tmp_path: Path) -> None:
+@pytest.mark.slow  # starts another process that imports torch
+def test_at_interpreter_exit_the_current_variant_is_finished_and_no_other(tmp_path: Path) -> None:
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     result = subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path)], capture_output=True, text=True, check=False, env=env)
     assert result.returncode == 0, result.stderr[-2000:]

@@ -23,7 +23,7 @@ def test_an_unchanged_image_has_local_ssim_one(image, region):
     assert local_ssim(image, image.copy(), region) == pytest.approx(1.0, abs=1e-5)
 
 
-def test_it_equals_scikit_images_ssim_map_averaged_over_the_region(image, region):
+def test_local_ssim_is_the_mean_of_scikit_images_ssim_map_over_the_region(image, region):
     result = image + np.random.RandomState(1).normal(0, 15, image.shape).astype(np.float32)
     low, high = image.min(), image.max()
     _, full = structural_similarity(
@@ -39,20 +39,20 @@ def test_it_equals_scikit_images_ssim_map_averaged_over_the_region(image, region
     assert local_ssim(image, result, region) == pytest.approx(full[region[0] > 0].mean(), abs=2e-4)
 
 
-def test_the_figure_does_not_depend_on_the_unit(image, region):
+def test_local_ssim_does_not_depend_on_the_unit(image, region):
     result = image.copy()
     result[0, 22:28, 14:20] += 30
     in_hu = local_ssim(image * 10 - 1024, result * 10 - 1024, region)
     assert in_hu == pytest.approx(local_ssim(image, result, region), abs=1e-3)
 
 
-def test_a_change_far_from_the_region_does_not_count(image, region):
+def test_a_change_far_from_the_region_has_no_effect(image, region):
     result = image.copy()
     result[0, :8, 32:] = 0
     assert local_ssim(image, result, region) == pytest.approx(1.0, abs=1e-5)
 
 
-def test_volumes_and_colour_are_measured():
+def test_local_ssim_of_a_colour_volume_falls_with_a_change():
     volume = np.random.RandomState(0).rand(3, 16, 15, 14).astype(np.float32)
     region = np.zeros((16, 15, 14), bool)
     region[4:9, 5:9, 0:3] = True

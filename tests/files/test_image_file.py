@@ -21,18 +21,17 @@ from monai_diffaug.files.image_file import (
     write_picture,
 )
 
-DATA = Path(os.environ.get("MONAI_DIFFAUG_DATA", Path(__file__).parents[2] / "shared/data")) / "volumes"
 OBLIQUE = np.array([[0.0, 0, 3, -20], [-0.9, 0.1, 0, 40], [0.1, 0.9, 0, -7], [0, 0, 0, 1]])
 
 
-def real(name: str) -> Path:
-    if not (DATA / name).exists():
-        pytest.skip(f"{DATA / name} is not here; set MONAI_DIFFAUG_DATA")
-    return DATA / name
+@pytest.fixture
+def volumes(real_data: Path) -> Path:
+    """Folder of real volumes."""
+    return real_data / "volumes"
 
 
 def edited(picture) -> tuple[np.ndarray, np.ndarray]:
-    """Values with one corner block raised by 10.6, and where."""
+    """Values with one corner block raised by 10.6, and the mask of the block."""
     values = picture.values.copy()
     where = np.zeros(values.shape, bool)
     where[(slice(None), *(slice(0, 3),) * len(picture.shape))] = True
@@ -61,12 +60,12 @@ def test_nifti_keeps_header_and_every_untouched_voxel(tmp_path, dtype, suffix):
     for field in ("qform_code", "sform_code", "xyzt_units", "descrip", "datatype", "pixdim"):
         assert np.array_equal(result.header[field], before.header[field]), field
     assert np.array_equal(result.affine, before.affine)
-    got = np.asarray(result.dataobj)
-    assert np.array_equal(got[~where[0]], np.asarray(before.dataobj)[~where[0]])
+    voxels = np.asarray(result.dataobj)
+    assert np.array_equal(voxels[~where[0]], np.asarray(before.dataobj)[~where[0]])
     expected = array[where[0]].astype(float) + 10.6
     if np.dtype(dtype).kind in "iu":
         expected = np.rint(expected).clip(None, np.iinfo(dtype).max)
-    assert np.allclose(got[where[0]].astype(float), expected, atol=1e-4)
+    assert np.allclose(voxels[where[0]].astype(float), expected, atol=1e-4)
 
 
 def test_a_scaled_nifti_keeps_its_slope_and_the_stored_bits(tmp_path):
@@ -100,14 +99,14 @@ def test_itk_formats_keep_type_and_geometry(tmp_path, suffix, dtype):
     assert picture.shape == (6, 7, 5)
     values, where = edited(picture)
     write_picture(values, picture, tmp_path / f"b{suffix}")
-    again = read_picture(tmp_path / f"b{suffix}")
-    assert again.stored.dtype == picture.stored.dtype
-    assert np.allclose(again.affine, picture.affine)
-    assert np.array_equal(again.stored[~where], picture.stored[~where])
-    assert not np.array_equal(again.stored[where], picture.stored[where])
+    written = read_picture(tmp_path / f"b{suffix}")
+    assert written.stored.dtype == picture.stored.dtype
+    assert np.allclose(written.affine, picture.affine)
+    assert np.array_equal(written.stored[~where], picture.stored[~where])
+    assert not np.array_equal(written.stored[where], picture.stored[where])
 
 
-def test_itk_and_nibabel_agree_where_a_voxel_lies(tmp_path):
+def test_a_voxel_has_the_same_position_by_itk_and_nibabel(tmp_path):
     array = np.random.RandomState(0).randint(0, 99, (4, 5, 6)).astype(np.int16)
     nib.save(nib.Nifti1Image(array, np.diag([2.0, 3, 4, 1])), tmp_path / "a.nii.gz")
     itk.imwrite(itk.imread(str(tmp_path / "a.nii.gz")), str(tmp_path / "a.mha"))
@@ -124,11 +123,11 @@ def test_png_keeps_its_type_and_untouched_pixels(tmp_path, mode):
     picture = read_picture(tmp_path / "a.png")
     values, where = edited(picture)
     write_picture(values, picture, tmp_path / "b.png")
-    again = read_picture(tmp_path / "b.png")
-    assert again.stored.dtype == array.dtype
-    assert np.array_equal(again.stored[~where], picture.stored[~where])
+    written = read_picture(tmp_path / "b.png")
+    assert written.stored.dtype == array.dtype
+    assert np.array_equal(written.stored[~where], picture.stored[~where])
     limit = np.iinfo(array.dtype).max
-    assert np.array_equal(again.stored[where], np.rint(picture.stored[where] + 10.6).clip(0, limit))
+    assert np.array_equal(written.stored[where], np.rint(picture.stored[where] + 10.6).clip(0, limit))
 
 
 def test_jpeg_is_written_as_png(tmp_path):
@@ -137,21 +136,21 @@ def test_jpeg_is_written_as_png(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["spine_t2.nii.gz", "body_ct_3mm.nii.gz", "body_ct.nii.gz"])
-def test_real_volumes_come_back_bit_identical_where_unchanged(tmp_path, name):
-    picture = read_picture(real(name))
+def test_real_volumes_come_back_bit_identical_where_unchanged(volumes, tmp_path, name):
+    picture = read_picture(volumes / name)
     values, where = edited(picture)
     write_picture(values, picture, tmp_path / "b.nii.gz")
-    before, after = nib.load(real(name)), nib.load(tmp_path / "b.nii.gz")
+    before, after = nib.load(volumes / name), nib.load(tmp_path / "b.nii.gz")
     assert after.get_data_dtype() == before.get_data_dtype() and nib.aff2axcodes(after.affine) == nib.aff2axcodes(before.affine)
     assert np.array_equal(np.asarray(after.dataobj)[~where[0]], np.asarray(before.dataobj)[~where[0]])
     assert np.array_equal(np.asarray(after.dataobj)[where[0]], np.rint(values[where]))
 
 
-def test_a_dicom_series_is_read_in_hu_with_its_affine_and_written_as_nifti(tmp_path):
+def test_a_dicom_series_is_read_in_hu_with_its_affine_and_written_as_nifti(volumes, tmp_path):
     from monai.transforms import LoadImage
 
-    picture = read_picture(real("ct_dicom_series"))
-    by_monai = LoadImage(image_only=True, reader="ITKReader")(str(real("ct_dicom_series")))
+    picture = read_picture(volumes / "ct_dicom_series")
+    by_monai = LoadImage(image_only=True, reader="ITKReader")(str(volumes / "ct_dicom_series"))
     assert picture.shape == tuple(by_monai.shape)
     assert np.allclose(picture.affine, np.asarray(by_monai.affine), atol=1e-4)
     assert np.array_equal(picture.values[0], by_monai.numpy())
@@ -161,8 +160,8 @@ def test_a_dicom_series_is_read_in_hu_with_its_affine_and_written_as_nifti(tmp_p
     assert np.allclose(nib.load(tmp_path / "b.nii.gz").affine, picture.affine, atol=1e-4)
 
 
-def test_a_dicom_series_with_a_gap_is_refused_because_its_grid_would_be_wrong(tmp_path):
-    series = sorted(real("ct_dicom_series").iterdir())
+def test_a_dicom_series_with_a_gap_is_refused(volumes, tmp_path):
+    series = sorted((volumes / "ct_dicom_series").iterdir())
     by_height = sorted(series, key=lambda file: float(dict(itk.imread(str(file), itk.F))["0020|0032"].split("\\")[2]))
     for i in (0, 1, 3, 4):
         shutil.copy(by_height[i], tmp_path)
@@ -193,7 +192,7 @@ def test_values_on_another_grid_are_not_written(tmp_path):
     assert not (tmp_path / "b.png").exists()
 
 
-def test_same_shape_elsewhere_in_space_is_another_grid(tmp_path):
+def test_the_same_shape_with_another_affine_is_another_grid(tmp_path):
     for name, shift in (("a", 0), ("b", 5)):
         affine = np.eye(4)
         affine[0, 3] = shift
@@ -210,7 +209,7 @@ def test_trailing_single_dimensions_are_kept_in_the_file(tmp_path):
     assert nib.load(tmp_path / "b.nii.gz").shape == (3, 4, 5, 1)
 
 
-def test_a_folder_without_dicom_is_refused_and_itk_adds_nothing_of_its_own(tmp_path, capfd):
+def test_a_folder_without_dicom_is_refused_and_itk_prints_nothing(tmp_path, capfd):
     with pytest.raises(ImageFileError, match="no DICOM series"):
         read_picture(tmp_path)
     assert capfd.readouterr() == ("", "")
@@ -218,7 +217,7 @@ def test_a_folder_without_dicom_is_refused_and_itk_adds_nothing_of_its_own(tmp_p
 
 
 @pytest.mark.parametrize("name", ["a.nii.gz", "a.mha", "a.png"])
-def test_a_file_that_may_not_be_read_is_not_called_corrupt(tmp_path, monkeypatch, name):
+def test_a_file_without_read_permission_is_not_called_corrupt(tmp_path, monkeypatch, name):
     (tmp_path / name).touch()
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(ImageFileError, match=f"{name}: no right to read it"):

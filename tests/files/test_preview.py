@@ -20,13 +20,13 @@ def test_brighter_is_red_and_darker_is_blue(channels):
     result = original.copy()
     result[:, 20:40, 20:30] += 50
     result[:, 20:40, 30:40] -= 50
-    shown = panel(draw_preview(original, result, mask=mask, window=(0, 200), zoom=None), 3)
+    difference = panel(draw_preview(original, result, mask=mask, window=(0, 200), zoom=None), 3)
     scale = PANEL_PX // 64
-    red, blue, white = shown[30 * scale, 25 * scale], shown[30 * scale, 35 * scale], shown[4 * scale, 4 * scale]
+    red, blue, white = difference[30 * scale, 25 * scale], difference[30 * scale, 35 * scale], difference[4 * scale, 4 * scale]
     assert tuple(red) == (255, 0, 0) and tuple(blue) == (0, 0, 255) and tuple(white) == (255, 255, 255)
 
 
-def test_the_mask_is_outlined_only_in_its_own_panel():
+def test_the_mask_is_outlined_in_its_panel_only():
     original = np.full((1, 64, 64), 100.0)
     mask = np.zeros((1, 64, 64), np.uint8)
     mask[0, 20:40, 20:40] = 1
@@ -35,7 +35,7 @@ def test_the_mask_is_outlined_only_in_its_own_panel():
     assert np.array_equal(panel(preview, 0), panel(preview, 2))
 
 
-def test_a_volume_shows_several_slices_that_the_mask_touches():
+def test_the_preview_of_a_volume_has_several_slices_with_the_mask():
     volume = np.random.RandomState(0).rand(1, 20, 22, 30)
     mask = np.zeros(volume.shape, np.uint8)
     mask[0, 5:10, 5:10, 12:24] = 1
@@ -44,14 +44,14 @@ def test_a_volume_shows_several_slices_that_the_mask_touches():
     assert not np.array_equal(panel(preview, 0, 0), panel(preview, 0, 2))
 
 
-def test_slices_do_not_depend_on_how_the_volume_is_stored():
+def test_slices_do_not_depend_on_the_stored_orientation():
     volume = np.random.RandomState(0).rand(1, 4, 5, 6)
     flipped = np.diag([-1.0, 1, 1, 1])
     flipped[0, 3] = 3
     assert np.array_equal(slices_of(volume, np.eye(4), "coronal"), slices_of(volume[:, ::-1], flipped, "coronal"))
 
 
-def test_the_file_is_written_whole(tmp_path):
+def test_the_preview_is_written_without_a_part_file(tmp_path):
     save_preview(tmp_path / "a.png", draw_preview(np.zeros((1, 8, 8)), np.zeros((1, 8, 8)), mask=np.ones((1, 8, 8))))
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
     Image.open(tmp_path / "a.png").load()
