@@ -1,7 +1,7 @@
-"""Prompt vocabularies: what a radiologist or endoscopist calls findings and their attributes, one table per modality.
+"""Prompt vocabularies: the words of radiologists and endoscopists for findings and their attributes, one table per modality.
 
 The order of an attribute's first three words is fixed where it is measurable on an image: shape runs round, oval,
-irregular; margin sharp, unsharp; the grey-value axis dark, equal, bright against the surround. The training captions
+irregular; margin sharp, unsharp; the grey-value axis dark, equal, bright against the surroundings. The training captions
 (``monai_diffaug.training.captions``) measure exactly these words, so the embedded text encoder knows them.
 """
 
@@ -25,7 +25,12 @@ class Vocabulary:
         modality: the word used for the modality in a prompt, e.g. ``"ultrasound"``.
         findings: anatomy -> the findings that occur there.
         attributes: axis (``"shape"``, ``"margin"``, ...) -> its words, in the measured order where there is one.
-        grey_axis: the attribute axis that describes brightness against the surround.
+        grey_axis: the attribute axis that describes brightness against the surroundings.
+
+    >>> from monai_diffaug import TextPrompt
+    >>> ear = Vocabulary("otoscopy", {"ear drum": ("effusion", "perforation")}, {"size": ("small", "large")}, grey_axis="")
+    >>> TextPrompt("otoscopy", finding="effusion", attributes=(), vocabulary=ear)()
+    'otoscopy of ear drum, effusion'
     """
 
     modality: str

@@ -1,4 +1,4 @@
-"""MONAI transforms, one per file, in array and dictionary form. Importing this makes their short names known to Bundles.
+"""MONAI transforms, one per file, in array and dictionary form.
 
 They unpack keys, draw random numbers and pack keys; tensor mathematics belongs to ``edit``, ``masks`` and ``geometry``.
 """

@@ -1,4 +1,4 @@
-"""``CachedRandomd``: any random transform as a deterministic one, so that MONAI's caching data sets keep its result."""
+"""``CachedRandomd``: run a random transform as a deterministic one, so that MONAI's caching data sets store its result."""
 
 from __future__ import annotations
 
@@ -19,32 +19,36 @@ __all__ = ["CachedRandomD", "CachedRandomDict", "CachedRandomd"]
 
 
 class CachedRandomd(InvertibleTransform, Described):
-    """Run a random transform with random numbers that follow from (seed, item, draw) alone, as a cacheable transform.
+    """Make a random transform cacheable: its random numbers follow from (seed, item, draw) alone.
 
     CacheDataset, SmartCacheDataset, PersistentDataset and LMDBDataset cache everything before the first random transform. This
-    wrapper is none, so what it wraps is cached: a MedSAM mask costs one encoder call an item and not one an epoch, and
-    SmartCacheDataset spreads the cost of diffusion over the epochs. Unlike a bare random transform in a cached part, no two
+    wrapper does not count as random, so the wrapped transform is cached: a MedSAM mask costs one encoder call per item and not one per
+    epoch, and SmartCacheDataset spreads the cost of diffusion over the epochs. Unlike a bare random transform in a cached part, no two
     items get the same random numbers.
 
     The draw is the number of earlier calls for the same item, by all copies of this instance in this process, modulo ``draws``.
     A cache calls once for each item that it computes, so a replay gives the same bytes for any number of init, replace or
-    thread workers. Each process counts for itself: worker processes that are started anew for each epoch repeat their draws,
+    thread workers. Each process counts on its own: worker processes that are started again for each epoch repeat their draws,
     unless the result does not depend on the count (``draws=1``) or ``set_epoch`` was called before the epoch.
 
-    Each call works on a copy of the wrapped transform, so any number of threads may call at once; what the wrapped transform
-    would count or learn (``LatentValidated.statistics``, its dynamic threshold) is not carried from one call to the next.
+    Each call works on a copy of the wrapped transform, so any number of threads may call at the same time. State that the wrapped
+    transform collects (``LatentValidated.statistics``, its dynamic threshold) is not carried from one call to the next.
 
     Args:
         transform: a random dictionary transform, or a ``Compose`` of several; anything with ``set_random_state``.
         seed: of the whole run. Give two instances that wrap the same class different seeds.
         id_key: the key that holds the item's identity: text, an integer, a path, or an image whose meta data name its file.
             Two items with one identity share their draws.
-        draws: number of different results that an item can have; 1 freezes it, in whichever process it is computed.
-            None means no limit.
+        draws: number of different results per item; 1 freezes the result, whichever process computes it. None means no limit.
 
     Raises:
         TypeError: ``transform`` is not random.
         ValueError: ``draws`` is less than 1.
+
+    >>> from monai_diffaug import TextPromptd
+    >>> prompt = CachedRandomd(TextPromptd("prompt", modality="MRI", anatomy="brain"), seed=0, id_key="id", draws=1)
+    >>> prompt({"id": "patient-1"}) == prompt({"id": "patient-1"})
+    True
     """
 
     def __init__(self, transform: Callable[[Any], Any], *, seed: int, id_key: Hashable, draws: int | None = None) -> None:
@@ -68,29 +72,29 @@ class CachedRandomd(InvertibleTransform, Described):
         self._counts = DrawCounts()
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Any:
-        """What the wrapped transform makes of the sample.
+        """The result of the wrapped transform.
 
         Raises:
             KeyError: the sample has no ``id_key``.
-            TypeError: its value identifies nothing.
+            TypeError: its value does not identify an item.
         """
         item = item_identity(data, self.id_key)
         draw = 0 if self.draws == 1 else self._counts.take(item)
-        own: Any = deepcopy(self.transform)
-        own.set_random_state(seed=self._seed_of(item, draw if self.draws is None else draw % self.draws))
-        if not isinstance(own, InvertibleTrait):
-            return own(data)
-        traced = {key: _with_own_trace(value) for key, value in data.items()}
-        result = own(traced)
+        transform: Any = deepcopy(self.transform)
+        transform.set_random_state(seed=self._seed_of(item, draw if self.draws is None else draw % self.draws))
+        if not isinstance(transform, InvertibleTrait):
+            return transform(data)
+        traced = {key: _with_new_trace(value) for key, value in data.items()}
+        result = transform(traced)
         _forget_instance(result, {id(traced[key]): value for key, value in data.items()})
         return result
 
     def inverse(self, data: Any) -> Any:
-        """Undo what the wrapped transform has traced; the identity when it is not invertible."""
+        """Undo the traced operations of the wrapped transform; the identity if it is not invertible."""
         if not isinstance(self.transform, InvertibleTrait):
             return data
-        own: Any = deepcopy(self.transform)
-        return own.inverse(data)
+        transform: Any = deepcopy(self.transform)
+        return transform.inverse(data)
 
     def _seed_of(self, item: str, draw: int) -> int:
         """A uint32 that differs between wrapped classes, so that a mask and a flip of one item are not drawn alike."""
@@ -102,23 +106,23 @@ class CachedRandomd(InvertibleTransform, Described):
 CachedRandomD = CachedRandomDict = CachedRandomd
 
 
-def _with_own_trace(value: Any) -> Any:
-    """The same voxels with meta data of their own: a transform that is not triggered writes its trace into the image that it was given."""
+def _with_new_trace(value: Any) -> Any:
+    """The same voxels with a copy of the meta data: a transform that is not triggered writes its trace into its input."""
     return MetaTensor(value.as_tensor()).copy_meta_from(value) if isinstance(value, MetaTensor) else value
 
 
-def _forget_instance(result: Any, given: Mapping[int, Any]) -> None:
-    """Traces name the instance that made them; that was a copy, so the check of the inverse is told to skip them.
+def _forget_instance(result: Any, originals: Mapping[int, Any]) -> None:
+    """Reset the instance in new traces, so that ``inverse`` accepts them: it was a copy that exists no longer.
 
-    What has no new trace is handed on as it was given: ``given`` holds the originals by the identities of their copies.
+    Values without a new trace are replaced by the originals; ``originals`` maps the identities of the copies to them.
     """
     for sample in result if isinstance(result, (list, tuple)) else [result]:
-        held = sample if isinstance(sample, dict) else {None: sample}
-        for key, value in held.items():
+        items = sample if isinstance(sample, dict) else {None: sample}
+        for key, value in items.items():
             if not isinstance(value, MetaTensor):
                 continue
-            original = given.get(id(value))
+            original = originals.get(id(value))
             if original is not None and len(original.applied_operations) == len(value.applied_operations):
-                held[key] = original
+                items[key] = original
             else:
                 reset_ops_id(value)

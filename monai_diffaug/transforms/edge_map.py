@@ -1,4 +1,4 @@
-"""``EdgeMap`` and ``EdgeMapd``: the control image of a ControlNet, the image's edges with the mask's outline drawn in."""
+"""``EdgeMap`` and ``EdgeMapd``: the control image of a ControlNet, made of the image's edges and the mask's outline."""
 
 from __future__ import annotations
 
@@ -22,28 +22,35 @@ from monai_diffaug.models.registry import ModelSpec, live_object, shared_model, 
 __all__ = ["EdgeMap", "EdgeMapD", "EdgeMapDict", "EdgeMapd"]
 
 METHODS = ("canny", "scharr")
-TOLERANCE = 1e-3  # beyond [0, 1], what a detector in half precision may miss it by
+TOLERANCE = 1e-3  # beyond [0, 1]: rounding of a detector in half precision
 
 
 class EdgeMap(Transform, Described):
-    """Edges of an image, slice by slice, with the outline of a mask always drawn in (EMIT-Diff, Zhang et al., TMI 2024).
+    """Edges of an image, slice by slice, with the outline of a mask (EMIT-Diff, Zhang et al., TMI 2024).
 
-    clip(edges(image) + outline(mask), 0, 1). Deterministic, so a cache may hold it.
+    clip(edges(image) + outline(mask), 0, 1). Deterministic, so it can be cached.
 
     Args:
         method: "canny" (thin lines), "scharr" (gradual edges), or a detector such as HED: a function or ``nn.Module``
-            (S, 3, h, w) in [0, 1] -> (S, 1, h, w) in [0, 1]. A module is kept in this process's model table, not in the transform.
+            (S, 3, h, w) in [0, 1] -> (S, 1, h, w) in [0, 1]. A module is stored in the model table of the process, not in the transform.
             HED's networks return several maps or logits: wrap them, e.g. ``lambda x: hed(x)[-1].sigmoid()``.
         sigma_px: blur before the gradient, standard deviation in pixels; default 1.5 for Canny, 1 for Scharr.
         low: Canny's lower threshold, unnormalised Sobel gradient of the windowed image in [0, 1].
         high: Canny's upper threshold.
-        keep_inside: False drops the image's edges inside the mask: only the outline says what shall be there.
-        window: intensity range that the edges are taken from, in the image's unit; default the image's 0.5 and
-            99.5 percentiles (0 to 255 for uint8).
+        keep_inside: False drops the image's edges inside the mask, so that only the outline remains there.
+        window: intensity range for the edge detector, in the unit of the image; None takes the 0.5 and 99.5 percentiles of the image
+            (0 to 255 for uint8).
         plane: anatomical plane of the slices of a 3-D image.
 
     Raises:
         ValueError: an option out of range.
+
+    >>> import torch
+    >>> image, mask = torch.zeros(1, 32, 32), torch.zeros(1, 32, 32)
+    >>> image[:, :, 16:], mask[:, 8:16, 2:8] = 1, 1
+    >>> control = EdgeMap(window=(0, 1))(image, mask)
+    >>> control.shape, control[0, 24].nonzero().flatten().tolist(), float(control[0, 8, 4])
+    (torch.Size([1, 32, 32]), [15], 1.0)
     """
 
     def __init__(
@@ -94,13 +101,13 @@ class EdgeMap(Transform, Described):
         check_grid("mask", mask, img)
         volume = plain(img)
         ids = plain(mask).to(volume.device)
-        region = ids * (ids > 0)  # -1 often says that nobody knows: no outline
+        region = ids * (ids > 0)  # -1 often means unknown: no outline
         check_finite(volume)
         plane = slice_plane(affine_of(img), self.plane, volume.ndim - 1)
-        seen = (window_of(volume, self.window).to_model(volume) + 1) / 2
+        windowed = (window_of(volume, self.window).to_model(volume) + 1) / 2
         with torch.no_grad():
             control = control_image(
-                to_slices(seen, plane), to_slices(region, plane), self._detector(volume.device), keep_inside=self.keep_inside
+                to_slices(windowed, plane), to_slices(region, plane), self._detector(volume.device), keep_inside=self.keep_inside
             )
         converted: NdarrayOrTensor = convert_to_dst_type(from_slices(control, plane).contiguous(), img, dtype=torch.float32)[0]
         return converted
@@ -118,20 +125,25 @@ class EdgeMapd(MapTransform, Described):
 
     Args:
         keys: images, each (C, H, W[, D]).
-        mask_key: mask or label whose outline is always drawn into the control.
-        output_key: where the control goes, one for each of ``keys``.
+        mask_key: mask or label whose outline is drawn into the control image.
+        output_key: key of the control image, one for each of ``keys``.
         method: "canny", "scharr" or a detector.
         sigma_px: blur before the gradient in pixels.
         low: Canny's lower threshold.
         high: Canny's upper threshold.
         keep_inside: False drops the image's edges inside the mask.
-        window: intensity range that the edges are taken from.
+        window: intensity range for the edge detector.
         plane: anatomical plane of the slices of a 3-D image.
         allow_missing_keys: skip images that a sample lacks.
 
     Raises:
         ValueError: not one output key for each key.
         KeyError: the sample has no mask.
+
+    >>> import torch
+    >>> sample = {"image": torch.rand(1, 32, 32), "label": torch.zeros(1, 32, 32)}
+    >>> sorted(EdgeMapd("image", mask_key="label", output_key="edges")(sample))
+    ['edges', 'image', 'label']
     """
 
     def __init__(
@@ -167,7 +179,7 @@ EdgeMapD = EdgeMapDict = EdgeMapd
 
 
 def _detect_with(method: EdgeDetector | ModelSpec, device: torch.device, image: Tensor) -> Tensor:
-    """Call a detector of the user's with three channels and check what it returns."""
+    """Call the user's detector with three channels and check its result."""
     detect = shared_model(method, device, _load_detector) if isinstance(method, ModelSpec) else method
     edges: Any = detect(image.expand(-1, 3, -1, -1) if image.shape[1] == 1 else image)
     expected = (image.shape[0], 1, *image.shape[2:])

@@ -1,4 +1,4 @@
-"""Refuse lesions that repeat a training lesion: a guard against a generator that has learned its images by heart."""
+"""Reject lesions that repeat a training lesion: a guard against a generator that reproduces its training images."""
 
 from __future__ import annotations
 
@@ -21,14 +21,17 @@ logger = logging.getLogger(__name__)
 
 
 class Novelty(NamedTuple):
-    """What the guard says of one lesion.
+    """The guard's verdict on one lesion.
 
     Attributes:
-        novel: it is less like its nearest training lesion than ``limit``.
-        similarity: correlation with that lesion inside the mask, in [-1, 1].
-        image: which image that is from, in the order the bank was made; -1 when nothing could be compared.
-        limit: from which similarity on a lesion is refused.
-        reason: why it is refused, empty when it is not.
+        novel: its similarity is below ``limit``.
+        similarity: correlation with the nearest training lesion inside the mask, in [-1, 1].
+        image: number of the image of that lesion, in the order in which the bank was made; -1 when nothing could be compared.
+        limit: least similarity at which a lesion is rejected.
+        reason: why it is rejected, empty when it is not.
+
+    >>> Novelty(novel=True, similarity=0.4, image=3, limit=0.9, reason="").novel
+    True
     """
 
     novel: bool
@@ -39,22 +42,30 @@ class Novelty(NamedTuple):
 
 
 class LesionNovelty(Transform, Described):
-    """Is a generated lesion nearer to a training lesion than real lesions are to each other? No random numbers.
+    """Reject a generated lesion that is closer to a training lesion than real lesions are to each other; deterministic.
 
-    What is compared is said in ``monai_diffaug.data.lesion_bank``: grey values inside the mask at 32 x 32 pixels, up to mirroring, quarter
-    turns, small shifts, small changes of size, brightness and contrast. Meant for lesions that are painted where none was: an edit *of*
-    a training lesion (``presets.mila_tmgdiff``) is near to it by design.
+    Compared are grey values inside the mask at 32 x 32 pixels, up to mirroring, quarter turns, small shifts, small changes of size,
+    brightness and contrast (``monai_diffaug.data.lesion_bank``). Meant for lesions that are painted into normal tissue: an edit *of* a
+    training lesion (``presets.mila_tmgdiff``) is close to it by design.
 
     Args:
         bank: the training lesions, a ``LesionBank`` or the file of a saved one. With a file the instance stays small when it is pickled,
             and a process reads it once.
-        quantile: share of the real lesions that count as too near to another: about that share of fresh lesions is refused by mistake.
-            The limit is this quantile, from above, of the similarities among real lesions of different groups.
-        limit: the similarity from which on a lesion is refused, in place of the quantile.
+        quantile: share of new real lesions that is rejected by mistake, about. The limit is the 1 - ``quantile`` quantile of the
+            similarities among real lesions of different groups.
+        limit: least similarity at which a lesion is rejected; replaces the quantile.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: quantile or limit out of range.
+
+    >>> import torch
+    >>> label = torch.zeros(1, 48, 48)
+    >>> label[:, 12:36, 12:36] = 1
+    >>> images = torch.rand(3, 1, 48, 48, generator=torch.Generator().manual_seed(0))
+    >>> guard = LesionNovelty(LesionBank.of([{"image": image, "label": label} for image in images]), limit=0.9)
+    >>> guard(images[1], label).reason, guard(torch.rand(1, 48, 48, generator=torch.Generator().manual_seed(1)), label).novel
+    ('copy of training lesion 1: correlation 1.00 >= 0.90', True)
     """
 
     backend = [TransformBackends.TORCH, TransformBackends.NUMPY]
@@ -79,7 +90,7 @@ class LesionNovelty(Transform, Described):
 
     @property
     def limit(self) -> float:
-        """The similarity from which on a lesion is refused."""
+        """Least similarity at which a lesion is rejected."""
         return float(np.quantile(self.bank.yardstick, 1 - self.quantile)) if self.fixed_limit is None else self.fixed_limit
 
     def __call__(self, image: NdarrayOrTensor, mask: NdarrayOrTensor) -> Novelty:
@@ -87,7 +98,8 @@ class LesionNovelty(Transform, Described):
 
         Args:
             image: (C, H, W[, D]), any unit; as many channels as the images of the bank.
-            mask: (1, H, W[, D]) on the same grid, non-zero where the lesion was painted. Parts of fewer than 25 pixels are not judged.
+            mask: (1, H, W[, D]) on the same grid, non-zero where the lesion was painted. Components of fewer than 25 pixels are not
+                judged.
 
         Raises:
             GridMismatchError: the mask is on another grid.

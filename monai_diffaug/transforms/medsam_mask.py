@@ -1,4 +1,4 @@
-"""Masks by MedSAM from boxes: the label's, a fixed one, the whole image, a callable's, or the neighbour slice's."""
+"""Masks by MedSAM from boxes: of the label, a fixed one, the whole image, from a callable, or of the neighbour slice."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _checked(box: Sequence[float], size_hw: tuple[int, int]) -> Box:
 
 @dataclass(frozen=True)
 class _Gate:
-    """MedSAM always answers, even where there is nothing: what it must reach to be believed."""
+    """Acceptance thresholds for MedSAM masks; SAM returns a mask even where the box is empty."""
 
     min_iou: float
     area_range: tuple[float, float]
@@ -53,34 +53,39 @@ class _Gate:
 
 
 class MedSAMMask(SeededTransform):
-    """Outline what a box holds, slice by slice, with MedSAM; slices that fail the gate come back empty.
+    """Outline the object in a box, slice by slice, with MedSAM; slices that fail the thresholds come back empty.
 
     Args:
         model: "tiny" (embedded), a MedSAM or SAM ``.pth``, a hub id "org/name@revision", or a live ``Sam``.
-        box: where to look. None or "label": the bounding boxes of the label in each slice, enlarged at random; "image":
-            the whole slice; (x0, y0, x1, y1) in pixels of the slice as ``slices.to_slices`` shows it, x along its last
-            axis (2-D: the image's own axes; 3-D: the radiological view of the plane); or a callable
+        box: source of the boxes. None or "label": the bounding boxes of the label in each slice, enlarged at random; "image":
+            the whole slice; (x0, y0, x1, y1) in pixels of the slice as ``slices.to_slices`` returns it, x along its last
+            axis (2-D: the axes of the image; 3-D: the radiological view of the plane); or a callable
             ``(slice_index, slice (C, h, w))`` that returns such a box, or None for an empty mask.
-        label_value: the label's value to outline; None means any above 0 (-1 often says that nobody knows).
-        jitter_px: each side of the label's or the neighbour's box moves outward by 0 to this, in pixels of a slice 1024
-            wide.
-        max_parts: the label (or the neighbour's mask) is split into connected parts, and each of the largest so many
-            gets its own box, as MedSAM was trained; the mask is their union. 0 draws one box around all.
-        propagate: 3-D only: ask the box source once, in the middle slice, then take each slice's box from its
-            neighbour's mask, outward in both directions until the gate fails. The middle is that of the slices the
-            label touches, if it is the source.
-        plane: "axial", "coronal" or "sagittal", found in the affine.
+        label_value: value of the label that is outlined; None means any above 0 (-1 often means unknown).
+        jitter_px: each side of a box around the label or the neighbour's mask moves outward by 0 to ``jitter_px``, in pixels of a slice
+            that is 1024 wide.
+        max_parts: the label (or the neighbour's mask) is split into connected components. The ``max_parts`` largest get one box each, as
+            in MedSAM's training; the mask is their union. 0 draws one box around all.
+        propagate: 3-D only: use the box source once, in the middle slice, then take each slice's box from its neighbour's mask, outward in
+            both directions until a mask fails the thresholds. With the label as source, the middle is that of the slices it touches.
+        plane: anatomical plane of the slices of a 3-D image, "axial", "coronal" or "sagittal".
         min_iou: least predicted IoU, in [0, 1].
         area_range: smallest and largest share of the slice that a mask may cover.
-        window: intensities the model sees, in the image's unit, e.g. (-160, 240) HU; None leaves each slice's own
-            range, whatever its type.
-        batch_size: slices encoded at once.
-        device: where the model runs; None means where the image is.
+        window: intensity range that the model sees, in the unit of the image, e.g. (-160, 240) HU; None takes the range of each slice,
+            whatever its type.
+        batch_size: slices per encoder call.
+        device: where the model runs; None is the device of the image.
         dtype: floating type of the image encoder, e.g. "float16".
-        prob: chance of asking the model; otherwise the mask is the label's own, or zeros without a label.
+        prob: probability of running the model; otherwise the mask is the label itself, or zeros without a label.
 
     Raises:
         ValueError: an option is outside its range.
+
+    >>> image = torch.full((1, 64, 64), 100.0)
+    >>> image[:, 20:40, 24:44] = 20
+    >>> mask = MedSAMMask(box=(20, 16, 48, 44), min_iou=0.0)(image)
+    >>> mask.shape, mask.dtype, bool(mask[0, 30, 34]), bool(mask[0, 60, 60])
+    (torch.Size([1, 64, 64]), torch.uint8, True, False)
     """
 
     backend = [TransformBackends.TORCH, TransformBackends.NUMPY]
@@ -133,20 +138,20 @@ class MedSAMMask(SeededTransform):
         self.device = None if device is None else str(device)
 
     def __call__(self, image: NdarrayOrTensor, label: NdarrayOrTensor | None = None, randomize: bool = True) -> NdarrayOrTensor:
-        """The mask (1, H, W[, D]) uint8 on the image's grid, of the image's type, with its meta data.
+        """The mask (1, H, W[, D]) uint8 on the grid of the image, in its type and with its meta data.
 
         Args:
             image: (C, H, W[, D]) with C = 1 or 3, any unit.
-            label: (L, H, W[, D]) on the same grid; needed when the box comes from it. Channels are united: leave out the background
-                of a one-hot label.
-            randomize: draw a new coin and a new jitter.
+            label: (L, H, W[, D]) on the same grid; needed when it is the source of the boxes. Channels are united: leave out the
+                background of a one-hot label.
+            randomize: draw a new trigger and jitter.
         """
         if randomize:
             self.randomize()
         return self.apply(image, label, seed=self.seed, triggered=self._do_transform)
 
     def apply(self, image: NdarrayOrTensor, label: NdarrayOrTensor | None, *, seed: int, triggered: bool = True) -> NdarrayOrTensor:
-        """The mask of one image for a given seed of the jitter: deterministic.
+        """The mask of one image for a given seed of the jitter; no random numbers are drawn from the instance.
 
         Raises:
             GridMismatchError: the label is on another grid.
@@ -157,45 +162,45 @@ class MedSAMMask(SeededTransform):
         check_image(volume)
         if label is not None:
             check_grid("label", label, image, channels=None)
-        wanted = self._wanted(label, volume)
+        target = self._target(label, volume)
         if not triggered:
-            mask = torch.zeros_like(volume[:1], dtype=torch.bool) if wanted is None else wanted
+            mask = torch.zeros_like(volume[:1], dtype=torch.bool) if target is None else target
         else:
-            if wanted is None and self.box == "label":
+            if target is None and self.box == "label":
                 raise ValueError("the box comes from the label, and there is none; give label_key (label), or box=")
             affine = affine_of(image)
             plane = slice_plane(affine, self.plane, volume.ndim - 1)
-            label_slices = None if wanted is None else to_slices(wanted, plane)[:, 0]
+            label_slices = None if target is None else to_slices(target, plane)[:, 0]
             mask = from_slices(self._masks(to_slices(volume, plane), label_slices, seed)[:, None], plane)
         result: NdarrayOrTensor = convert_to_dst_type(mask.to(torch.uint8), dst=image, dtype=torch.uint8)[0]
         return result
 
-    def _wanted(self, label: NdarrayOrTensor | None, volume: Tensor) -> Tensor | None:
-        """The label as (1, H, W[, D]) bool, None without a label."""
+    def _target(self, label: NdarrayOrTensor | None, volume: Tensor) -> Tensor | None:
+        """Pixels of the label that are outlined, (1, H, W[, D]) bool; None without a label."""
         if label is None:
             return None
         values = plain(label)
         chosen = values > 0 if self.label_value is None else values == self.label_value
-        wanted: Tensor = chosen.any(0, keepdim=True).to(volume.device)
-        if len(values) > 1 and bool(wanted.all()):
+        target: Tensor = chosen.any(0, keepdim=True).to(volume.device)
+        if len(values) > 1 and bool(target.all()):
             raise ValueError(
                 f"the label's {len(values)} channels cover every voxel, so one of them is the background: leave it out, or add "
                 "AsDiscreted(argmax=True) before to make class ids of one-hot channels"
             )
-        return wanted
+        return target
 
     def _boxes(self, index: int, image_slice: Tensor, label_slice: Tensor | None, seed: int) -> list[Box]:
-        """What the model is asked for in one slice."""
+        """The boxes of one slice."""
         height, width = image_slice.shape[-2:]
         if self.box == "label":
             return [] if label_slice is None else self._boxes_around(label_slice, index, seed)
         if self.box == "image":
             return [(0.0, 0.0, float(width), float(height))]
-        given = self.box(index, image_slice) if callable(self.box) else self.box
-        return [] if given is None else [_checked(given, (height, width))]
+        box = self.box(index, image_slice) if callable(self.box) else self.box
+        return [] if box is None else [_checked(box, (height, width))]
 
     def _boxes_around(self, mask_hw: Tensor, index: int, seed: int) -> list[Box]:
-        """Boxes enlarged by what (seed, slice index) draws: neither batching nor the order of slices matters."""
+        """Boxes enlarged by jitter drawn from (seed, slice index): neither batching nor the order of slices matters."""
         if not mask_hw.any():
             return []
         parts = connected_components(mask_hw)[: self.max_parts] if self.max_parts else [mask_hw]
@@ -203,43 +208,43 @@ class MedSAMMask(SeededTransform):
         size = (mask_hw.shape[0], mask_hw.shape[1])
         return [enlarged(box_around(part), g, size) for part, g in zip(parts, grow, strict=True)]
 
-    def _answers(self, medsam: MedSAM, embeddings: Tensor, boxes: list[list[Box]], size_hw: tuple[int, int]) -> list[Tensor]:
-        """For each slice the union (h, w) bool of the masks of its boxes that pass the gate; the boxes of all slices decoded together."""
-        counts = [len(own) for own in boxes]
+    def _unions(self, medsam: MedSAM, embeddings: Tensor, boxes: list[list[Box]], size_hw: tuple[int, int]) -> list[Tensor]:
+        """For each slice the union (h, w) bool of its masks that pass the gate; the boxes of all slices are decoded together."""
+        counts = [len(of_slice) for of_slice in boxes]
         repeated = embeddings.repeat_interleave(torch.tensor(counts, device=embeddings.device), dim=0)
-        found, predicted_iou = medsam.decode(repeated, torch.tensor([box for own in boxes for box in own]), size_hw)
-        parts = zip(found.split(counts), predicted_iou.split(counts), strict=True)
+        all_masks, predicted_iou = medsam.decode(repeated, torch.tensor([box for of_slice in boxes for box in of_slice]), size_hw)
+        parts = zip(all_masks.split(counts), predicted_iou.split(counts), strict=True)
         return [self._union(masks, qualities.tolist(), size_hw) for masks, qualities in parts]
 
-    def _union(self, found: Tensor, qualities: list[float], size_hw: tuple[int, int]) -> Tensor:
-        believed = [mask for mask, quality in zip(found, qualities, strict=True) if self.gate.passes(mask, quality)]
-        return torch.stack(believed).any(0) if believed else torch.zeros(size_hw, dtype=torch.bool, device=found.device)
+    def _union(self, masks: Tensor, qualities: list[float], size_hw: tuple[int, int]) -> Tensor:
+        accepted = [mask for mask, quality in zip(masks, qualities, strict=True) if self.gate.passes(mask, quality)]
+        return torch.stack(accepted).any(0) if accepted else torch.zeros(size_hw, dtype=torch.bool, device=masks.device)
 
     def _masks(self, slices: Tensor, label_slices: Tensor | None, seed: int) -> Tensor:
         """Masks (S, h, w) bool of slices (S, C, h, w)."""
         device = torch.device(self.device) if self.device else slices.device
         size = (slices.shape[-2], slices.shape[-1])
         masks = torch.zeros((len(slices), *size), dtype=torch.bool, device=slices.device)
-        ask_at = list(range(len(slices)))
+        indices = list(range(len(slices)))
         if self.propagate:
             if self.box == "label" and label_slices is not None:
-                ask_at = torch.nonzero(label_slices.any(2).any(1)).flatten().tolist()
-            ask_at = ask_at[len(ask_at) // 2 :][:1]
-        boxes = {i: self._boxes(i, slices[i], None if label_slices is None else label_slices[i], seed) for i in ask_at}
-        asked = [i for i in ask_at if boxes[i]]
-        if not asked:
+                indices = torch.nonzero(label_slices.any(2).any(1)).flatten().tolist()
+            indices = indices[len(indices) // 2 :][:1]
+        boxes = {i: self._boxes(i, slices[i], None if label_slices is None else label_slices[i], seed) for i in indices}
+        prompted = [i for i in indices if boxes[i]]
+        if not prompted:
             return masks
         medsam = shared_model(self.spec, device, load_medsam)
-        for start in range(0, len(asked), self.batch_size):
-            chunk = asked[start : start + self.batch_size]
-            answers = self._answers(medsam, self._encode(medsam, slices[chunk]), [boxes[i] for i in chunk], size)
-            for index, answer in zip(chunk, answers, strict=True):
-                masks[index] = answer.to(masks.device)
+        for start in range(0, len(prompted), self.batch_size):
+            chunk = prompted[start : start + self.batch_size]
+            unions = self._unions(medsam, self._encode(medsam, slices[chunk]), [boxes[i] for i in chunk], size)
+            for index, union in zip(chunk, unions, strict=True):
+                masks[index] = union.to(masks.device)
                 if not masks[index].any():
                     logger.debug("slice %d: no mask passed the gate", index)
         if self.propagate:
-            self._walk(medsam, slices, masks, range(asked[0] + 1, len(slices)), seed)
-            self._walk(medsam, slices, masks, range(asked[0] - 1, -1, -1), seed)
+            self._walk(medsam, slices, masks, range(prompted[0] + 1, len(slices)), seed)
+            self._walk(medsam, slices, masks, range(prompted[0] - 1, -1, -1), seed)
         return masks
 
     def _encode(self, medsam: MedSAM, slices: Tensor) -> Tensor:
@@ -248,7 +253,7 @@ class MedSAMMask(SeededTransform):
         return medsam.encode(slices if self.window is None else slices.clamp(*self.window), self.batch_size)
 
     def _walk(self, medsam: MedSAM, slices: Tensor, masks: Tensor, order: range, seed: int) -> None:
-        """Fill ``masks`` along ``order``, each from its neighbour's: encoder in batches, decoder in sequence."""
+        """Fill ``masks`` along ``order``, each with a box around its neighbour's mask: encoder in batches, decoder in sequence."""
         size = (slices.shape[-2], slices.shape[-1])
         for start in range(0, len(order), self.batch_size):
             chunk = list(order[start : start + self.batch_size])
@@ -258,22 +263,28 @@ class MedSAMMask(SeededTransform):
                 boxes = self._boxes_around(masks[index - order.step], index, seed)
                 if not boxes:
                     return
-                masks[index] = self._answers(medsam, embedding[None], [boxes], size)[0].to(masks.device)
+                masks[index] = self._unions(medsam, embedding[None], [boxes], size)[0].to(masks.device)
 
 
 class MedSAMMaskd(SeededTransform, MapTransform):
-    """Add the MedSAM mask of each image to the sample; the mask key is present whether or not the coin fell.
+    """Add the MedSAM mask of each image to the sample; the mask key is present whether it was triggered or not.
 
     Args:
         keys: images to outline, each (C, H, W[, D]) with C = 1 or 3.
-        mask_key: where the mask goes, one for each image (a single name for a single image).
-        label_key: the label the boxes come from, on the same grid; None when ``box`` says where.
-        allow_missing_keys: skip images that are not there.
+        mask_key: key of the mask, one for each image (a single name for a single image).
+        label_key: label that the boxes are drawn around, on the same grid; None when ``box`` names another source.
+        allow_missing_keys: skip images that a sample lacks.
 
-    The other options are those of ``MedSAMMask``.
+    The other arguments are those of ``MedSAMMask``.
 
     Raises:
         ValueError: not one mask key for each image key.
+
+    >>> label = torch.zeros(1, 64, 64)
+    >>> label[:, 20:40, 24:44] = 1
+    >>> outline = MedSAMMaskd("image", label_key="label", min_iou=0.0)
+    >>> sorted(outline({"image": 100 - 80 * label, "label": label}))
+    ['image', 'label', 'mask']
     """
 
     backend = MedSAMMask.backend

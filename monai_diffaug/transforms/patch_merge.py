@@ -1,4 +1,4 @@
-"""``RandPatchMerge`` and ``RandPatchMerged``: mix a real image and its synthetic twin, patch by patch, under one label."""
+"""``RandPatchMerge`` and ``RandPatchMerged``: merge a real image and its synthetic twin, patch by patch, under one label."""
 
 from __future__ import annotations
 
@@ -31,14 +31,24 @@ __all__ = [
 
 
 class Merge(NamedTuple):
-    """A merged image and where it is real: (1, H, W[, D]) uint8, 1 real, 0 synthetic."""
+    """The result of ``RandPatchMerge``.
+
+    Attributes:
+        image: the merged image.
+        mask: (1, H, W[, D]) uint8, 1 where the voxel is real, 0 where it is synthetic.
+
+    >>> Merge(image="merged", mask="is real").mask
+    'is real'
+    """
 
     image: NdarrayOrTensor
     mask: NdarrayOrTensor
 
 
 class RandPatchMerge(SeededTransform):
-    """x R + x' (1 - R) with R = up_nearest(Bernoulli(alpha)) (EMIT-Diff, Zhang et al., TMI 2024); voxels are copied, never mixed.
+    """Merge patches: x R + x' (1 - R) with R = up_nearest(Bernoulli(alpha)) (EMIT-Diff, Zhang et al., TMI 2024).
+
+    Voxels are copied, never averaged.
 
     Args:
         alpha: probability that a patch is taken from the real image.
@@ -47,6 +57,12 @@ class RandPatchMerge(SeededTransform):
 
     Raises:
         ValueError: alpha outside [0, 1] or patch_fraction outside (0, 1].
+
+    >>> import torch
+    >>> real, synthetic = torch.zeros(1, 48, 48), torch.ones(1, 48, 48)
+    >>> merged, is_real = RandPatchMerge(alpha=0.6).set_random_state(seed=0)(real, synthetic)
+    >>> bool((merged == 1 - is_real).all()), 0 < int(is_real.sum()) < 48 * 48
+    (True, True)
     """
 
     def __init__(self, alpha: float = ALPHA, patch_fraction: float = PATCH_FRACTION, *, prob: float = 1.0) -> None:
@@ -62,7 +78,7 @@ class RandPatchMerge(SeededTransform):
         return self.merge(real, synthetic, seed=self.seed, triggered=self._do_transform)
 
     def merge(self, real: NdarrayOrTensor, synthetic: NdarrayOrTensor, *, seed: int, triggered: bool = True) -> Merge:
-        """The deterministic part.
+        """Merge with a given seed; no random numbers are drawn from the instance.
 
         Raises:
             GridMismatchError: the images have different shapes.
@@ -76,10 +92,10 @@ class RandPatchMerge(SeededTransform):
         if not triggered:
             return Merge(real, convert_to_dst_type(torch.ones(1, *spatial), real, dtype=torch.uint8)[0])
         cells = bernoulli((1, *grid_shape(spatial, self.patch_fraction)), self.alpha, slice_generators(seed, [0])[0])
-        own: Tensor = convert_to_tensor(real, track_meta=False)
-        other: Tensor = convert_to_tensor(synthetic, track_meta=False).to(own)
-        is_real = upsampled(cells, spatial)[0].to(own.device)
-        merged = convert_to_dst_type(torch.where(is_real, own, other), real)[0]
+        original: Tensor = convert_to_tensor(real, track_meta=False)
+        twin: Tensor = convert_to_tensor(synthetic, track_meta=False).to(original)
+        is_real = upsampled(cells, spatial)[0].to(original.device)
+        merged = convert_to_dst_type(torch.where(is_real, original, twin), real)[0]
         return Merge(merged, convert_to_dst_type(is_real, real, dtype=torch.uint8)[0])
 
 
@@ -88,16 +104,23 @@ class RandPatchMerged(SeededTransform, MapTransform):
 
     Args:
         keys: real images; the merged images replace them.
-        synthetic_keys: the synthetic twin of each key; left in the sample.
+        synthetic_keys: key of the synthetic twin, one for each of ``keys``; the twins stay in the sample.
         alpha: probability that a patch is taken from the real image.
         patch_fraction: side of a patch as a share of the image's side.
-        merge_mask_key: where to store R (1, H, W[, D]) uint8 of the last key, all 1 when not triggered; None stores nothing.
+        merge_mask_key: key that R (1, H, W[, D]) uint8 of the last image is written to, all 1 when not triggered; None writes nothing.
         prob: probability of being applied.
         allow_missing_keys: skip images that a sample lacks.
 
     Raises:
         ValueError: not one synthetic key for each key.
         KeyError: the sample has no synthetic image.
+
+    >>> import torch
+    >>> sample = {"image": torch.zeros(1, 48, 48), "synthetic": torch.ones(1, 48, 48)}
+    >>> merge = RandPatchMerged("image", synthetic_keys="synthetic", merge_mask_key="real").set_random_state(seed=0)
+    >>> merged = merge(sample)
+    >>> bool((merged["image"] == 1 - merged["real"]).all())
+    True
     """
 
     def __init__(
@@ -124,8 +147,8 @@ class RandPatchMerged(SeededTransform, MapTransform):
         d = dict(data)
         for key, synthetic_key in self.key_iterator(d, self.synthetic_keys):
             if synthetic_key not in d:
-                held = ", ".join(map(str, d))
-                raise KeyError(f"the sample has no {synthetic_key!r} (it has {held}); name the key of the synthetic image")
+                names = ", ".join(map(str, d))
+                raise KeyError(f"the sample has no {synthetic_key!r} (it has {names}); name the key of the synthetic image")
             d[key], mask = self.patches.merge(d[key], d[synthetic_key], seed=self.seed, triggered=self._do_transform)
             if self.merge_mask_key is not None:
                 d[self.merge_mask_key] = mask
@@ -139,10 +162,14 @@ class RandSynthetic(SeededTransform):
     """Pick one of the first ``ratio`` synthetic candidates of a real image: the ratio of synthetic to real images.
 
     Args:
-        ratio: candidates a real image to choose from at most; EMIT-Diff found 50 best. A sample may have fewer.
+        ratio: largest number of candidates per real image; 50 was best in EMIT-Diff. A sample may have fewer.
 
     Raises:
         ValueError: ratio below 1.
+
+    >>> choose = RandSynthetic(ratio=2).set_random_state(seed=0)
+    >>> {choose(["a.png", "b.png", "c.png"]) for _ in range(20)} == {"a.png", "b.png"}
+    True
     """
 
     def __init__(self, ratio: int = 50) -> None:
@@ -170,8 +197,12 @@ class RandSyntheticd(RandomizableTransform, MapTransform, Described):
 
     Args:
         keys: lists of candidates; all keys of a sample get the candidate of the same position.
-        ratio: candidates a real image to choose from at most.
+        ratio: largest number of candidates per real image.
         allow_missing_keys: skip keys that a sample lacks.
+
+    >>> choose = RandSyntheticd("synthetic").set_random_state(seed=0)
+    >>> choose({"image": "real.png", "synthetic": ["a.png", "b.png"]})["synthetic"] in ("a.png", "b.png")
+    True
     """
 
     def __init__(self, keys: KeysCollection = "synthetic", *, ratio: int = 50, allow_missing_keys: bool = False) -> None:
@@ -180,7 +211,7 @@ class RandSyntheticd(RandomizableTransform, MapTransform, Described):
         self.choose = RandSynthetic(ratio)
 
     def randomize(self, data: Any | None = None) -> None:
-        """Draw the coin and one seed, always both."""
+        """Draw the trigger and one seed, always both."""
         super().randomize(None)
         self.choose.seed = draw_seed(self.R)
 

@@ -1,4 +1,4 @@
-"""``PatchMergeLoss``: one segmentation loss on logits that are merged, patch by patch, from a real and a synthetic image."""
+"""``PatchMergeLoss``: a segmentation loss on logits of a real and a synthetic image, merged patch by patch."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ __all__ = ["PatchMergeLoss"]
 class PatchMergeLoss(nn.Module):
     """DiceCE(f(x) R + f(x') (1 - R), y) with R = up_nearest(Bernoulli(alpha)) (EMIT-Diff, Zhang et al., TMI 2024).
 
-    The real image x and the synthetic x' share one label y; the network sees both whole and the loss merges its logits, so
-    no seam is ever shown to the network. ``RandPatchMerged`` is the form that merges images.
+    The real image x and the synthetic x' share one label y. The network sees both whole images and the loss merges its logits, so
+    the network never sees a seam. ``RandPatchMerged`` merges images instead.
 
     Args:
         alpha: probability that a patch is taken from the real image.
@@ -28,6 +28,11 @@ class PatchMergeLoss(nn.Module):
 
     Raises:
         ValueError: alpha outside [0, 1] or patch_fraction outside (0, 1].
+
+    >>> logits, label = torch.full((2, 1, 48, 48), 9.0), torch.ones(2, 1, 48, 48)
+    >>> loss = PatchMergeLoss(alpha=0.6)
+    >>> float(loss(logits, logits, label)) < 0.01 < float(loss(logits, -logits, label))
+    True
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""``PlaceMask`` and ``PlaceMaskd``: draw where a lesion shall be painted into a normal image (DiffAug)."""
+"""``PlaceMask`` and ``PlaceMaskd``: draw the mask of a lesion that is to be painted into a normal image (DiffAug)."""
 
 from __future__ import annotations
 
@@ -31,33 +31,38 @@ ShapeSource = Callable[[np.random.RandomState, int], NDArray[np.bool_]]
 SHAPES: Mapping[str, ShapeSource] = {"blob": random_blob, "ellipse": elastic_ellipse}
 MIN_SHAPE_PX = 4
 SLICE_TRIES = 5
-SQUARE = 0.99  # ratio of a pixel's sides from which on it is one
+SQUARE = 0.99  # least ratio of the sides of a pixel that counts as square
 
 
 class PlaceMask(SeededTransform):
     """A lesion-shaped mask at a random place of an image: a shape from a bank of real masks, or a random one.
 
-    In 3-D the shape is drawn on one slice and shrinks towards its ends like an ellipsoid. Where no place is found the mask is
-    empty, and ``DiffusionLocalInpaint`` then leaves the image as it is and says "empty mask" in its record; of a ``MetaTensor`` also
-    why: "empty mask: no free place was found". On each slice the mask is one piece, and dark pixels that it encloses belong to it.
+    In 3-D the shape is drawn on one slice and shrinks towards its ends like an ellipsoid. If no place is found the mask is
+    empty; ``DiffusionLocalInpaint`` then leaves the image as it is, with the reason "empty mask" in its record (for a ``MetaTensor``
+    "empty mask: no free place was found"). On each slice the mask is one piece, and dark pixels that it encloses belong to it.
 
     Args:
         bank: real masks, (H, W) or (1, H, W) arrays or files that MONAI's ``LoadImage`` reads; None draws random shapes.
-            Shapes of the bank are mirrored, scaled and shifted; a pixel of them is one of the slice, so give them the images' size.
-            Arrays travel with the transform, files do not. Pictures are read upright, rows first; of a colour picture counts what is
-            brighter than half its maximum. Class ids above 0 count.
+            Shapes of the bank are mirrored, scaled and shifted; one pixel of a shape is one pixel of the slice, so masks should have the
+            size of the images. Arrays are pickled with the transform, files are not. Pictures are read upright, rows first; pixels of a
+            colour picture count if they are brighter than half its maximum, class ids if they are above 0.
         shape: without a bank, "blob" (an ellipse with four random harmonics), "ellipse" (an ellipse after an elastic
             deformation), or a function (random state, longer side in pixels) -> (h, w) outline.
         size_range: longer side of a random shape, as a share of the slice's shorter side, both in mm (oblong pixels do not stretch it).
         scale_range: scaling of a shape from the bank.
         depth_mm: height of the region in a volume; 0 is one slice.
-        tissue_above: the region must lie where the image is brighter than this share of its window (0.5 to 99.5 percentiles; 0 to 255
-            for uint8), unless a region is given: not on the black frame around a scan.
+        tissue_above: pixels count as tissue if they are brighter than this share of the window (0.5 to 99.5 percentiles; 0 to 255
+            for uint8), so that no lesion lies on the black frame around a scan. Not used when a region is given.
         plane: anatomical plane of the slices of a 3-D image.
-        prob: probability of drawing one; else the mask is empty.
+        prob: probability of drawing a mask; otherwise it is empty.
 
     Raises:
         ValueError: an option out of range, an empty bank or an empty mask in it.
+
+    >>> image = torch.rand(1, 64, 64, generator=torch.Generator().manual_seed(0)) + 1
+    >>> mask = PlaceMask(size_range=(0.2, 0.3)).set_random_state(seed=0)(image)
+    >>> mask.shape, mask.dtype, 0.2 * 64 - 2 < int(mask.any(-1).sum()) < 0.3 * 64 + 2
+    (torch.Size([1, 64, 64]), torch.uint8, True)
     """
 
     def __init__(
@@ -98,12 +103,12 @@ class PlaceMask(SeededTransform):
         self.plane = plane
 
     def __call__(self, img: NdarrayOrTensor, region: NdarrayOrTensor | None = None, randomize: bool = True) -> NdarrayOrTensor:
-        """The mask (1, H, W[, D]) uint8, of the image's type and meta data.
+        """The mask (1, H, W[, D]) uint8, in the type of the image and with its meta data.
 
         Args:
             img: (C, H, W[, D]), C 1 or 3.
             region: (1, ...) on the same grid, above 0 where the mask may lie, e.g. an organ; None means tissue.
-            randomize: draw coin and seed anew.
+            randomize: draw a new trigger and seed.
 
         Raises:
             GridMismatchError: the region is on another grid.
@@ -122,7 +127,7 @@ class PlaceMask(SeededTransform):
         seed: int,
         triggered: bool = True,
     ) -> NdarrayOrTensor:
-        """The mask of a given seed; it stays clear of all that is not 0 in the ``label`` (1, ...) of class ids."""
+        """The mask of a given seed; it stays clear of all non-zero pixels of the ``label`` (1, ...) of class ids."""
         check_image(img)
         volume = plain(img)
         free = torch.ones_like(volume[:1], dtype=torch.bool)
@@ -145,7 +150,7 @@ class PlaceMask(SeededTransform):
         return result
 
     def tissue(self, volume: Tensor) -> Tensor:
-        """(1, H, W[, D]) bool: where a plain image is brighter than ``tissue_above`` of its window."""
+        """(1, H, W[, D]) bool: pixels of a plain image that are brighter than ``tissue_above`` of its window."""
         check_finite(volume)
         level = window_of(volume).to_model(volume).amax(0, keepdim=True)
         return level > 2 * self.tissue_above - 1
@@ -158,50 +163,57 @@ class PlaceMask(SeededTransform):
         rng: np.random.RandomState,
         spacing_mm: tuple[float, float, float],
     ) -> None:
-        """Write one lesion into the stack, in place: where it is allowed, and what it encloses there as far as that is free."""
+        """Write one lesion into the stack, in place: its allowed pixels, and the free pixels that they enclose."""
         shares = allowed.mean((1, 2))
         if not shares.any():
             return
         shape = self._shape(rng, allowed.shape[1:], spacing_mm[1:])
         for _ in range(SLICE_TRIES):
             middle = int(rng.choice(len(allowed), p=shares / shares.sum()))
-            found = place(rng, shape, allowed[middle])
-            if found is None:
+            placed = place(rng, shape, allowed[middle])
+            if placed is None:
                 continue
-            rows, columns = np.nonzero(found)
+            rows, columns = np.nonzero(placed)
             box = slice(rows.min(), rows.max() + 1), slice(columns.min(), columns.max() + 1)
             half = self.depth_mm / 2 / spacing_mm[0]
             for index in range(max(0, int(np.ceil(middle - half))), min(len(mask), int(np.floor(middle + half)) + 1)):
                 share = 1.0 if half == 0 else np.sqrt(max(1 - ((index - middle) / (half + 0.5)) ** 2, 0))
-                mask[index][box] = _fitted(_shrunk(found[box], float(share)), allowed[index][box], free[index][box])
+                mask[index][box] = _fitted(_shrunk(placed[box], float(share)), allowed[index][box], free[index][box])
             return
 
     def _shape(self, rng: np.random.RandomState, size_hw: tuple[int, ...], pixel_mm: tuple[float, ...]) -> NDArray[np.bool_]:
         if self.bank is None:
             draw = SHAPES[self.shape] if isinstance(self.shape, str) else self.shape
             shorter = min(length * mm for length, mm in zip(size_hw, pixel_mm, strict=True)) / min(pixel_mm)
-            drawn = np.asarray(draw(rng, max(MIN_SHAPE_PX, round(rng.uniform(*self.size_range) * shorter)))) != 0
-            if drawn.ndim != 2 or not drawn.any():
-                raise ValueError(f"shape= must draw an outline (h, w) that is not empty, got {drawn.shape}, {int(drawn.sum())} pixels set")
-            return _on_pixels(drawn, pixel_mm)
+            outline = np.asarray(draw(rng, max(MIN_SHAPE_PX, round(rng.uniform(*self.size_range) * shorter)))) != 0
+            if outline.ndim != 2 or not outline.any():
+                raise ValueError(
+                    f"shape= must draw an outline (h, w) that is not empty, got {outline.shape}, {int(outline.sum())} pixels set"
+                )
+            return _on_pixels(outline, pixel_mm)
         chosen = self.bank[rng.randint(len(self.bank))]
         outline = _outline(_load(chosen), f"the mask {chosen}") if isinstance(chosen, (str, Path)) else chosen
         return borrow_shape(rng, outline, rng.uniform(*self.scale_range))
 
 
 class PlaceMaskd(SeededTransform, MapTransform):
-    """Write a lesion-shaped mask at a random place of each image, see ``PlaceMask`` for the options.
+    """Write a lesion-shaped mask at a random place of each image, see ``PlaceMask`` for the arguments that are not listed here.
 
     Args:
         keys: images, each (C, H, W[, D]); those of one sample share the mask, drawn on the first.
-        mask_key: where the mask is written; always there, empty when not triggered or when no place was found.
-        region_key: where it may lie, e.g. an organ's label (above 0); None means tissue.
-        label_key: class ids of the image; the mask stays clear of all that is not 0 (a lesion is painted beside those that are there,
-            and not where -1 says that nobody knows).
+        mask_key: key of the mask; always written, empty when not triggered or when no place was found.
+        region_key: region in which the mask may lie, e.g. an organ's label (above 0); None means tissue.
+        label_key: class ids of the image; the mask stays clear of all non-zero pixels (existing lesions, and -1 for unknown).
         allow_missing_keys: skip samples that lack the image.
 
     Raises:
         KeyError: the sample has no region or no label.
+
+    >>> sample = {"image": torch.rand(1, 64, 64) + 1, "label": torch.zeros(1, 64, 64)}
+    >>> sample["label"][:, :32] = 1
+    >>> mask = PlaceMaskd("image", label_key="label").set_random_state(seed=0)(sample)["mask"]
+    >>> bool(mask.any()), bool((mask * sample["label"]).any())
+    (True, False)
     """
 
     def __init__(
@@ -242,7 +254,7 @@ PlaceMaskD = PlaceMaskDict = PlaceMaskd
 
 
 def _load(path: str | Path) -> NdarrayOrTensor:
-    """A mask file as MONAI reads it; pictures upright, as the embedded models were trained, and colour ones as black and white."""
+    """A mask file as MONAI reads it; pictures upright, as for the training of the embedded models, colour pictures thresholded."""
     from monai.data.image_reader import PILReader
     from monai.transforms.io.array import LoadImage
 
@@ -256,7 +268,7 @@ def _load(path: str | Path) -> NdarrayOrTensor:
 
 
 def _outline(mask: NdarrayOrTensor, name: str = "a mask of the bank") -> NDArray[np.bool_]:
-    """The largest part of a mask, cut out of its frame: (h, w) bool."""
+    """The largest component of a mask, cropped to its bounding box: (h, w) bool."""
     values = plain(mask).cpu().numpy()
     flat = values.reshape(values.shape[-2:]) if values.ndim == 3 and values.shape[0] == 1 else values
     if flat.ndim != 2:
@@ -269,7 +281,7 @@ def _outline(mask: NdarrayOrTensor, name: str = "a mask of the bank") -> NDArray
 
 
 def _spacing_mm(img: NdarrayOrTensor, plane: SlicePlane | None) -> tuple[float, float, float]:
-    """Distance of the slices, of their rows and of their columns; 1 without an affine or where it has none, and that of slices in 2-D."""
+    """Distances in mm of slices, rows and columns; 1 without an affine, and for the slices of a 2-D image."""
     affine = affine_of(img)
     if affine is None:
         return 1.0, 1.0, 1.0
@@ -279,19 +291,19 @@ def _spacing_mm(img: NdarrayOrTensor, plane: SlicePlane | None) -> tuple[float, 
 
 
 def _on_pixels(shape: NDArray[np.bool_], pixel_mm: tuple[float, ...]) -> NDArray[np.bool_]:
-    """A shape that was drawn on square pixels of the smaller side, resampled to (rows, columns) of these sizes; square ones keep it."""
+    """A shape drawn on square pixels of the smaller side, resampled to pixels of these sizes (rows, columns); unchanged if square."""
     from scipy.ndimage import zoom
 
     factors = [max(min(pixel_mm) / mm, 1 / length) for mm, length in zip(pixel_mm, shape.shape, strict=True)]
     if min(factors) > SQUARE:
         return shape
     resampled = zoom(shape.astype(np.float32), factors, order=1, mode="nearest", grid_mode=True)
-    kept: NDArray[np.bool_] = resampled > 0.5 * resampled.max()
-    return kept
+    shape_on_pixels: NDArray[np.bool_] = resampled > 0.5 * resampled.max()
+    return shape_on_pixels
 
 
 def _fitted(outline: NDArray[np.bool_], allowed: NDArray[np.bool_], free: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The largest piece of an outline where it is allowed; what it encloses belongs to it where that is free."""
+    """The largest allowed piece of an outline, with the free pixels that it encloses."""
     from scipy.ndimage import binary_fill_holes
 
     whole: NDArray[np.bool_] = binary_fill_holes(outline & allowed) & free
@@ -299,11 +311,11 @@ def _fitted(outline: NDArray[np.bool_], allowed: NDArray[np.bool_], free: NDArra
 
 
 def _shrunk(mask: NDArray[np.bool_], share: float) -> NDArray[np.bool_]:
-    """A mask shrunk about its centre to ``share`` of its diameter: where its distance from the border is large enough."""
+    """A mask shrunk to ``share`` of its diameter: the pixels that are far enough from its border."""
     from scipy.ndimage import distance_transform_edt
 
     if share >= 1:
         return mask
     depth = distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
-    kept: NDArray[np.bool_] = depth > (1 - share) * depth.max()
-    return kept
+    inner: NDArray[np.bool_] = depth > (1 - share) * depth.max()
+    return inner

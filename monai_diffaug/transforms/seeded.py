@@ -1,4 +1,4 @@
-"""The random part that the transforms share: a coin and one seed a call, always both, whatever the data."""
+"""The random part that the transforms share: a trigger and one seed per call, always both, whatever the data."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["SeededTransform"]
 
 
 class SeededTransform(RandomizableTransform, Described):
-    """A ``RandomizableTransform`` whose ``randomize`` draws the coin and a uint32 ``seed``; the work itself is a function of the seed.
+    """A ``RandomizableTransform`` whose ``randomize`` draws the trigger and a uint32 ``seed``; the result is a function of the seed.
 
     Args:
         prob: probability of being applied.
@@ -24,6 +24,6 @@ class SeededTransform(RandomizableTransform, Described):
         self.seed = 0
 
     def randomize(self, data: Any | None = None) -> None:
-        """Draw the coin and one seed, always both."""
+        """Draw the trigger and one seed, always both."""
         super().randomize(None)
         self.seed = draw_seed(self.R)

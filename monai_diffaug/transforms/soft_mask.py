@@ -23,12 +23,18 @@ class SoftMask(Transform, Described):
 
     Args:
         width_px: standard deviation of the Gaussian edge in pixels; 0 keeps the mask hard.
-        width_mm: the same width in millimetres (without an affine: pixels); takes the place of ``width_px``.
+        width_mm: the same width in millimetres (without an affine: pixels); replaces ``width_px``.
         mode: "grow", "inner" or "centre", see ``monai_diffaug.masks.soft_edge.soft_mask``.
         plane: anatomical plane of the slices of a 3-D mask.
 
     Raises:
         ValueError: an option out of range.
+
+    >>> mask = torch.zeros(1, 32, 32)
+    >>> mask[:, 12:20, 12:20] = 1
+    >>> weights = SoftMask(width_px=2.0)(mask)
+    >>> float(weights[0, 16, 16]), 0 < float(weights[0, 16, 22]) < 1, float(weights[0, 16, 31])
+    (1.0, True, 0.0)
     """
 
     def __init__(self, width_px: float = 2.6, *, width_mm: float | None = None, mode: str = "grow", plane: str = "axial") -> None:
@@ -45,7 +51,7 @@ class SoftMask(Transform, Described):
         self.plane = plane
 
     def __call__(self, mask: NdarrayOrTensor) -> NdarrayOrTensor:
-        """(1, H, W[, D]) non-zero means inside -> weights of the same shape, float32, 0 where nothing may change.
+        """Weights (1, H, W[, D]) float32 of a mask (1, H, W[, D]), non-zero inside; 0 where nothing may change.
 
         Raises:
             ValueError: the mask has several channels, or none.
@@ -70,7 +76,11 @@ class SoftMaskd(MapTransform, Described):
 
     Args:
         keys: masks, each (1, H, W[, D]).
+        width_px, width_mm, mode, plane: as in ``SoftMask``.
         allow_missing_keys: skip masks that a sample lacks.
+
+    >>> SoftMaskd("mask", width_mm=3.0)({"mask": torch.ones(1, 32, 32)})["mask"].dtype
+    torch.float32
     """
 
     def __init__(

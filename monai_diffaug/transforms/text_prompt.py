@@ -18,22 +18,28 @@ class TextPrompt(SeededTransform):
     """Draw one prompt "{modality} of {anatomy}, {finding}, {attributes}".
 
     Args:
-        modality: "ultrasound", "CT", "MRI", "x-ray", "endoscopy" or "fundus"; any word with your own vocabulary.
-        anatomy: where; one is drawn from a sequence; default: drawn from the vocabulary (those that know a given finding; a finding
-            that only another anatomy knows is not drawn there).
-        finding: what; one is drawn from a sequence; default: drawn from the vocabulary's findings for the anatomy.
-        attributes: axes of the vocabulary to describe, e.g. ("shape", "margin"), or a mapping axis -> words;
-            default: every axis of the vocabulary. () names none.
-        attribute_prob: probability that an axis is named.
+        modality: "ultrasound", "CT", "MRI", "x-ray", "endoscopy" or "fundus"; any word with a ``vocabulary``.
+        anatomy: one word, or several to draw from. None draws an anatomy for which the vocabulary lists the finding, else any of the
+            modality. Several findings and anatomies are combined only as the vocabulary lists them.
+        finding: one finding, or several to draw from; None draws from the vocabulary's findings for the anatomy.
+        attributes: axes of the vocabulary to describe, e.g. ("shape", "margin"), or a mapping axis -> words; None takes every axis of the
+            vocabulary, () none.
+        attribute_prob: probability that an axis is described.
         template: any text with the fields modality, anatomy, finding, attributes.
-        vocabulary: your own words instead of the built-in table.
-        mix: how many prompts are drawn to be mixed; above 1 the result is a list of (weight, text) whose text states
+        vocabulary: a ``Vocabulary`` that replaces the built-in table.
+        mix: number of prompts that are mixed; above 1 the result is a list of (weight, text) whose text states
             ``DiffusionLocalInpaint`` averages (EMIT-Diff). The weights sum to 1 and are drawn from a flat Dirichlet distribution.
         prob: probability of drawing; otherwise the prompt of the first anatomy and finding without attributes.
 
     Raises:
         ValueError: unknown modality, anatomy or attribute axis, an empty choice, a mix of less than one, or a template with an
             unknown field.
+
+    >>> TextPrompt("ultrasound", anatomy="breast", finding="simple cyst", attributes=())()
+    'ultrasound of breast, simple cyst'
+    >>> draw = TextPrompt("MRI", anatomy="brain", attributes=("size",), attribute_prob=1.0).set_random_state(seed=0)
+    >>> draw() in {f"MRI of brain, {f}, {s}" for f in vocabulary_of("MRI").findings["brain"] for s in ("small", "medium-sized", "large")}
+    True
     """
 
     def __init__(
@@ -82,14 +88,14 @@ class TextPrompt(SeededTransform):
         return self.drawn(self.seed, self._do_transform)
 
     def drawn(self, seed: int, triggered: bool = True) -> str | list[tuple[float, str]]:
-        """The prompt of a seed, or with ``mix`` above 1 that many (weight, text) pairs; when not triggered of the plain text."""
+        """The prompt of a seed, or with ``mix`` above 1 that many (weight, text) pairs; the plain text when not triggered."""
         if self.mix == 1:
             return self.prompt(seed) if triggered else self.plain()
         if not triggered:
             return [(1 / self.mix, self.plain())] * self.mix
         rng = np.random.RandomState(seed)
         weights = rng.dirichlet(np.ones(self.mix)).tolist()
-        return [(weight, self.prompt(int(own))) for weight, own in zip(weights, rng.randint(2**31, size=self.mix), strict=True)]
+        return [(weight, self.prompt(int(each))) for weight, each in zip(weights, rng.randint(2**31, size=self.mix), strict=True)]
 
     def prompt(self, seed: int) -> str:
         """The text of a seed."""
@@ -109,7 +115,10 @@ class TextPromptd(SeededTransform, MapTransform):
     """Write a drawn prompt into each key, see ``TextPrompt`` for the options.
 
     Args:
-        keys: where to write the text (or the mix of texts); one prompt a sample, the same in all keys. The keys need not exist.
+        keys: keys that the text (or the mix of texts) is written to; one prompt per sample, the same in all keys. They need not exist.
+
+    >>> TextPromptd("prompt", modality="CT", anatomy="abdomen", finding="hepatic cyst", attributes=())({})
+    {'prompt': 'CT of abdomen, hepatic cyst'}
     """
 
     def __init__(
@@ -157,13 +166,13 @@ def _choices(name: str, value: str | Sequence[str] | None) -> tuple[str, ...]:
 
 
 def _anatomies_of(table: Vocabulary, findings: tuple[str, ...]) -> tuple[str, ...]:
-    """The anatomies in which the vocabulary knows one of the findings; all of them when it knows none."""
+    """Anatomies for which the vocabulary lists one of the findings; all anatomies if there is none."""
     return tuple(place for place in table.anatomies if set(findings) & set(table.findings[place])) or table.anatomies
 
 
 def _findings_at(table: Vocabulary, place: str, findings: tuple[str, ...]) -> tuple[str, ...]:
-    """The findings without those that the vocabulary knows in other anatomies only; all of them when that leaves none."""
-    elsewhere = {finding for known in table.findings.values() for finding in known} - set(table.findings[place])
+    """Findings without those that the vocabulary lists for other anatomies only; all findings if that leaves none."""
+    elsewhere = {finding for listed in table.findings.values() for finding in listed} - set(table.findings[place])
     return tuple(finding for finding in findings if finding not in elsewhere) or findings
 
 
