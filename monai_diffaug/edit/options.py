@@ -33,6 +33,9 @@ class Noise:
 
     Raises:
         ValueError: an option out of range.
+
+    >>> Noise(rho=1.0)  # neighbouring slices share their noise
+    Noise(rho=1.0)
     """
 
     rho: float = 0.0
@@ -57,6 +60,9 @@ class SoftEdge:
 
     Raises:
         ValueError: an option out of range.
+
+    >>> SoftEdge(width_px_at_512=8).width_px(side=128, pixel_mm=0.5), SoftEdge(width_mm=2).width_px(side=128, pixel_mm=0.5)
+    (2.0, 4.0)
     """
 
     width_px_at_512: float = 4.0
@@ -99,6 +105,9 @@ class Region:
 
     Raises:
         ValueError: ``context`` is less than 1.
+
+    >>> Region(whole_slice=True)
+    Region(whole_slice=True)
     """
 
     context: float = 2.0
@@ -122,6 +131,9 @@ class Run:
 
     Raises:
         ValueError: ``slice_batch_size`` is less than 1.
+
+    >>> Run(dtype="bfloat16", slice_batch_size=16)
+    Run(dtype='bfloat16', slice_batch_size=16)
     """
 
     dtype: str = "float32"
@@ -145,6 +157,9 @@ class ControlNet:
 
     Raises:
         ValueError: ``scale`` is negative.
+
+    >>> ControlNet("my_controlnet", key="edges")
+    ControlNet(source='my_controlnet', key='edges')
     """
 
     source: Any = "tiny"
@@ -163,6 +178,9 @@ class SemanticController:
 
     Args:
         source: "tiny" (embedded), a folder or a live ``SemanticModel``.
+
+    >>> InpaintOptions(control=SemanticController("my_controller"))
+    InpaintOptions(control=SemanticController(source='my_controller'))
     """
 
     source: Any = "tiny"
@@ -179,12 +197,16 @@ class InpaintOptions:
         region: the part of a slice that the model sees.
         control: a ``ControlNet`` or a ``SemanticController`` that steers the UNet; None is the plain model.
         run: floating type, compilation and slices per model call.
-        guidance_interval: share of the steps, from the noisiest on, in which guidance acts; outside it a step costs half.
+        guidance_interval: share of the steps, from the noisiest on, with guidance; a step without guidance costs half.
         record_postfix: the dictionary form writes the record ``{key}_{record_postfix}``; a second edit of the same image needs another.
 
     Raises:
         TypeError: a group is of another class.
         ValueError: ``guidance_interval`` is no interval in [0, 1].
+
+    >>> from monai_diffaug import DiffusionLocalInpaintd
+    >>> DiffusionLocalInpaintd("image", options=InpaintOptions(noise=Noise(rho=0.5), soft_edge=SoftEdge(width_mm=2)))
+    DiffusionLocalInpaintd(keys='image', options=InpaintOptions(noise=Noise(rho=0.5), soft_edge=SoftEdge(width_mm=2)))
     """
 
     noise: Noise = field(default_factory=Noise)

@@ -1,4 +1,4 @@
-"""The record a sample carries about its edit: plain str, int, float and bool, so that MONAI's collate accepts it."""
+"""The record of one edit in a sample: plain str, int, float and bool, so that MONAI's collate accepts it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 __all__ = ["EMPTY_BECAUSE", "RECORD_POSTFIX", "DiffAugRecord", "original_key", "record_key"]
 
 EMPTY_BECAUSE = "empty_because"
-"""Meta data of a mask that is a ``MetaTensor``: why it is empty, which the record of the edit repeats."""
+"""Key in the meta data of a mask (``MetaTensor``): the reason why it is empty, which the record of the edit repeats."""
 RECORD_POSTFIX = "diffaug"
 
 
@@ -18,15 +18,19 @@ class DiffAugRecord:
     """One edit of one image; every field is always present, with the same type.
 
     Attributes:
-        applied: the image was changed: what to count for the number of edits.
-        accepted: the validator's verdict; True while nobody has validated, so too where there is no edit.
-        seed: the uint32 the noise was drawn from.
-        prompt: the text the model was given.
-        model: the model's source.
-        n_slices: number of 2-D slices repainted.
-        score: the validator's score in [0, 1]; -1 while nobody has validated.
-        tries: number of candidates generated.
-        reason: why nothing was applied or accepted, empty otherwise.
+        applied: the image was changed. Count edits by this field.
+        accepted: the validator's verdict; True before validation, and for images that were not edited.
+        seed: uint32 that the noise was drawn from.
+        prompt: text that the model got.
+        model: source of the model.
+        n_slices: number of repainted 2-D slices.
+        score: the validator's score in [0, 1]; -1 before validation.
+        tries: number of candidates.
+        reason: why nothing was applied or accepted, else empty.
+
+    >>> record = DiffAugRecord(applied=True, seed=7).as_dict()
+    >>> record["applied"], record["reason"], DiffAugRecord.from_dict(record).seed
+    (True, '', 7)
     """
 
     applied: bool = False
@@ -48,7 +52,7 @@ class DiffAugRecord:
 
 
 def original_key(key: Hashable) -> str:
-    """Where the inpainting transform hands on the untouched item of ``key``, for a validator that may put it back."""
+    """Key of the untouched item of ``key``, which a validator may put back."""
     return f"{key}_original"
 
 

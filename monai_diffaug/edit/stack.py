@@ -1,4 +1,4 @@
-"""Stacks of slices cut out of a sample for the model, and put back: everything of an edit that needs no model."""
+"""Open, cut and put back: stacks of slices, squares of the model's size, and their composite. No model is needed here."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ __all__ = ["Patch", "PromptMix", "Stack", "cut_patch", "open_stack", "put_back"]
 PromptMix = tuple[tuple[float, str], ...]
 """(weight, text) pairs, see ``monai_diffaug.sampling.prompt_mix``."""
 
-VISIBLE = 1e-3  # a soft weight below this is outside the region
-RIM_PX = 2  # how far the resampled edge of a lesion reaches in a slice that is made smaller
+VISIBLE = 1e-3  # soft weights below this count as outside the region
+RIM_PX = 2  # reach of the resampled edge of a lesion in a slice that is made smaller
 
 
 class Stack(NamedTuple):
-    """One sample as a stack of slices, from the first to the last that the mask touches.
+    """One request as a stack of slices, from the first to the last that the mask touches.
 
     Attributes:
-        volume: (C, H, W[, D]) the sample whole, in its unit and dtype.
-        slab: where the S slices lie in it.
+        volume: (C, H, W[, D]) the whole image, in its unit and dtype.
+        slab: position of the S slices in the volume.
         slices: (S, C, h, w).
         masks: (S, 1, h, w), non-zero means repaint.
-        plane: how the stack was cut, None for a 2-D image.
-        indices: the slices of the S that the mask touches.
-        window: the intensities that the model sees.
+        plane: plane of the slices, None for a 2-D image.
+        indices: those of the S slices that the mask touches.
+        window: intensity range that the model sees.
         pixel_mm: size of a pixel of the slices, the mean of its sides; 1 without an affine.
-        prompt: what shall be seen: (weight, text) pairs, mostly one.
-        seed: of all noise of this sample.
-        control: (S, C', h, w) in [0, 1], what a ControlNet is shown; None without one.
+        prompt: (weight, text) pairs, mostly one.
+        seed: of all noise of this request.
+        control: (S, C', h, w) in [0, 1], the image for a ControlNet; None without one.
     """
 
     volume: Tensor
@@ -57,16 +57,16 @@ class Patch(NamedTuple):
     """A square of a touched slice, cropped to the model's size.
 
     Attributes:
-        row: of the slice in its stack.
-        position: of the slice in the volume.
-        roi: the square of the slice.
+        row: index of the slice in its stack.
+        position: index of the slice in the volume.
+        roi: position of the square in the slice.
         soft: (h, w) composite weights on the slice.
         image: (3, size, size) in [-1, 1].
         core: (1, size, size) in {0, 1}, the mask without a soft edge.
-        hard: (1, size, size) in {0, 1}, all that the edit may change: the UNet's mask.
-        weights: (1, size, size), the sampler's soft mask.
+        hard: (1, size, size) in {0, 1}, pixels that the edit may change: the UNet's mask.
+        weights: (1, size, size) in [0, 1], the sampler's soft mask.
         control: (3, size, size) in [0, 1] or None.
-        part: number of the lesion where those of a slice have squares of their own, else 0.
+        part: number of the lesion if the lesions of a slice have one square each, else 0.
     """
 
     row: int
@@ -93,18 +93,18 @@ def open_stack(
     pixel_mm: float = 1.0,
     control: Tensor | None = None,
 ) -> Stack:
-    """Slice image (C, H, W[, D]), region (1, H, W[, D]) and control (C', H, W[, D]) alike."""
+    """Cut image (C, H, W[, D]), region (1, H, W[, D]) and control (C', H, W[, D]) into slices of one plane."""
     slices, masks = to_slices(slab.of(volume), plane), to_slices(slab.of(region), plane).to(volume.device)
-    shown = None if control is None else to_slices(slab.of(control), plane).to(volume.device)
-    return Stack(volume, slab, slices, masks, plane, touched(masks), window, pixel_mm, prompt, seed, shown)
+    controls = None if control is None else to_slices(slab.of(control), plane).to(volume.device)
+    return Stack(volume, slab, slices, masks, plane, touched(masks), window, pixel_mm, prompt, seed, controls)
 
 
 def cut_patch(stack: Stack, square: Square, soft_width_px: float, soft_mode: str) -> Patch:
     """Crop one square of a slice, its mask and its control to the model's size.
 
     Args:
-        stack: the sample.
-        square: the slice, where, and what is repainted.
+        stack: the slices.
+        square: slice, position and mask.
         soft_width_px: standard deviation of the soft edge in pixels of the slice.
         soft_mode: see ``monai_diffaug.masks.soft_edge.soft_mask``.
     """
@@ -120,9 +120,9 @@ def cut_patch(stack: Stack, square: Square, soft_width_px: float, soft_mode: str
 
 
 def _support(weights: Tensor, threshold: float, shrunk: bool) -> Tensor:
-    """Where weights exceed a threshold; a lesion thinner than a pixel of the model keeps all that it touches.
+    """Pixels whose weight exceeds a threshold; a lesion thinner than a pixel of the model keeps all pixels that it touches.
 
-    Of several lesions in a slice that was ``shrunk``, each for itself: a small one far from a large one stays.
+    In a slice that was ``shrunk`` each lesion is treated alone: a small one far from a large one is kept.
     """
     above = weights > threshold
     near = F.max_pool2d(above.float(), 2 * RIM_PX + 1, 1, RIM_PX) > 0 if shrunk else above.any()
@@ -130,9 +130,9 @@ def _support(weights: Tensor, threshold: float, shrunk: bool) -> Tensor:
 
 
 def put_back(stack: Stack, patches: list[Patch], pictures: Tensor) -> Tensor:
-    """The sample with generated pictures (P, 3, size, size) composited in: (C, H, W[, D]), bit-identical outside the soft masks.
+    """The volume with pictures (P, 3, size, size) composited in: (C, H, W[, D]), bit-identical outside the soft masks.
 
-    Under the soft edge beside a mask, what the window hides of the image is added to the picture: bone stays bone in a soft tissue window.
+    Under the soft edge around a mask, intensities beyond the window are added to the picture: bone stays bone in a soft tissue window.
     """
     result = stack.slices.clone()
     for patch, picture in zip(patches, pictures, strict=True):

@@ -37,6 +37,10 @@ class Validator:
 
     Raises:
         ValueError: an option out of range.
+
+    >>> from monai_diffaug import LatentValidate
+    >>> LatentValidate(min_dice=0.6, options=Validator(rim=0.05)).options
+    Validator(rim=0.05)
     """
 
     min_coverage: float = 0.7
@@ -85,6 +89,9 @@ class Screen:
 
     Raises:
         ValueError: an option out of range.
+
+    >>> Screen(after=1.0)
+    Screen(after=1.0)
     """
 
     source: Any = "tiny"
@@ -108,6 +115,12 @@ class Dynamic:
 
     Raises:
         ValueError: an option out of range.
+
+    >>> from monai_diffaug import LatentValidated
+    >>> validate = LatentValidated("image", dynamic=Dynamic(quantile=0.5))
+    >>> validate.scores = [0.6, 0.8, 0.9]
+    >>> validate.threshold
+    0.8
     """
 
     quantile: float = 0.3
