@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -76,30 +77,34 @@ def lesions() -> list[Any]:
     return made
 
 
-@pytest.mark.parametrize("recipe", ["inpaint", "controlnet", "semantic-controller", "medsam"])
+RECIPES = {
+    "vae": {"model": "tiny"},
+    "inpaint": {"model": "inpainter", "decoder": True},
+    "controlnet": {"model": "fresh", "inpainter": "inpainter"},
+    "semantic-controller": {"model": "fresh", "inpainter": "inpainter"},
+    "validator": {"model": "tiny"},
+    "medsam": {"model": "tiny"},
+    "latent-screen": {"model": "fresh", "inpainter": "inpainter"},
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipe_trains_draws_and_writes_on_a_gpu(gpu: Gpu, random_inpainter: str, tmp_path: Any, monkeypatch: Any, recipe: str) -> None:
-    from monai_diffaug.training import loop
-    from monai_diffaug.training.recipes import controlnet_recipe as controlnet
-    from monai_diffaug.training.recipes import inpaint_recipe as inpaint
-    from monai_diffaug.training.recipes import medsam_recipe as medsam
-    from monai_diffaug.training.recipes import semantic_controller_recipe as semantic_controller
+    from monai_diffaug.commands.train import _recipe_class
+    from monai_diffaug.training import encoded_ring, loop
+    from monai_diffaug.training.recipes import latent_screen_recipe, validator_recipe
     from monai_diffaug.training.run_settings import FineTuneSettings
 
-    for module in (inpaint, semantic_controller):
-        ring = module.EncodedRing
-        monkeypatch.setattr(module, "EncodedRing", lambda sampler, encode, ring=ring: ring(sampler, encode, first=4, renewal=0.5))
-    monkeypatch.setitem(DiffusionLocalInpaint.__init__.__kwdefaults__, "num_inference_steps", 1)  # of the pictures
-    made: dict[str, Any] = {
-        "inpaint": inpaint.InpaintRecipe,
-        "controlnet": controlnet.ControlNetRecipe,
-        "semantic-controller": semantic_controller.SemanticControllerRecipe,
-        "medsam": medsam.MedSAMRecipe,
-    }
-    source = "tiny" if recipe == "medsam" else random_inpainter
-    trains = recipe == "inpaint" or None
-    settings = FineTuneSettings(model=source, minutes=None, steps=1, batch_size=1, pictures=0, device="cuda", decoder=trains)
-    trainee = made[recipe](settings, lesions())
-    if recipe != "inpaint":  # which draws as the others do
+    monkeypatch.setattr(encoded_ring, "FIRST", 4)
+    monkeypatch.setattr(latent_screen_recipe, "JUDGED_FIRST", 4)
+    monkeypatch.setattr(latent_screen_recipe, "REAL_MASKS_SHARE", 0.0)
+    monkeypatch.setattr(validator_recipe, "PROBE_CROPS", 16)
+    quick = partial(DiffusionLocalInpaint, num_inference_steps=1)
+    monkeypatch.setattr("monai_diffaug.transforms.local_inpaint.DiffusionLocalInpaint", quick)  # of the pictures
+    start = {key: random_inpainter if value == "inpainter" else value for key, value in RECIPES[recipe].items()}
+    settings = FineTuneSettings(minutes=None, steps=1, batch_size=1, pictures=0, device="cuda", **start)
+    trainee = _recipe_class(recipe)(settings, lesions())
+    if recipe in ("controlnet", "semantic-controller"):  # they draw as the inpainter does
         monkeypatch.setattr(trainee, "draw", lambda file: None)
     assert loop.fine_tune(trainee, settings, tmp_path) == 1
     assert all(parameter.device == GPU for module in trainee.modules.values() for parameter in module.parameters())
