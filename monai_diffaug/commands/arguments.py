@@ -1,4 +1,4 @@
-"""What the subcommands share: option types with clear errors, the progress rule, the error for wrong input."""
+"""Shared by the subcommands: option types with clear errors, the progress rule, the error for wrong input."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def positive(text: str) -> int:
 
 
 def steps(text: str) -> int:
-    """Of a sampler, 1 to 1000."""
+    """Number of steps of a sampler, 1 to 1000."""
     return whole(text, 1, MOST_STEPS)
 
 
@@ -118,23 +118,23 @@ def shows_progress(options: argparse.Namespace) -> bool:
 
 
 def check_out(folder: Path) -> None:
-    """Refuse an output folder that is a file, or that cannot be made or written, before the work begins."""
+    """Raise WrongInputError if the output folder is a file or cannot be made or written; called before the work begins."""
     if folder.exists() and not folder.is_dir():
         raise WrongInputError(f"--out {folder} is a file; give a folder")
     check_place(folder)
 
 
 def check_place(path: Path) -> None:
-    """Refuse an output that cannot be made or written; what is there of its path already decides."""
-    there = next((place for place in (path, *path.parents) if place.exists()), path)
-    if there != path and not there.is_dir():
-        raise WrongInputError(f"--out {path} cannot be made: {there} is a file")
-    if not os.access(there, os.W_OK):
-        raise WrongInputError(f"--out {path}: no right to write {there}")
+    """Raise WrongInputError if an output cannot be made or written; the existing part of its path decides."""
+    existing = next((place for place in (path, *path.parents) if place.exists()), path)
+    if existing != path and not existing.is_dir():
+        raise WrongInputError(f"--out {path} cannot be made: {existing} is a file")
+    if not os.access(existing, os.W_OK):
+        raise WrongInputError(f"--out {path}: no right to write {existing}")
 
 
 def check_device(device: str) -> None:
-    """Refuse a device that is not there."""
+    """Raise WrongInputError if the device is not available."""
     import torch
 
     try:

@@ -37,32 +37,37 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     augment.add_argument("image", type=Path, metavar="IMAGE", help=".nii[.gz], .mha, .nrrd, .png, .jpg or a DICOM folder")
     where = augment.add_mutually_exclusive_group(required=True)
-    where.add_argument("--label", type=Path, metavar="FILE", help="its boxes are outlined by MedSAM, and the edit is painted in")
-    where.add_argument("--mask", type=Path, metavar="FILE", help="repainted as it is: non-zero voxels")
+    where.add_argument("--label", type=Path, metavar="FILE", help="MedSAM outlines its bounding boxes; the edit is painted into it")
+    where.add_argument("--mask", type=Path, metavar="FILE", help="region to repaint: non-zero voxels")
     where.add_argument(
         "--box",
         type=box,
         metavar="X0,Y0,X1,Y1",
-        help="outlined by MedSAM; pixels from the left and the top of the picture, or of every slice as a radiologist sees it",
+        help="MedSAM outlines its content; pixels from the left and the top of the picture, or of every slice in the radiological view",
     )
     augment.add_argument("--prompt", required=True, metavar="TEXT", help='e.g. "MRI of brain, glioma, irregular"')
     augment.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
     augment.add_argument("--model", default="tiny", metavar="SOURCE", help="tiny, a diffusers folder or org/name@revision")
     augment.add_argument("--medsam", default="tiny", metavar="SOURCE", help="tiny, a .pth file, a folder or org/name@revision")
-    augment.add_argument("--window", type=window, metavar="LO,HI", help="intensities the models see, e.g. --window=-160,240")
+    augment.add_argument("--window", type=window, metavar="LO,HI", help="intensity range that the models see, e.g. --window=-160,240")
     augment.add_argument("--plane", default="axial", metavar="PLANE", help=f"{', '.join(PLANES)}; default axial")
-    augment.add_argument("--seed", type=seed, default=0, metavar="N", help="of the first result, default 0; each further one adds 1")
+    augment.add_argument("--seed", type=seed, default=0, metavar="N", help="seed of the first result, default 0; each further one adds 1")
     augment.add_argument("--n", type=positive, default=1, metavar="K", help="number of results, default 1")
-    augment.add_argument("--steps", type=steps, default=12, metavar="N", help="of the sampler, default 12")
-    augment.add_argument("--guidance", type=finite, default=3.0, metavar="G", help="classifier-free guidance, default 3; 1 switches it off")
+    augment.add_argument("--num-inference-steps", type=steps, default=12, metavar="N", help="steps of the sampler, default 12")
+    augment.add_argument(
+        "--guidance-scale", type=finite, default=3.0, metavar="G", help="classifier-free guidance, default 3; 1 switches it off"
+    )
     augment.add_argument("--strength", type=strength, default=1.0, metavar="S", help="in (0, 1]; default 1 starts from pure noise")
     augment.add_argument(
-        "--noise-rho", type=correlation, default=0.0, metavar="R", help="how far the slices of a volume share their noise, 0 (default) to 1"
+        "--noise-rho", type=correlation, default=0.0, metavar="R", help="correlation of the noise of neighbouring slices, 0 (default) to 1"
     )
     augment.add_argument(
-        "--label-value", type=int, metavar="V", help="label voxels that give the box, and the value painted; default any above 0, paints 1"
+        "--label-value",
+        type=int,
+        metavar="V",
+        help="class id that is outlined and painted; by default all above 0 are outlined and 1 is painted",
     )
-    augment.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1; default cuda where there is one")
+    augment.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1; default cuda if available")
     augment.add_argument("--validate", action="store_true", help="score the result with the embedded validator")
     augment.set_defaults(run=run)
 
@@ -75,7 +80,7 @@ def run(options: argparse.Namespace) -> int:
     if options.seed + options.n - 1 > MAX_SEED:
         raise WrongInputError(f"--seed {options.seed} with --n {options.n} goes beyond {MAX_SEED}")
     if not options.prompt.strip():
-        raise WrongInputError("--prompt is empty; say what shall be painted")
+        raise WrongInputError("--prompt is empty; describe what to paint")
     _spare_other_files(options)
 
     import numpy as np
@@ -101,16 +106,16 @@ def run(options: argparse.Namespace) -> int:
         # a colour picture of a mask counts where any channel is set
         ids = region.values.max(axis=0, keepdims=True)
         if options.mask:
-            chosen, wanted = ids != 0, "non-zero voxels"
+            chosen, condition = ids != 0, "non-zero voxels"
         elif options.label_value is None:
-            chosen, wanted = ids > 0, "voxels above 0"
+            chosen, condition = ids > 0, "voxels above 0"
         else:
-            chosen, wanted = ids == options.label_value, f"voxels of value {options.label_value}"
+            chosen, condition = ids == options.label_value, f"voxels of value {options.label_value}"
         if not chosen.any():
-            raise WrongInputError(f"{role} {region.path} is empty: it has no {wanted}")
+            raise WrongInputError(f"{role} {region.path} is empty: it has no {condition}")
         if options.label:
             if region.stored.shape[0] > 1:
-                raise WrongInputError(f"label {region.path} is a colour picture; give one value a voxel")
+                raise WrongInputError(f"label {region.path} is a colour picture; give one value per voxel")
             label = ids.astype(np.int32)
     else:
         height, width = slice_size(image, options.plane)
@@ -138,8 +143,8 @@ def run(options: argparse.Namespace) -> int:
         medsam=options.medsam,
         window=options.window,
         plane=options.plane,
-        steps=options.steps,
-        guidance=options.guidance,
+        num_inference_steps=options.num_inference_steps,
+        guidance_scale=options.guidance_scale,
         strength=options.strength,
         noise_rho=options.noise_rho,
         label_value=1 if options.label_value is None else options.label_value,
@@ -151,9 +156,9 @@ def run(options: argparse.Namespace) -> int:
     else:
         mask = outline(image, settings, label=label, label_value=options.label_value, box=options.box)
         if not mask.any():
-            given = "--label" if options.label else "--box"
+            source = "--label" if options.label else "--box"
             raise WrongInputError(
-                f"MedSAM finds nothing it trusts (predicted IoU >= 0.5) in the boxes of {given}; give another box, or the mask by --mask"
+                f"MedSAM finds nothing it trusts (predicted IoU >= 0.5) in the boxes of {source}; give another box, or the mask by --mask"
             )
 
     from tqdm import tqdm
@@ -179,7 +184,7 @@ def _names(options: argparse.Namespace) -> list[str]:
 
 
 def _spare_other_files(options: argparse.Namespace) -> None:
-    """Neither an input nor the result of another image of the same name is written over; an earlier result of this image is."""
+    """Raise WrongInputError if an input, or the result of another image of the same name, would be overwritten."""
     from monai_diffaug.files.image_file import stem_of
 
     written = {f"{name}{part}" for name in _names(options) for part in ("", "_mask", "_label")}
@@ -193,7 +198,7 @@ def _spare_other_files(options: argparse.Namespace) -> None:
 
 
 def _image_of(record: Path) -> Path | None:
-    """The image that an earlier result was made of, where the record tells."""
+    """The image that an earlier result was made from; None if its record does not name it."""
     try:
         return Path(json.loads(record.read_text(encoding="utf-8"))["input"]["image"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -201,7 +206,7 @@ def _image_of(record: Path) -> Path | None:
 
 
 def _may_be_same(before: Path, now: Path) -> bool:
-    """A relative path of an earlier call may have been one from another folder; then the name decides."""
+    """Whether two paths may be one file; a relative path may be from another folder, then only the names are compared."""
     return before.name == now.name and not (before.exists() and now.exists() and not before.samefile(now))
 
 

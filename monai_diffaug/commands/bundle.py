@@ -20,9 +20,9 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     check = actions.add_parser(
         "check",
         parents=[common],
-        help="print one line for each fault in a config",
-        description="Check a config without running it. Exit code 0 and 'ok: N components', or 2 and one line a fault. Transforms are "
-        "made, nothing is loaded or trained; imports in the config are executed, so check only what you would run.",
+        help="print one line per fault in a config",
+        description="Check a config without running it. Exit code 0 and 'ok: N components', or 2 and one line per fault. Transforms are "
+        "constructed, nothing is loaded or trained. Imports in the config are executed: check only configs that you would run.",
     )
     check.add_argument("files", type=Path, nargs="+", metavar="FILE", help=".yaml or .json; each overrides those before it")
     check.set_defaults(run=run_check)
@@ -50,7 +50,7 @@ def run_copy(options: argparse.Namespace) -> int:
     """Copy a bundle; returns 0.
 
     Raises:
-        WrongInputError: unknown name, or the folder is there already.
+        WrongInputError: unknown name, or the folder exists already.
     """
     from monai_diffaug.bundles.folders import copy_bundle
 

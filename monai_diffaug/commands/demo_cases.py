@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monai_diffaug.errors import MissingExtraError
-from monai_diffaug.files.image_file import Picture, read_picture, whole_file, write_picture
+from monai_diffaug.files.image_file import Picture, read_picture, write_picture
+from monai_diffaug.files.whole_file import whole_file
 
 __all__ = ["CASES", "DemoRow", "run_demo", "table_of"]
 
@@ -24,18 +25,18 @@ GLIOMA_CENTRE_MM = (32.0, -20.0, 31.0)
 GLIOMA_RADII_MM = (11.0, 17.0, 6.5)
 GLIOMA_LOBES = ((3, 1.5, 0.0, 0.16), (5, -2.0, 1.0, 0.09))  # around the axis, along it, phase in radians, depth as a share of the radius
 GLIOMA_PROMPT = "MRI of brain, glioma, large, irregular, hypointense"
-GLIOMA_OPTIONS = {"noise_rho": 1.0}  # neighbour slices go together
+GLIOMA_OPTIONS = {"noise_rho": 1.0}  # all slices share their noise
 
-# the photograph has 1411 x 1411 pixels; 512 is about the resolution the embedded models saw discs at
+# the photograph has 1411 x 1411 pixels; 512 is about the resolution of the discs that the embedded models were trained on
 RETINA_PX = 512
-DISC_BOX_XYXY = (36.0, 186.0, 122.0, 284.0)  # read off the picture at 512 x 512
+DISC_BOX_XYXY = (36.0, 186.0, 122.0, 284.0)  # measured in the picture at 512 x 512
 DISC_PROMPT = "fundus photograph of retina, enlarged optic cup"
 DISC_OPTIONS = {"strength": 0.6}  # the disc is kept, its cup grows
 
 
 @dataclass(frozen=True)
 class DemoRow:
-    """One line of the table."""
+    """One edit of the demonstration."""
 
     case: str
     local_ssim: float
@@ -45,14 +46,14 @@ class DemoRow:
 
 
 def _installed_file(package: str, file: str) -> Path:
-    found = importlib.util.find_spec(package)
-    if found is None or not found.submodule_search_locations:
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
         raise MissingExtraError(f"the demo reads an image from {package}, which is not installed: pip install monai_diffaug[demo]")
-    return Path(found.submodule_search_locations[0]) / file
+    return Path(spec.submodule_search_locations[0]) / file
 
 
 def glioma_mask(image: Picture) -> NDArray[np.uint8]:
-    """(1, H, W, D) a lobed ellipsoid in the white matter."""
+    """A lobed ellipsoid (1, H, W, D) in the white matter."""
     if image.affine is None:
         raise ValueError("the brain has no affine")
     grid = np.stack(np.meshgrid(*(np.arange(n) for n in image.shape), indexing="ij"), axis=-1)

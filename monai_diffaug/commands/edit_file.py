@@ -1,4 +1,4 @@
-"""One image file edited once: outline, repaint, validate, and write on the input's own grid. What the shell commands run."""
+"""Edit one image file: outline, repaint, validate, and write on the grid of the input. The shell commands run this."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from monai_diffaug.edit.options import InpaintOptions, Noise
 from monai_diffaug.edit.record import record_key
 from monai_diffaug.errors import ModelSourceError
 from monai_diffaug.files.fidelity import change_outside, local_ssim
-from monai_diffaug.files.image_file import Picture, output_suffix, whole_file, write_picture
+from monai_diffaug.files.image_file import Picture, output_suffix, write_picture
+from monai_diffaug.files.whole_file import whole_file
 from monai_diffaug.geometry.slices import slice_plane, to_slices
 from monai_diffaug.models.inpainter import load_inpainter
 from monai_diffaug.models.medsam import load_medsam
@@ -33,15 +34,15 @@ LOADERS: Mapping[str, Any] = {"inpainter": load_inpainter, "medsam": load_medsam
 
 @dataclass(frozen=True)
 class EditSettings:
-    """What is painted, by which models and where these run; see ``DiffusionLocalInpaint`` for the meaning of each."""
+    """Prompt, models, options and device of an edit, with the names of ``DiffusionLocalInpaintd`` and ``Noise``."""
 
     prompt: str
     model: str = "tiny"
     medsam: str = "tiny"
     window: tuple[float, float] | None = None
     plane: str = "axial"
-    steps: int = 12
-    guidance: float = 3.0
+    num_inference_steps: int = 12
+    guidance_scale: float = 3.0
     strength: float = 1.0
     noise_rho: float = 0.0
     label_value: int = 1
@@ -56,7 +57,7 @@ class EditResult:
     Attributes:
         values: (C, H, W[, D]) in the image's unit.
         label: (1, ...) with the edit painted in; None without a label.
-        mask: (1, ...) uint8, what was asked for.
+        mask: (1, ...) uint8, the region of the edit.
         record: the transform's record.
         local_ssim: inside the mask, 1 means unchanged; NaN where it is undefined.
         changed_outside: voxels that changed although the soft mask is 0 there.
@@ -73,14 +74,14 @@ class EditResult:
 
 
 def load_model(kind: str, source: str, device: str = "cpu") -> None:
-    """Load a model to where the transforms find it, so that files that are no such model are named before the work begins.
+    """Load a model into the table that the transforms use, so that unusable files are named before the work begins.
 
     Raises:
-        ModelSourceError: nothing loadable under the source.
+        ModelSourceError: the source cannot be loaded.
     """
     try:
         shared_model(spec_of(kind, source), device, LOADERS[kind])
-    except ValueError as error:  # of files that are there and cannot be read, or do not fit each other
+    except ValueError as error:  # files that cannot be read, or do not fit each other
         raise ModelSourceError(f"{kind} {source!r} cannot be loaded: {error}") from error
 
 
@@ -94,7 +95,7 @@ def slice_size(image: Picture, plane: str) -> tuple[int, int]:
 def outline(
     image: Picture, settings: EditSettings, *, label: NDArray[Any] | None = None, label_value: int | None = None, box: Any = None
 ) -> NDArray[np.uint8]:
-    """MedSAM's mask (1, H, W[, D]) of what a box or the label's own boxes hold, without jitter."""
+    """MedSAM's mask (1, H, W[, D]) of the object in a box, or in the bounding boxes of the label, without jitter."""
     from monai_diffaug.transforms.medsam_mask import MedSAMMask
 
     masker = MedSAMMask(
@@ -108,8 +109,8 @@ def outline(
     )
     region = None if label is None else _on_grid(label, image)
     mask = masker.apply(_on_grid(_model_values(image), image), region, seed=0)
-    found: NDArray[np.uint8] = (_numpy(mask) != 0).astype(np.uint8)
-    return found
+    outlined: NDArray[np.uint8] = (_numpy(mask) != 0).astype(np.uint8)
+    return outlined
 
 
 def edit_picture(
@@ -118,9 +119,9 @@ def edit_picture(
     """Repaint the inside of a mask; the same seed gives the same result.
 
     Args:
-        image: what is edited; not written to.
+        image: the input; it is not changed.
         mask: (1, H, W[, D]), non-zero means repaint.
-        settings: what is painted.
+        settings: prompt, models and options.
         seed: uint32.
         label: (1, H, W[, D]) class ids, or None.
     """
@@ -135,8 +136,8 @@ def edit_picture(
         model=settings.model,
         window=settings.window,
         plane=settings.plane,
-        num_inference_steps=settings.steps,
-        guidance_scale=settings.guidance,
+        num_inference_steps=settings.num_inference_steps,
+        guidance_scale=settings.guidance_scale,
         strength=settings.strength,
         options=InpaintOptions(noise=Noise(rho=settings.noise_rho)),
         device=settings.device,
@@ -206,12 +207,12 @@ def write_edit(
 
 
 def settings_as_json(settings: EditSettings) -> dict[str, Any]:
-    """The settings as JSON writes them."""
+    """The settings as a dictionary for JSON."""
     return asdict(settings)
 
 
 def _model_values(image: Picture) -> NDArray[Any]:
-    """Stored numbers where torch computes with their type exactly, float32 in the image's unit otherwise."""
+    """The stored numbers if torch computes with their type exactly, else float32 in the unit of the image."""
     unscaled = image.slope == 1.0 and image.inter == 0.0
     return image.stored if unscaled and image.stored.dtype.name in EXACT_DTYPES else image.values
 

@@ -59,7 +59,7 @@ def _print_models() -> None:
 
 
 def _rounded(value: Any) -> str:
-    """Figures to three digits, a table of them on one line."""
+    """A figure with three digits, a table of figures on one line."""
     if isinstance(value, dict):
         return ", ".join(f"{name} {_rounded(entry)}" for name, entry in value.items())
     return f"{value:.3g}" if isinstance(value, float) else str(value)
@@ -83,7 +83,7 @@ def _print_extras() -> None:
 
 
 def _names(needed: list[Any], extra: str) -> set[str]:
-    """What an extra installs; an extra that names the package itself stands for the extras it lists."""
+    """Packages that an extra installs; an extra that names this package stands for the extras that it lists."""
     names: set[str] = set()
     for requirement in needed:
         if not requirement.marker or not requirement.marker.evaluate({"extra": extra}) or requirement.marker.evaluate({"extra": ""}):
