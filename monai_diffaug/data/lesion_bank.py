@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from monai_diffaug.errors import one_line
-from monai_diffaug.files.image_file import whole_file
+from monai_diffaug.files.whole_file import whole_file
 from monai_diffaug.geometry.grids import affine_of, check_finite, check_grid, check_image, plain
 from monai_diffaug.geometry.roi import Roi, crop
 from monai_diffaug.geometry.slices import slice_plane, to_slices, touched

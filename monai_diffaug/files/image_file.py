@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monai_diffaug.errors import GridMismatchError, one_line
+from monai_diffaug.files.whole_file import whole_file
 
 __all__ = [
     "ImageFileError",
@@ -22,7 +23,6 @@ __all__ = [
     "read_picture",
     "require_same_grid",
     "stem_of",
-    "whole_file",
     "write_picture",
 ]
 
@@ -256,18 +256,6 @@ def require_same_grid(image: Picture, other: Picture, role: str) -> None:
                 f"affine differs by up to {apart_mm:.3g} mm; resample it first, e.g. with "
                 "monai.transforms.ResampleToMatch(mode='nearest')"
             )
-
-
-@contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A part file next to ``path``; it is renamed to ``path`` at the end of the block, and removed if the block fails."""
-    suffix = suffix_of(path) or path.suffix
-    part = path.with_name(f".{path.name[: len(path.name) - len(suffix)]}.part{suffix}")
-    try:
-        yield part
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def write_picture(values: NDArray[Any], like: Picture, path: Path, *, dtype: Any = None) -> None:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from monai_diffaug.files.image_file import whole_file
+from monai_diffaug.files.whole_file import whole_file
 from monai_diffaug.geometry.slices import slice_plane, to_slices
 from monai_diffaug.geometry.window import window_of
 

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from monai_diffaug.files.whole_file import whole_file
+
 __all__ = ["Budget", "Ema", "cosine_rate", "load_state", "save_state"]
 
 logger = logging.getLogger(__name__)
@@ -80,15 +82,11 @@ def save_state(path: Path, parts: dict[str, Any], progress: float) -> None:
         OSError: it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    try:
+    with whole_file(path) as part:
         try:
             torch.save({"progress": progress, **{name: value.state_dict() for name, value in parts.items()}}, part)
         except RuntimeError as error:  # torch's error when the disk is full
             raise OSError(f"{path} cannot be written, is the disk full? ({str(error).splitlines()[0]})") from error
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def load_state(path: Path, parts: dict[str, Any]) -> float:

@@ -8,6 +8,7 @@ import pickle
 import shutil
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -169,12 +170,13 @@ class _Record:
         """Write the averaged model; no half-written file is ever at its final place."""
         if self.log is None:
             return
-        part = self.folder / "part"
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        with _averaged(self.trained, self.parts["ema"]):
-            self.trainee.write(part)
-        replace_parts(part, out)
+        part = Path(tempfile.mkdtemp(prefix=".", suffix=".part", dir=self.folder))
+        try:
+            with _averaged(self.trained, self.parts["ema"]):
+                self.trainee.write(part)
+            replace_parts(part, out)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
 
     def close(self) -> None:
         if self.log is not None:

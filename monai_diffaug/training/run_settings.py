@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from monai_diffaug.files.image_file import ImageFileError
+from monai_diffaug.files.whole_file import whole_file
 
 __all__ = ["STATE_FILE", "FineTuneSettings", "TrainingInputError", "remember_settings", "require_same_settings"]
 
@@ -109,6 +110,5 @@ def remember_settings(folder: Path, recipe: str, settings: FineTuneSettings, dat
     now = require_same_settings(folder, recipe, settings, data)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / SETTINGS_FILE
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps(now, indent=2) + "\n", encoding="utf-8")
-    part.replace(file)
+    with whole_file(file) as part:
+        part.write_text(json.dumps(now, indent=2) + "\n", encoding="utf-8")

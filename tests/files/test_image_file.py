@@ -17,7 +17,6 @@ from monai_diffaug.files.image_file import (
     read_picture,
     require_same_grid,
     stem_of,
-    whole_file,
     write_picture,
 )
 
@@ -167,22 +166,6 @@ def test_a_dicom_series_with_a_gap_is_refused(volumes, tmp_path):
         shutil.copy(by_height[i], tmp_path)
     with pytest.raises(ImageFileError, match="missing or unevenly spaced"):
         read_picture(tmp_path)
-
-
-def test_a_failed_write_leaves_neither_file_nor_part(tmp_path):
-    with pytest.raises(KeyboardInterrupt), whole_file(tmp_path / "a.nii.gz") as part:
-        part.write_bytes(b"half")
-        assert part.name.endswith(".part.nii.gz")
-        raise KeyboardInterrupt
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_failed_write_keeps_the_older_file(tmp_path):
-    (tmp_path / "a.json").write_text("old")
-    with pytest.raises(RuntimeError), whole_file(tmp_path / "a.json") as part:
-        part.write_text("new")
-        raise RuntimeError
-    assert [p.name for p in tmp_path.iterdir()] == ["a.json"] and (tmp_path / "a.json").read_text() == "old"
 
 
 def test_values_on_another_grid_are_not_written(tmp_path):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import tempfile
 from pathlib import Path
 
 from monai_diffaug.models.registry import tiny_folder
@@ -31,8 +32,9 @@ def embed(source: Path, target: Path) -> int:
     files = [f for f in sorted(source.rglob("*")) if f.is_file() and f.relative_to(source).parts[0] not in left_out]
     if not any(file.suffix == ".safetensors" for file in files):
         raise FileNotFoundError(f"{source} holds no weights; give the folder that 'monai-diffaug train' wrote")
-    part = target.with_name(target.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+    part.chmod(0o755)  # mkdtemp makes it private
     for file in files:
         copy = part / file.relative_to(source)
         copy.parent.mkdir(parents=True, exist_ok=True)

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from monai_diffaug.files.whole_file import whole_file
 from monai_diffaug.prompts import NORMAL
 
 __all__ = ["PACKS", "VOLUMES", "Pack", "datalist_rows", "pack_datalist", "volume_rows"]
@@ -207,9 +208,8 @@ def pack_datalist(packs: Path, out: Path, only: Collection[str] = NAMES) -> Path
             for section, entries in (volume_rows(packs, out) if name == VOLUMES else datalist_rows(packs, name, out)).items():
                 rows.setdefault(section, []).extend(entries)
     file = out / "datalist.json"
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    part.replace(file)
+    with whole_file(file) as part:
+        part.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     return file
 
 
