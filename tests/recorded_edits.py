@@ -172,12 +172,47 @@ class OfSetting(Randomizable):
         return Compose(made(SETTINGS[self.name].steps)).set_random_state(seed=self.seed)(data)
 
 
+OPTION_GROUPS: Mapping[Any, Mapping[str, str]] = {  # option group -> its options by their flat names
+    da.Noise: {"noise_rho": "rho", "noise_source": "source", "noise_scale": "scale"},
+    da.SoftEdge: {"soft_width": "width_px_at_512", "soft_width_mm": "width_mm", "soft_mode": "mode"},
+    da.Region: {"roi_context": "context", "whole_slice": "whole_slice"},
+    da.Run: {"dtype": "dtype", "compile": "compile", "slice_batch_size": "slice_batch_size"},
+    da.ControlNet: {"controlnet": "source", "control_scale": "scale", "control_key": "key", "control_inside": "inside"},
+    da.SemanticController: {"semantic_controller": "source"},
+    da.Validator: {"min_side": "min_side_px", **{each.name: each.name for each in fields(da.Validator)}},
+    da.Screen: {"screen": "source", "min_screen_dice": "min_dice", "screen_after": "after"},
+    da.Dynamic: {"dynamic_quantile": "quantile", "dynamic_length": "length"},
+}
+
+
+def group(kind: Any, flat: dict[str, Any]) -> Any:
+    """An option group of the flat options that belong to it, which are taken out."""
+    return kind(**{option: flat.pop(name) for name, option in OPTION_GROUPS[kind].items() if name in flat})
+
+
+def inpaint_options(flat: dict[str, Any]) -> dict[str, Any]:
+    """The options of an inpainting transform, the rare ones in their groups."""
+    flat = {**flat, "whole_slice": not flat.get("roi", True)}
+    flat.pop("roi", None)
+    control = None
+    if flat.get("controlnet") is not None:
+        control = group(da.ControlNet, flat)
+    elif flat.get("semantic_controller") is not None:
+        control = group(da.SemanticController, flat)
+    flat = {name: value for name, value in flat.items() if name not in ("controlnet", "semantic_controller")}
+    groups = {
+        name: group(kind, flat) for name, kind in (("noise", da.Noise), ("soft_edge", da.SoftEdge), ("region", da.Region), ("run", da.Run))
+    }
+    other = {name: flat.pop(name) for name in ("guidance_interval", "record_postfix") if name in flat}
+    return {**flat, "options": da.InpaintOptions(control=control, **groups, **other)}
+
+
 def inpaint(**flat: Any) -> Any:
-    return da.DiffusionLocalInpaintd(**flat)
+    return da.DiffusionLocalInpaintd(**inpaint_options(flat))
 
 
 def inpaint_array(**flat: Any) -> Any:
-    return da.DiffusionLocalInpaint(**flat)
+    return da.DiffusionLocalInpaint(**inpaint_options(flat))
 
 
 def inpaint_batch(**flat: Any) -> Any:
@@ -187,11 +222,11 @@ def inpaint_batch(**flat: Any) -> Any:
     def run(*arrays: Any) -> dict[str, Any]:
         columns = [list(column) for column in zip(arrays, [array[..., 4:60, :] for array in arrays], strict=True)]
         given = {"images": columns[0], "masks": columns[1], "prompts": [PROMPT, "ultrasound of liver, simple cyst"], "labels": columns[2]}
-        sampled = transform.sample_batch(**given, seeds=[3, 4])
+        pending = transform.denoise_batch(**given, seeds=[3, 4])
         return {
             "edits": transform.apply_batch(**given, seeds=[3, 4]),
-            "in two parts": transform.finish_batch(sampled),
-            "left": transform.leave(sampled[0]),
+            "in two parts": transform.finish_batch(pending),
+            "left": transform.leave(pending[0]),
             "weights": transform.soft_region(columns[0][0], columns[1][0]),
         }
 
@@ -199,11 +234,15 @@ def inpaint_batch(**flat: Any) -> Any:
 
 
 def validated(**flat: Any) -> Any:
-    return da.LatentValidated(**flat)
+    screen = group(da.Screen, flat) if flat.get("screen") is not None else None
+    dynamic = group(da.Dynamic, flat) if flat.pop("dynamic", False) else None
+    model = flat.pop("validator", None)
+    flat = {**flat, **({} if model is None else {"model": model})}
+    return da.LatentValidated(validator=group(da.Validator, flat), screen=screen, dynamic=dynamic, **flat)
 
 
 def validate_array(**flat: Any) -> Any:
-    return da.LatentValidate(**flat)
+    return da.LatentValidate(options=group(da.Validator, flat), **flat)
 
 
 def verdicts(seed: int, least: float, **flat: Any) -> Any:
@@ -228,7 +267,24 @@ def place(**flat: Any) -> Any:
     return da.PlaceMaskd(**flat)
 
 
+PLACING = ("bank", "shape", "region_key", "size_range", "scale_range", "depth_mm")
+
+
 def preset(name: str, **flat: Any) -> Any:
+    if name == "diffaug":
+        image_key, label_key, plane = flat.get("image_key", "image"), flat.get("label_key", "label"), flat.get("plane", "axial")
+        placing = {option: flat.pop(option) for option in PLACING if option in flat}
+        flat["place"] = da.PlaceMaskd(image_key, label_key=label_key, plane=plane, **placing)
+        where = {option: flat[option] for option in ("window", "plane", "device") if option in flat}
+        options = da.Validator(refine_label=flat.pop("refine_label", False))
+        flat["validator"] = da.LatentValidate(flat.pop("validator", "tiny"), flat.pop("min_dice", 0.7), options=options, **where)
+        flat["dynamic"] = da.Dynamic() if flat.pop("dynamic", False) else None
+    if name == "emit_diff":
+        flat["region"] = da.Region(whole_slice=not flat.pop("roi", True))
+        flat["control"] = group(da.ControlNet, flat)
+    if name == "medsoft_diffusion":
+        flat["soft_edge"] = group(da.SoftEdge, flat)
+        flat["control"] = group(da.SemanticController, flat)
     return getattr(presets, name)(**flat)
 
 

@@ -279,7 +279,21 @@ def test_a_full_disk_leaves_no_half_file_and_keeps_the_old_one(suffix, volume_fi
 
 def command(volume_files: Path, out: Path, model: str) -> list[str]:
     files = [str(volume_files / "ct.nii.gz"), "--mask", str(volume_files / "mask.nii.gz")]
-    return ["augment", *files, "--prompt", PROMPT, "--out", str(out), "--model", model, "--num-inference-steps", "2", "--guidance-scale", "1", "-q"]
+    return [
+        "augment",
+        *files,
+        "--prompt",
+        PROMPT,
+        "--out",
+        str(out),
+        "--model",
+        model,
+        "--num-inference-steps",
+        "2",
+        "--guidance-scale",
+        "1",
+        "-q",
+    ]
 
 
 def test_the_command_says_that_the_disk_is_full_and_leaves_no_file(volume_files, random_inpainter, tmp_path, monkeypatch, capsys) -> None:
