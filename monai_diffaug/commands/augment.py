@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from monai_diffaug.commands.arguments import (
     strength,
     window,
 )
+from monai_diffaug.commands.result_places import check_result_places
+from monai_diffaug.files.whole_file import content_hash, locked_folder
 
 
 def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -68,6 +70,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         help="class id that is outlined and painted; by default all above 0 are outlined and 1 is painted",
     )
     augment.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1; default cuda if available")
+    augment.add_argument("--overwrite", action="store_true", help="replace files in DIR that are no results of this image, too")
     augment.add_argument("--validate", action="store_true", help="score the result with the embedded validator")
     augment.set_defaults(run=run)
 
@@ -81,7 +84,6 @@ def run(options: argparse.Namespace) -> int:
         raise WrongInputError(f"--seed {options.seed} with --n {options.n} goes beyond {MAX_SEED}")
     if not options.prompt.strip():
         raise WrongInputError("--prompt is empty; describe what to paint")
-    _spare_other_files(options)
 
     import numpy as np
 
@@ -98,6 +100,8 @@ def run(options: argparse.Namespace) -> int:
     from monai_diffaug.models.sources import check_model_source
 
     image = read_picture(options.image)
+    image_sha256 = content_hash(options.image)
+    _check_places(options, image_sha256)
     region = label = None
     if options.mask or options.label:
         role = "mask" if options.mask else "label"
@@ -166,8 +170,11 @@ def run(options: argparse.Namespace) -> int:
     for k, name in enumerate(tqdm(_names(options), desc="augment", disable=not shows_progress(options))):
         current = options.seed + k
         result = edit_picture(image, mask, settings, seed=current, label=label)
-        details = _details(options, settings_as_json(settings), current)
-        written = write_edit(options.out, name, image, result, details, region if options.label else None)
+        details = _details(options, settings_as_json(settings), current, image_sha256)
+        options.out.mkdir(parents=True, exist_ok=True)
+        with locked_folder(options.out):  # files of two commands never mix; another one may have written since the check
+            _check_places(options, image_sha256, [name])
+            written = write_edit(options.out, name, image, result, details, region if options.label else None)
         if not result.record["applied"]:
             logging.getLogger(__name__).warning("%s: left unchanged, %s", name, result.record["reason"])
         if not options.quiet:
@@ -183,35 +190,19 @@ def _names(options: argparse.Namespace) -> list[str]:
     return [f"{stem}_{k}" for k in range(options.n)] if options.n > 1 else [stem]
 
 
-def _spare_other_files(options: argparse.Namespace) -> None:
-    """Raise WrongInputError if an input, or the result of another image of the same name, would be overwritten."""
-    from monai_diffaug.files.image_file import stem_of
-
-    written = {f"{name}{part}" for name in _names(options) for part in ("", "_mask", "_label")}
-    for file in (options.image, options.label, options.mask):
-        if file is not None and file.resolve().parent == options.out.resolve() and stem_of(file) in written:
-            raise WrongInputError(f"{file} would be written over; give another --out")
-    for name in _names(options):
-        other = _image_of(options.out / f"{name}.json")
-        if other is not None and not _may_be_same(other, options.image):
-            raise WrongInputError(f"{options.out / name}.json is of another image, {other}; give another --out")
+def _check_places(options: argparse.Namespace, image_sha256: str, names: Sequence[str] = ()) -> None:
+    others = [file for file in (options.label, options.mask) if file is not None]
+    check_result_places(options.out, names or _names(options), options.image, image_sha256, others=others, overwrite=options.overwrite)
 
 
-def _image_of(record: Path) -> Path | None:
-    """The image that an earlier result was made from; None if its record does not name it."""
-    try:
-        return Path(json.loads(record.read_text(encoding="utf-8"))["input"]["image"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _may_be_same(before: Path, now: Path) -> bool:
-    """Whether two paths may be one file; a relative path may be from another folder, then only the names are compared."""
-    return before.name == now.name and not (before.exists() and now.exists() and not before.samefile(now))
-
-
-def _details(options: argparse.Namespace, settings: dict[str, Any], seed: int) -> dict[str, Any]:
+def _details(options: argparse.Namespace, settings: dict[str, Any], seed: int, image_sha256: str) -> dict[str, Any]:
     from monai_diffaug.version import __version__
 
     files = {name: str(getattr(options, name)) for name in ("image", "label", "mask") if getattr(options, name)}
-    return {"input": files, "box": options.box, "settings": settings, "seed": seed, "monai_diffaug": __version__}
+    return {
+        "input": {**files, "image_sha256": image_sha256},
+        "box": options.box,
+        "settings": settings,
+        "seed": seed,
+        "monai_diffaug": __version__,
+    }

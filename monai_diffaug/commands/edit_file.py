@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ from monai_diffaug.edit.record import record_key
 from monai_diffaug.errors import ModelSourceError
 from monai_diffaug.files.fidelity import change_outside, local_ssim
 from monai_diffaug.files.image_file import Picture, output_suffix, write_picture
-from monai_diffaug.files.whole_file import whole_file
+from monai_diffaug.files.whole_file import content_hash, whole_file
 from monai_diffaug.geometry.slices import slice_plane, to_slices
 from monai_diffaug.models.inpainter import load_inpainter
 from monai_diffaug.models.medsam import load_medsam
@@ -177,7 +178,7 @@ def edit_picture(
 def write_edit(
     folder: Path, name: str, image: Picture, result: EditResult, details: dict[str, Any], label_like: Picture | None = None
 ) -> list[Path]:
-    """Write image, mask, label (if any) and the JSON record; each file appears whole or not at all.
+    """Write image, mask, label (if any) and the JSON record, which holds the hash of each; they appear whole and together or not at all.
 
     Args:
         folder: made when missing.
@@ -188,22 +189,30 @@ def write_edit(
         label_like: the label file whose grid and type the new label takes.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    suffix = output_suffix(image)
-    written = [folder / f"{name}{suffix}", folder / f"{name}_mask{suffix}"]
-    write_picture(result.values, image, written[0])
-    write_picture(result.mask * np.uint8(255 if image.affine is None else 1), image, written[1], dtype=np.uint8)
+    suffix = output_suffix(image.path)
+    values = {
+        folder / f"{name}{suffix}": (result.values, image, None),
+        folder / f"{name}_mask{suffix}": (result.mask * np.uint8(255 if image.affine is None else 1), image, np.uint8),
+    }
     if result.label is not None:
         like = image if label_like is None else label_like
-        written.append(folder / f"{name}_label{output_suffix(like)}")
-        write_picture(result.label, like, written[-1], dtype=None if label_like is not None else np.uint8)
-    written.append(folder / f"{name}.json")
+        label = folder / f"{name}_label{output_suffix(like.path)}"
+        values[label] = (result.label, like, np.uint8 if label_like is None else None)
     figures = {"changed_outside": result.changed_outside, "seconds": round(result.seconds, 3)}
     if np.isfinite(result.local_ssim):
         figures["local_ssim"] = round(result.local_ssim, 4)
-    text = json.dumps({"record": result.record, "figures": figures, **details, "files": [p.name for p in written[:-1]]}, indent=2)
-    with whole_file(written[-1]) as part:
-        part.write_text(text + "\n", encoding="utf-8")
-    return written
+    record = folder / f"{name}.json"
+    # the stack ends in reverse order: no file gets its name before all are complete, and the record gets its name last
+    with contextlib.ExitStack() as stack:
+        record_part = stack.enter_context(whole_file(record))
+        hashes = {}
+        for path, (array, like, dtype) in values.items():
+            part = stack.enter_context(whole_file(path))
+            write_picture(array, like, part, dtype=dtype)
+            hashes[path.name] = content_hash(part)
+        text = json.dumps({"record": result.record, "figures": figures, **details, "files": [*hashes], "sha256": hashes}, indent=2)
+        record_part.write_text(text + "\n", encoding="utf-8")
+    return [*values, record]
 
 
 def settings_as_json(settings: EditSettings) -> dict[str, Any]:

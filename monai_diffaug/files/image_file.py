@@ -88,11 +88,14 @@ def stem_of(path: Path) -> str:
     return path.name[: len(path.name) - len(suffix_of(path))]
 
 
-def output_suffix(picture: Picture) -> str:
-    """Suffix of a result: that of the input, but ``.nii.gz`` for DICOM and ``.png`` for (lossy) JPEG."""
-    if not picture.suffix:
-        return ".nii.gz"
-    return ".png" if picture.suffix in PIXEL_SUFFIXES else picture.suffix
+def output_suffix(path: Path) -> str:
+    """Suffix of the result of an input: the same, but ``.nii.gz`` for a DICOM folder and ``.png`` for (lossy) JPEG.
+
+    >>> output_suffix(Path("photo.JPG"))
+    '.png'
+    """
+    suffix = "" if path.is_dir() else suffix_of(path)
+    return ".png" if suffix in PIXEL_SUFFIXES else suffix or ".nii.gz"
 
 
 def read_picture(path: Path) -> Picture:

@@ -259,26 +259,6 @@ def test_a_dicom_series_is_edited_in_hu_and_written_as_nifti(tmp_path, random_in
     assert now[mask > 0].min() >= -200 and now[mask > 0].max() <= 280
 
 
-def test_an_input_in_the_out_folder_is_not_written_over(inputs, capsys):
-    mask = inputs / "ct_diffaug_mask.nii.gz"
-    mask.write_bytes((inputs / "mask.nii.gz").read_bytes())
-    assert main(["augment", str(inputs / "ct.nii.gz"), "--mask", str(mask), "--prompt", "x", "--out", str(inputs), *QUICK]) == 2
-    assert "would be written over" in capsys.readouterr().err
-    assert mask.read_bytes() == (inputs / "mask.nii.gz").read_bytes()
-
-
-def test_the_result_of_another_image_of_the_same_name_is_not_written_over(inputs, random_inpainter, capsys):
-    other = inputs / "other" / "a.png"
-    other.parent.mkdir()
-    other.write_bytes((inputs / "a.png").read_bytes())
-    tail = ["--mask", str(inputs / "spot.png"), "--prompt", "x", "--out", str(inputs.parent / "out"), "--model", random_inpainter, *QUICK]
-    assert main(["augment", str(inputs / "a.png"), *tail]) == 0
-    for image in (other, inputs / "a.jpg"):
-        assert main(["augment", str(image), *tail]) == 2
-        assert "is of another image" in capsys.readouterr().err
-    assert main(["augment", str(inputs / "a.png"), *tail]) == 0
-
-
 def test_models_run_on_the_gpu_where_there_is_one_unless_told_otherwise(inputs, tmp_path):
     def edited(name: str, *options: str) -> tuple[str, np.ndarray]:
         out = tmp_path / name
