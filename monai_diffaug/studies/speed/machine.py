@@ -1,4 +1,4 @@
-"""The machine that a measurement was made on."""
+"""Description of the machine of a measurement."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ import torch
 __all__ = ["describe_machine", "multiplies_bfloat16"]
 
 LIBRARIES = ("torch", "diffusers", "monai", "segment-anything", "scikit-image")
+PROCESSOR_FILE = Path("/proc/cpuinfo")
 
 
 def describe_machine() -> dict[str, str | int]:
     """Processor, memory, GPU and versions, as plain values."""
-    described: dict[str, str | int] = {
+    description: dict[str, str | int] = {
         "processor": _processor(),
         "cores": os.cpu_count() or 1,
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30) if hasattr(os, "sysconf") else 0,
@@ -27,22 +28,20 @@ def describe_machine() -> dict[str, str | int]:
     }
     for name in LIBRARIES:
         try:
-            described[name] = version(name)
+            description[name] = version(name)
         except PackageNotFoundError:
-            described[name] = "not installed"
-    return described
+            description[name] = "not installed"
+    return description
 
 
 def _processor() -> str:
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.is_file() else []
+    lines = PROCESSOR_FILE.read_text().splitlines() if PROCESSOR_FILE.is_file() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
-    """The device multiplies bfloat16 matrices in hardware: a GPU, or a processor with AMX; elsewhere it is slower than float32."""
+    """Whether the device multiplies bfloat16 matrices in hardware (a GPU, or a CPU with AMX); otherwise float32 is faster."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
-    information = Path("/proc/cpuinfo")
-    return information.is_file() and "amx_bf16" in information.read_text()
+    return PROCESSOR_FILE.is_file() and "amx_bf16" in PROCESSOR_FILE.read_text()

@@ -1,4 +1,4 @@
-"""MedSAM against its published script: equality of embeddings and masks first, then interleaved rounds."""
+"""MedSAM against its published script: embeddings and masks are compared, then timed in interleaved rounds."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from monai_diffaug.errors import MissingExtraError
 from monai_diffaug.masks.boxes import box_around
-from monai_diffaug.models.medsam import DECODED_AT_ONCE, ENCODED_AT_ONCE, MedSAM, prompt_with_boxes
+from monai_diffaug.models.medsam import DECODED_AT_ONCE, ENCODED_AT_ONCE, MedSAM, box_coverage, prompt_with_boxes
 from monai_diffaug.models.registry import tiny_folder
 from monai_diffaug.models.sam_decoder import decode_boxes
 from monai_diffaug.models.sam_weights import load_sam
 from monai_diffaug.studies.speed.equality import TOLERANCE
 from monai_diffaug.studies.speed.machine import multiplies_bfloat16
-from monai_diffaug.studies.speed.official_medsam import official_masks
-from monai_diffaug.studies.speed.peak_memory import peak_bytes
-from monai_diffaug.studies.speed.speed_settings import Amount
-from monai_diffaug.studies.speed.timed_volumes import Volume, make_volume
-from monai_diffaug.studies.speed.timing import interleaved, median_interval, ratios
+from monai_diffaug.studies.speed.time_and_memory import interleaved, medians, peaks_mb, ratios
+from monai_diffaug.studies.speed.timed_edits import Amount, Volume, dtype_name, make_volume
 from monai_diffaug.transforms.medsam_mask import MedSAMMask
 
-__all__ = ["encodings_in_propagation", "measure_masks", "measure_medsam"]
+__all__ = ["encodings_in_propagation", "measure_masks", "measure_medsam", "official_masks"]
 
 logger = logging.getLogger(__name__)
 
 SIZE_PX, SLICES = 512, 8
-DIFFERENT_PIXELS = 1e-3  # share of a mask in which the rounding of a probability of one half may fall either way
-POSITIONS_SPREAD = 0.2  # segment_anything starts relative positions at zero, where a mistake could not be seen
+DIFFERENT_PIXELS = 1e-3  # allowed share of a mask: probabilities near 0.5 may be rounded either way
+POSITIONS_SPREAD = 0.2  # segment_anything starts relative positions at zero, with which a mistake has no effect
 
 
 def measure_medsam(device: torch.device, amount: Amount) -> dict[str, Any]:
-    """A row for the embedded model and one for ViT-B at 1024 px, in float32 and where the machine multiplies it, bfloat16."""
+    """Rows for the embedded model and for ViT-B at 1024 px, in float32 and, if the machine multiplies it, in bfloat16."""
     folder = tiny_folder("medsam")
     config = json.loads((folder / "config.json").read_text())
     plain = load_sam(folder / "model.safetensors", config)
@@ -49,11 +49,11 @@ def measure_medsam(device: torch.device, amount: Amount) -> dict[str, Any]:
         for dtype in types:
             logger.info("MedSAM, %s, %s", name, dtype)
             rows.append({"model": name, **measure_masks(sam, volume, device, dtype, amount.rounds, box_as_mask=box_as_mask)})
-    return {"masks": rows, "encodings_a_slice_in_propagation": encodings_in_propagation(plain)}
+    return {"masks": rows, "encodings_per_slice_in_propagation": encodings_in_propagation(plain)}
 
 
 def random_vit_b() -> Any:
-    """SAM's ViT-B with random weights, relative positions included."""
+    """SAM's ViT-B with random weights, also of the relative positions."""
     from segment_anything import sam_model_registry
 
     with torch.random.fork_rng(devices=[]):
@@ -69,15 +69,9 @@ def random_vit_b() -> Any:
 def measure_masks(
     plain: Any, volume: Volume, device: torch.device, dtype: torch.dtype, rounds: int, *, box_as_mask: bool = False
 ) -> dict[str, Any]:
-    """One row: the gate in float32 and, when it is passed, seconds and the ratio to the script in float32.
+    """One row: the gate in float32 and, if it is passed, seconds and the ratio to the script.
 
-    Args:
-        plain: a Sam of ``segment_anything``.
-        volume: whose slices are outlined, from the box of the lesion.
-        device: of both arms.
-        dtype: of this package's image encoder; the script knows float32 only.
-        rounds: interleaved rounds.
-        box_as_mask: the embedded model's prompt.
+    Each slice gets a mask from the box of its lesion. ``dtype`` is that of this package's image encoder; the script always uses float32.
     """
     theirs = deepcopy(plain).to(device).eval().requires_grad_(False)
     exact = MedSAM(deepcopy(plain), device, box_as_mask=box_as_mask)
@@ -100,44 +94,81 @@ def measure_masks(
         "size_px": size[0],
         "input_px": exact.image_size,
         "slices": len(volume.slices),
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": dtype_name(dtype),
         "gate": {"largest_difference": largest, "allowed": allowed, "different_pixels": different},
         "passed": largest <= allowed and different <= DIFFERENT_PIXELS,
     }
     if not row["passed"]:
         return row
     ours = exact if dtype == torch.float32 else MedSAM(deepcopy(plain), device, dtype, box_as_mask=box_as_mask)
+    arms: dict[str, Callable[[], object]] = {"ours": lambda: masks_of(ours), "script": script}
     bare = _bare(ours, exact.prepare(volume.slices).to(dtype), boxes / size[0] * exact.image_size)
-    seconds = interleaved({"ours": lambda: masks_of(ours), "script": script, "bare": bare}, rounds, device)
-    row["seconds"] = {name: median_interval(values) for name, values in seconds.items()}
-    row["faster_than"] = {"script": ratios(seconds["script"], seconds["ours"])}
-    row["over_bare"] = ratios(seconds["ours"], seconds["bare"])
-    peaks = {"ours": peak_bytes(lambda: masks_of(ours), device), "script": peak_bytes(script, device)}
-    row["peak_mb"] = {name: round(peak / 1e6, 1) for name, peak in peaks.items()}
-    return row
+    seconds = interleaved({**arms, "bare": bare}, rounds, device)
+    return {
+        **row,
+        "seconds": medians(seconds),
+        "faster_than": {"script": ratios(seconds["script"], seconds["ours"])},
+        "over_bare": ratios(seconds["ours"], seconds["bare"]),
+        "peak_mb": peaks_mb(arms, device),
+    }
+
+
+@torch.no_grad()
+def official_masks(sam: Any, slices: Tensor, boxes_xyxy: Tensor, *, box_as_mask: bool = False) -> tuple[Tensor, Tensor]:
+    """The steps of ``MedSAM_Inference.py`` for each slice: resize, min-max, encoder, box prompt, decoder, threshold.
+
+    The script rounds the resized image to 8 bit; here it stays in floating point, so that the results can be compared.
+
+    Slices are (S, 1, h, w), boxes (S, 4) in pixels of the slices; returns masks (S, h, w) bool and embeddings (S, E, g, g).
+
+    Raises:
+        MissingExtraError: scikit-image is not installed.
+    """
+    try:
+        from skimage.transform import resize
+    except ImportError as error:
+        raise MissingExtraError(f"the published script resizes by scikit-image ({error}): pip install monai_diffaug[eval]") from error
+
+    size, device = sam.image_encoder.img_size, sam.mask_decoder.iou_token.weight.device
+    height, width = slices.shape[-2:]
+    masks, embeddings = [], []
+    for image, box in zip(slices, boxes_xyxy, strict=True):
+        rgb = np.repeat(image[0].numpy().astype(np.float64)[..., None], 3, -1)
+        resized = resize(rgb, (size, size), order=3, preserve_range=True, anti_aliasing=True)
+        resized = (resized - resized.min()) / np.clip(resized.max() - resized.min(), 1e-8, None)
+        pixels = torch.tensor(resized).float().permute(2, 0, 1)[None].to(device)
+        embedding = sam.image_encoder(pixels)
+        scaled = (box / torch.tensor([width, height, width, height]) * size)[None].to(device)
+        filled = box_coverage(scaled, size, sam.prompt_encoder.mask_input_size[0]) if box_as_mask else None
+        sparse, dense = sam.prompt_encoder(points=None, boxes=scaled[:, None], masks=filled)
+        logits, _ = sam.mask_decoder(embedding, sam.prompt_encoder.get_dense_pe(), sparse, dense, multimask_output=False)
+        probability = F.interpolate(torch.sigmoid(logits), size=(height, width), mode="bilinear", align_corners=False)
+        masks.append(probability[0, 0] > 0.5)
+        embeddings.append(embedding[0])
+    return torch.stack(masks), torch.stack(embeddings)
 
 
 def _bare(medsam: MedSAM, pixels: Tensor, boxes: Tensor) -> Callable[[], None]:
-    """The networks' forwards on tensors that are there already, in the batches of ``MedSAM``."""
+    """The forward passes of the networks on existing tensors, in the batches of ``MedSAM``."""
     boxes = boxes.to(medsam.device)
 
     @torch.no_grad()
     def run() -> None:
         embeddings = torch.cat([medsam.sam.image_encoder(chunk).float() for chunk in pixels.split(ENCODED_AT_ONCE)])
-        for some, where in zip(embeddings.split(DECODED_AT_ONCE), boxes.split(DECODED_AT_ONCE), strict=True):
-            decode_boxes(medsam.sam, some, *prompt_with_boxes(medsam.sam, where, medsam.box_as_mask))
+        for batch, batch_boxes in zip(embeddings.split(DECODED_AT_ONCE), boxes.split(DECODED_AT_ONCE), strict=True):
+            decode_boxes(medsam.sam, batch, *prompt_with_boxes(medsam.sam, batch_boxes, medsam.box_as_mask))
 
     return run
 
 
 def encodings_in_propagation(plain: Any, depth: int = 6) -> float:
-    """How often the image encoder sees a slice while a mask walks through a volume: 1 means once."""
+    """Encodings per slice while a mask is propagated through a volume; 1 is optimal."""
     medsam = MedSAM(deepcopy(plain), box_as_mask=True)
     volume = make_volume(SIZE_PX // 4, depth)
-    seen = []
-    hook = medsam.sam.image_encoder.register_forward_hook(lambda module, given, result: seen.append(len(given[0])))
+    counts: list[int] = []
+    hook = medsam.sam.image_encoder.register_forward_hook(lambda module, args, result: counts.append(len(args[0])))
     try:
         MedSAMMask(medsam, propagate=True, min_iou=0.0, jitter_px=0.0).apply(volume.image, volume.mask, seed=0)
     finally:
         hook.remove()
-    return sum(seen) / depth
+    return sum(counts) / depth

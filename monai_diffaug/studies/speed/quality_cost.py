@@ -1,4 +1,4 @@
-"""What each lever that is not exact costs in quality, beside what it gains, on real ultrasound images held out from training."""
+"""Time and quality of settings that change the result (fewer steps, other schedulers, ...), on lesions of a datalist."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from torch import Tensor
 from monai_diffaug.edit.options import InpaintOptions, Region
 from monai_diffaug.files.fidelity import local_ssim
 from monai_diffaug.models.inpainter import Inpainter
+from monai_diffaug.studies.masked_images import masked
 from monai_diffaug.studies.speed import timed_models as models
-from monai_diffaug.studies.speed.speed_settings import GREY, Amount
-from monai_diffaug.studies.speed.timing import stopwatch
-from monai_diffaug.training.embedded.datasets import load_samples
+from monai_diffaug.studies.speed.time_and_memory import stopwatch
+from monai_diffaug.studies.speed.timed_edits import GREY, Amount
+from monai_diffaug.studies.study_images import StudyData, StudyInputError
 from monai_diffaug.transforms.latent_validate import LatentValidate
 from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaint
 
@@ -25,7 +26,6 @@ __all__ = ["Lever", "Picture", "levers", "measure_quality", "pictures"]
 
 logger = logging.getLogger(__name__)
 
-SOURCE = "breast_ultrasound"
 MIN_AREA_PX = 200
 DEFAULT_STEPS = 12
 MEASURES = ("similarity", "accepted", "dice")
@@ -43,10 +43,7 @@ class Picture(NamedTuple):
 
 
 class Lever(NamedTuple):
-    """A setting and the options of ``DiffusionLocalInpaint`` that it changes, with the model that it needs.
-
-    Without ``trained`` weights only its time is told: the pictures mean nothing.
-    """
+    """A setting: options of ``DiffusionLocalInpaint``, and a model; without ``trained`` weights it has a speed, but no quality."""
 
     name: str
     options: Mapping[str, Any]
@@ -54,34 +51,30 @@ class Lever(NamedTuple):
     trained: bool = True
 
 
-def pictures(count: int) -> list[Picture]:
-    """Validation images of breast ultrasound, evenly spread, each with the mask and the name of its own lesion.
+def pictures(data: StudyData, count: int) -> list[Picture]:
+    """Validation images of one grey data set, evenly spread, each with the mask and the name of its lesion.
 
     Raises:
-        FileNotFoundError: the data folder is not there.
+        StudyInputError: the data have no lesion of 200 pixels, or several data sets.
     """
-    found = []
-    for sample in load_samples(SOURCE, "validation"):
-        for finding, mask in sample.masks():
-            if mask.sum() >= MIN_AREA_PX:
-                image = torch.from_numpy(sample.image[None, ..., 0].astype(np.float32))
-                found.append(Picture(image, torch.from_numpy(mask[None].astype(np.uint8)), f"ultrasound of breast, {finding}, hypoechoic"))
-    chosen = np.linspace(0, len(found) - 1, min(count, len(found))).round().astype(int)
-    return [found[i] for i in chosen]
+    lesions = [masked(image, mask, finding) for image in data.require_one().images() for finding, mask in image.findings]
+    lesions = [lesion for lesion in lesions if lesion.mask.sum() >= MIN_AREA_PX]
+    if not lesions:
+        raise StudyInputError(f"the quality of edits needs lesions of {MIN_AREA_PX} pixels, and {data.file} has none ({data.title})")
+    indices = np.linspace(0, len(lesions) - 1, min(count, len(lesions))).round().astype(int)
+    return [Picture(lesions[i].image[:1].float(), lesions[i].mask, f"{lesions[i].prompt}, hypoechoic") for i in indices]
 
 
 def levers(model: Inpainter, reference_steps: int) -> Iterator[Lever]:
-    """The reference first, the default second, then one lever at a time."""
+    """The reference, the default, then one change of the default at a time."""
     from diffusers import DPMSolverMultistepScheduler, LCMScheduler, UniPCMultistepScheduler
 
     yield Lever(f"DDIM, {reference_steps} steps", {"num_inference_steps": reference_steps}, model)
     yield Lever(f"DDIM, {DEFAULT_STEPS} steps (default)", {}, model)
-    for steps in (8, 4):
-        yield Lever(f"DDIM, {steps} steps", {"num_inference_steps": steps}, model)
-    for name, scheduler in (("DPM-Solver++ 2M", DPMSolverMultistepScheduler), ("UniPC", UniPCMultistepScheduler)):
-        other = models.with_scheduler(model, scheduler)
+    solvers = (("DPM-Solver++ 2M", DPMSolverMultistepScheduler), ("UniPC", UniPCMultistepScheduler))
+    for name, solver in (("DDIM", model), *((name, models.with_scheduler(model, scheduler)) for name, scheduler in solvers)):
         for steps in (8, 4):
-            yield Lever(f"{name}, {steps} steps", {"num_inference_steps": steps}, other)
+            yield Lever(f"{name}, {steps} steps", {"num_inference_steps": steps}, solver)
     yield Lever("LCM, 4 steps (without distillation)", {"num_inference_steps": 4}, models.with_scheduler(model, LCMScheduler))
     yield Lever("no guidance", {"guidance_scale": 1.0}, model)
     yield Lever("guidance in the middle half of the steps", {"options": InpaintOptions(guidance_interval=(0.25, 0.75))}, model)
@@ -91,47 +84,42 @@ def levers(model: Inpainter, reference_steps: int) -> Iterator[Lever]:
     yield Lever("AutoencoderTiny (TAESD's width, random weights)", {}, models.with_tiny_vae(model), trained=False)
 
 
-def measure_quality(device: torch.device, amount: Amount) -> list[dict[str, Any]]:
-    """A row for each lever: time of an edit, gain over the default, similarity to the reference and share of accepted edits.
+def measure_quality(data: StudyData, device: torch.device, amount: Amount) -> list[dict[str, Any]]:
+    """A row per setting: time of an edit, gain over the default, similarity to the reference and share of accepted edits.
 
-    The similarity is the mean of SSIM within the mask between the edit and the edit of the same noise with the reference's steps.
+    The similarity is the mean SSIM inside the mask to the edit from the same noise with the reference's steps.
     """
-    model = models.embedded(device)
-    shown = pictures(amount.images)
-    judge = LatentValidate(window=GREY)
+    images = pictures(data, amount.images)
+    validate = LatentValidate(window=GREY)
     reference: list[Grey] = []
     rows: list[dict[str, Any]] = []
-    for lever in levers(model, amount.reference_steps):
+    for lever in levers(models.embedded(device), amount.reference_steps):
         logger.info("quality: %s", lever.name)
-        edits, seconds = _edits(lever, shown, device)
+        edits, seconds = _edits(lever, images, device)
         reference = reference or edits
-        row = {"lever": lever.name, "images": len(shown), "seconds": seconds}
-        rows.append({**row, **(_judged(reference, edits, shown, judge) if lever.trained else dict.fromkeys(MEASURES))})
-    default = rows[1]["seconds"]
-    return [{**row, "faster_than_default": default / row["seconds"]} for row in rows]
+        quality = _quality(reference, edits, images, validate) if lever.trained else dict.fromkeys(MEASURES)
+        rows.append({"lever": lever.name, "images": len(images), "seconds": seconds, **quality})
+    return [{**row, "faster_than_default": rows[1]["seconds"] / row["seconds"]} for row in rows]
 
 
-def _judged(reference: list[Grey], edits: list[Grey], shown: list[Picture], judge: LatentValidate) -> dict[str, float]:
+def _quality(reference: list[Grey], edits: list[Grey], images: list[Picture], validate: LatentValidate) -> dict[str, float]:
     """Means over the images."""
-    pairs = zip(reference, edits, shown, strict=True)
-    similar = [local_ssim(expected, edited, picture.mask.numpy()) for expected, edited, picture in pairs]
-    verdicts = [
-        judge(torch.from_numpy(edited), picture.mask, picture.image, seed=i)
-        for i, (edited, picture) in enumerate(zip(edits, shown, strict=True))
-    ]
-    accepted, dice = [verdict.accepted for verdict in verdicts], [verdict.score for verdict in verdicts]
-    return dict(zip(MEASURES, (float(np.mean(values)) for values in (similar, accepted, dice)), strict=True))
+    values = []
+    for i, (expected, edit, (image, mask, _)) in enumerate(zip(reference, edits, images, strict=True)):
+        verdict = validate(torch.from_numpy(edit), mask, image, seed=i)
+        values.append((local_ssim(expected, edit, mask.numpy()), verdict.accepted, verdict.score))
+    return dict(zip(MEASURES, np.mean(values, axis=0).tolist(), strict=True))
 
 
-def _edits(lever: Lever, shown: list[Picture], device: torch.device) -> tuple[list[Grey], float]:
-    """The edited images, and the median time of one."""
+def _edits(lever: Lever, images: list[Picture], device: torch.device) -> tuple[list[Grey], float]:
+    """The edited images, and the median time of an edit."""
     transform = DiffusionLocalInpaint(lever.model, window=GREY, **{"num_inference_steps": DEFAULT_STEPS, **lever.options})
     edits: list[Grey] = []
 
     def edit(seed: int, picture: Picture) -> None:
         edits.append(torch.as_tensor(transform.apply(picture.image, picture.mask, picture.prompt, seed=seed).image).cpu().numpy())
 
-    edit(0, shown[0])
+    edit(0, images[0])
     edits.clear()
-    seconds = [stopwatch(partial(edit, i, picture), device) for i, picture in enumerate(shown)]
+    seconds = [stopwatch(partial(edit, i, picture), device) for i, picture in enumerate(images)]
     return edits, float(np.median(seconds))

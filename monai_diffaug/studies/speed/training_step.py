@@ -1,4 +1,4 @@
-"""What augmentation adds to a training step, when each repainted batch is used once and when it is used ten times."""
+"""Time that augmentation adds to a training step, if each repainted batch is used once or ten times."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from monai.networks.nets import UNet
 from monai_diffaug.data.thread_loader import RaisingThreadDataLoader
 from monai_diffaug.edit.options import InpaintOptions, SoftEdge
 from monai_diffaug.models.inpainter import Inpainter
-from monai_diffaug.studies.speed import timed_models as models
-from monai_diffaug.studies.speed.speed_settings import GREY, Amount, EditSettings
-from monai_diffaug.studies.speed.timed_volumes import make_volume
-from monai_diffaug.studies.speed.timing import interleaved, median_interval
+from monai_diffaug.studies.speed.time_and_memory import interleaved, median_interval, medians
+from monai_diffaug.studies.speed.timed_edits import GREY, Amount, EditSettings, make_volume
+from monai_diffaug.studies.speed.timed_models import embedded
 from monai_diffaug.transforms.local_inpaintd import DiffusionLocalInpaintd
 
 __all__ = ["measure_training_step"]
@@ -27,12 +26,11 @@ WIDTHS = (16, 32, 64, 128, 256)
 
 
 def measure_training_step(device: torch.device, amount: Amount) -> list[dict[str, Any]]:
-    """A row for each number of repeats: seconds a step with and without augmentation, and the overhead.
+    """A row per number of repeats: seconds per step with and without augmentation, and the overhead.
 
-    A MONAI UNet is trained on 128 px slices of which every one is repainted in its region of interest.
+    A MONAI UNet is trained on slices of 128 px, each of which is repainted in its region of interest.
     """
-    model = models.embedded(device)
-    settings = EditSettings(amount.steps)
+    model, settings = embedded(device), EditSettings(amount.steps)
     return [_row(model, settings, repeats, amount.rounds) for repeats in REPEATS]
 
 
@@ -49,19 +47,18 @@ def _row(model: Inpainter, settings: EditSettings, repeats: int, rounds: int) ->
     edit.set_random_state(settings.seed)
     arms = {"with": _epoch(model.device, settings, repeats, edit), "without": _epoch(model.device, settings, repeats, None)}
     seconds = {name: [value / repeats for value in values] for name, values in interleaved(arms, rounds, model.device).items()}
-    overhead = [with_it / without - 1 for with_it, without in zip(seconds["with"], seconds["without"], strict=True)]
     return {
         "repeats": repeats,
         "size_px": SIZE_PX,
         "batch_size": BATCH_SIZE,
         "sampler_steps": settings.steps,
-        "seconds_a_step": {name: median_interval(values) for name, values in seconds.items()},
-        "overhead": median_interval(overhead),
+        "seconds_per_step": medians(seconds),
+        "overhead": median_interval([a / b - 1 for a, b in zip(seconds["with"], seconds["without"], strict=True)]),
     }
 
 
 def _epoch(device: torch.device, settings: EditSettings, repeats: int, edit: DiffusionLocalInpaintd | None) -> Callable[[], None]:
-    """One batch, augmented or not, and as many training steps on it as it is repeated."""
+    """One batch, augmented or not, and one training step per repeat."""
     volume = make_volume(SIZE_PX, BATCH_SIZE)
     samples = [
         {"image": image, "mask": mask, "label": mask, "prompt": settings.prompt}

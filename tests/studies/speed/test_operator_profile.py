@@ -1,4 +1,4 @@
-"""Where the time goes."""
+"""Rates of the UNet and shares of the time of an edit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def small(random_inpainter: str) -> Inpainter:
 
 
 def flops_of_two_branches(model: Inpainter, side: int) -> int:
-    """Of the UNet's own call on as many rows as ``unet_rate`` has."""
+    """Operations of a call of the UNet itself with the rows of ``unet_rate``."""
     rows = 2 * profile.ROWS
     latents, context = torch.zeros(rows, model.unet.config.in_channels, side, side), model.encode_text([""] * rows)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -40,20 +40,20 @@ def flops_of_two_branches(model: Inpainter, side: int) -> int:
         ("aten::add_", "other"),
     ],
 )
-def test_operations_are_told_apart(operation: str, kind: str) -> None:
+def test_the_kind_of_an_operation_follows_from_its_name(operation: str, kind: str) -> None:
     assert kind_of(operation) == kind
 
 
 def test_the_shares_add_up_and_convolutions_have_one(small: Inpainter) -> None:
-    found = shares_of(small, 32)
-    assert sum(found["shares"].values()) == pytest.approx(1.0) and found["shares"]["convolutions"] > 0.02
+    shares = shares_of(small, 32)["shares"]
+    assert sum(shares.values()) == pytest.approx(1.0) and shares["convolutions"] > 0.02
 
 
 def test_a_share_of_the_peak_is_a_rate_over_a_rate(small: Inpainter, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(profile, "CPU_MATRIX", 128)
     peak = peak_rate(torch.float32, CPU, 3)
     row = unet_rate(small, 32, 3, peak)
-    assert row["rows"] == 32 and row["share_of_peak"] == pytest.approx(row["gflop_a_second"] / peak)
+    assert row["rows"] == 32 and row["share_of_peak"] == pytest.approx(row["gflop_per_second"] / peak)
     assert row["gflop"] == pytest.approx(flops_of_two_branches(small, 8) / 1e9, rel=0.35)  # the branches share the first part
     double = unet_rate(small, 64, 1, peak)
     assert 3.5 < double["gflop"] / row["gflop"] < 4.5

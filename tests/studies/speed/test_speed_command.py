@@ -1,4 +1,4 @@
-"""The command: what it writes and its exit status."""
+"""The command: files, exit status, and the part that needs data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from monai_diffaug.studies.speed import speed_command as command
-from monai_diffaug.studies.speed.speed_settings import FULL, QUICK, Amount
+from monai_diffaug.studies.speed.timed_edits import FULL, QUICK, Amount
+from monai_diffaug.studies.study_images import StudyInputError
 
 
 def stub(monkeypatch: pytest.MonkeyPatch, passed: bool) -> list[Amount]:
@@ -20,11 +21,11 @@ def stub(monkeypatch: pytest.MonkeyPatch, passed: bool) -> list[Amount]:
         amounts.append(amount)
         return {"masks": [{"model": "none", "input_px": 64, "dtype": "float32", "passed": False}] if not passed else []}
 
-    monkeypatch.setattr(command, "MEASUREMENTS", {"medsam": (("medsam", masks),)})
+    monkeypatch.setattr(command, "MEASUREMENTS", {"medsam": {"medsam": masks}})
     return amounts
 
 
-def test_the_file_holds_figures_machine_and_amount(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_the_file_has_figures_machine_and_amount(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     amounts = stub(monkeypatch, passed=True)
     assert command.main(["medsam", "--quick", "--device", "cpu", "--out", str(tmp_path / "new" / "figures.json")]) == 0
     figures = json.loads((tmp_path / "new" / "figures.json").read_text())
@@ -34,18 +35,40 @@ def test_the_file_holds_figures_machine_and_amount(tmp_path: Path, monkeypatch: 
     assert "interleaved rounds" in capsys.readouterr().out
 
 
-def test_arms_that_differ_end_in_a_status_of_one(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_the_exit_status_is_one_if_results_differ(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     amounts = stub(monkeypatch, passed=False)
     assert command.main(["all", "--rounds", "9", "--device", "cpu"]) == 1
     assert "results differ: not timed" in capsys.readouterr().out
     assert amounts[0].rounds == 9 and amounts[0].volumes == FULL.volumes
 
 
-def test_a_full_run_has_rounds_enough_for_an_interval() -> None:
-    assert FULL.rounds >= 7
+def test_without_data_all_skips_the_quality_with_a_warning_and_quality_alone_is_refused(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    stub(monkeypatch, passed=True)
+    monkeypatch.setattr(command, "measure_quality", lambda *args: pytest.fail("measured without data"))
+    assert command.main(["all", "--quick", "--device", "cpu"]) == 0
+    assert [record.message for record in caplog.records if "quality is skipped: it needs --data DATALIST.json" in record.message]
+    with pytest.raises(StudyInputError, match="quality needs --data DATALIST.json"):
+        command.main(["quality", "--device", "cpu"])
 
 
-def test_runs_of_one_machine_become_one_table_in_the_readme(tmp_path: Path, capsys: Any) -> None:
+def test_with_data_the_quality_is_measured_on_its_data_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any) -> None:
+    requests: list[Any] = []
+
+    def quality(data: Any, device: torch.device, amount: Amount) -> list[dict[str, Any]]:
+        requests.append((data, device, amount))
+        return []
+
+    monkeypatch.setattr(command, "measure_quality", quality)
+    monkeypatch.setattr(command.StudyData, "open", lambda file, datasets, preferred: (file, datasets, preferred))
+    out = tmp_path / "quality.json"
+    arguments = ["quality", "--quick", "--device", "cpu", "--data", "list.json", "--dataset", "liver", "--out", str(out)]
+    assert command.main(arguments) == 0 and json.loads(out.read_text())["quality"] == []
+    assert requests == [((Path("list.json"), ["liver"], ("breast_ultrasound",)), torch.device("cpu"), QUICK)]
+
+
+def test_runs_of_one_machine_are_merged_into_the_tables_of_a_page(tmp_path: Path, capsys: Any) -> None:
     head = {"version": "1", "device": "cpu", "machine": {"processor": "p", "torch": "2", "diffusers": "0"}, "amount": {"rounds": 7}}
     files = [tmp_path / "a.json", tmp_path / "b.json", tmp_path / "c.json"]
     line = {
@@ -54,7 +77,7 @@ def test_runs_of_one_machine_become_one_table_in_the_readme(tmp_path: Path, caps
         "slope_ms": 1.0,
         "slope_over_bare": 1.0,
         "intercept_ms": [0.0] * 3,
-        "own_ms": 1.0,
+        "package_ms": 1.0,
         "r_squared": 1.0,
     }
     for file, more in zip(files, ({"medsam": {"masks": []}}, {"scaling": [line]}, {"amount": {"rounds": 3}}), strict=True):

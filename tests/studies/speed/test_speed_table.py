@@ -1,4 +1,4 @@
-"""The README's tables follow from the JSON."""
+"""The tables of the figures of a run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from monai_diffaug.studies.speed.speed_table import MARKERS, insert_tables, render, render_readme
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 EDIT = {
     "model": "embedded",
@@ -36,7 +36,7 @@ FIGURES: dict[str, Any] = {
         "roi": [{"model": "embedded", "size_px": 256, "roi_px": 128, "slices": 2, "faster": [3.6, 3.5, 3.7]}],
     },
     "profile": {
-        "peak_gflop_a_second": {"float32": 127.0},
+        "peak_gflop_per_second": {"float32": 127.0},
         "unet": [
             {
                 "model": "embedded",
@@ -44,7 +44,7 @@ FIGURES: dict[str, Any] = {
                 "rows": 32,
                 "dtype": "float32",
                 "gflop": 16.2,
-                "gflop_a_second": 101.0,
+                "gflop_per_second": 101.0,
                 "share_of_peak": 0.795,
             }
         ],
@@ -66,7 +66,7 @@ FIGURES: dict[str, Any] = {
         ]
     },
     "training_step": [
-        {"repeats": 10, "seconds_a_step": {"with": [0.3, 0.2, 0.4], "without": [0.2, 0.2, 0.2]}, "overhead": [0.5, 0.4, 0.6]}
+        {"repeats": 10, "seconds_per_step": {"with": [0.3, 0.2, 0.4], "without": [0.2, 0.2, 0.2]}, "overhead": [0.5, 0.4, 0.6]}
     ],
     "scaling": [
         {
@@ -75,7 +75,7 @@ FIGURES: dict[str, Any] = {
             "slope_ms": 89.6,
             "slope_over_bare": 1.02,
             "intercept_ms": [12.3, -3.0, 30.0],
-            "own_ms": 3.1,
+            "package_ms": 3.1,
             "r_squared": 0.9995,
         }
     ],
@@ -102,25 +102,25 @@ FIGURES: dict[str, Any] = {
 }
 
 
-def test_every_figure_stands_in_its_row() -> None:
+def test_every_figure_is_in_its_row() -> None:
     text = render_readme(FIGURES)
     assert "| embedded | 64 px | 8 of 8 | 12 | float32 | 3.00x [2.90, 3.10] | 2.50x [2.40, 2.60] (goal 2.8x) | 1.10x [1.00, 1.20] |" in text
     assert "| ViT-B | 1024 px | float32 | 4000 | 5.50x [5.40, 5.60] | 1.040 | ours 90 / script 2000 |" in text
     assert "| embedded | 256 px | 128 px | 3.60x [3.50, 3.70] |" in text
-    assert "| 10 | 200 | 300 | 50 % |" in text
+    assert "| 10 | 200 | 300 | 50% |" in text
     assert "| slices of a volume | 8 to 24 | 89.6 | 1.020 | 12 [-3, 30] | 3.1 | 0.9995 |" in text
-    assert "| embedded | 64 px | 32 | float32 | 16 | 101 | 80 % |" in text and "float32 127 GFLOP/s" in text
-    assert "| embedded | 64 px | 50 % | 50 % |" in text
+    assert "| embedded | 64 px | 32 | float32 | 16 | 101 | 80% |" in text and "float32 127 GFLOP/s" in text
+    assert "| embedded | 64 px | 50% | 50% |" in text
     assert "| untrained | 500 | 0.90x | not measurable |  |  |" in text
-    assert "| UniPC, 8 steps | 500 | 1.50x | 0.912 | 25 % | 0.61 |" in text
+    assert "| UniPC, 8 steps | 500 | 1.50x | 0.912 | 25% | 0.61 |" in text
 
 
-def test_a_row_whose_arms_differ_shows_no_speed() -> None:
+def test_a_row_whose_results_differ_has_no_speed() -> None:
     row = next(line for line in render_readme(FIGURES).splitlines() if "128 px | 8 of 8" in line)
     assert "not timed" in row and "x [" not in row
 
 
-def test_the_text_follows_from_the_file_alone() -> None:
+def test_the_text_depends_on_the_file_only() -> None:
     assert render_readme(json.loads(json.dumps(FIGURES))) == render_readme(FIGURES)
     assert "36 us" in render(FIGURES)
 
@@ -130,7 +130,7 @@ def test_subjects_that_were_not_measured_have_no_table() -> None:
     assert "slices of a volume" in text and "MedSAM" not in text and "Training step" not in text
 
 
-def test_the_tables_replace_what_stood_between_the_markers() -> None:
+def test_the_tables_replace_the_text_between_the_markers() -> None:
     text = f"before\n<!-- {MARKERS}:start -->\nold\n<!-- {MARKERS}:end -->\nafter\n"
     once = insert_tables(text, FIGURES)
     assert once.startswith("before\n") and once.endswith("\nafter\n") and "old" not in once and render_readme(FIGURES) in once
@@ -139,9 +139,9 @@ def test_the_tables_replace_what_stood_between_the_markers() -> None:
         insert_tables("no markers", FIGURES)
 
 
-def test_the_readme_shows_the_figures_of_the_last_run() -> None:
-    readme, results = (ROOT / name for name in ("README.md", "benchmarks/results/cpu.json"))
-    if not results.is_file():
-        pytest.skip("no results in this tree")
-    text = readme.read_text()
-    assert insert_tables(text, json.loads(results.read_text())) == text
+def test_the_pages_show_the_figures_of_the_last_run() -> None:
+    figures = json.loads((ROOT / "benchmarks/results/cpu.json").read_text())
+    pages = [page for page in (ROOT / "README.md", *ROOT.glob("docs/**/*.md")) if f"{MARKERS}:start" in page.read_text()]
+    assert pages
+    for page in pages:
+        assert insert_tables(page.read_text(), figures) == page.read_text(), page
