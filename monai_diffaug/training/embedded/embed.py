@@ -1,11 +1,12 @@
 """Copy a trained model into the package, its weights in half precision.
 
-``python -m monai_diffaug.training.embedded.embed inpainter runs/inpaint``
+``python -m monai_diffaug.training.embedded.embed runs/inpaint``
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -13,9 +14,9 @@ from pathlib import Path
 from monai_diffaug.models.registry import tiny_folder
 from monai_diffaug.training.loop import TRAINING_FOLDER
 
-__all__ = ["PARTS", "embed"]
+__all__ = ["embed"]
 
-PARTS = ("inpainter", "controlnet", "semantic_controller", "validator", "medsam", "latent_screen")
+PARTS = {"inpaint": "inpainter", "vae": "inpainter/vae"}  # recipe -> folder, where the names differ
 OF_THE_INPAINTER = "vae"  # a validator is written with its VAE; the embedded one takes the embedded inpainter's
 
 
@@ -51,10 +52,10 @@ def embed(source: Path, target: Path) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=PARTS)
-    parser.add_argument("source", type=Path, help="folder that a recipe wrote")
-    options = parser.parse_args()
-    embed(options.source, tiny_folder(options.part))
+    parser.add_argument("source", type=Path, help="folder that 'monai-diffaug train' wrote")
+    source = parser.parse_args().source
+    recipe = json.loads((source / TRAINING_FOLDER / "settings.json").read_text(encoding="utf-8"))["recipe"]
+    embed(source, tiny_folder(PARTS.get(recipe, recipe.replace("-", "_"))))
 
 
 if __name__ == "__main__":
