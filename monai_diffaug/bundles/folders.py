@@ -1,4 +1,4 @@
-"""Where the bundles lie, and how a user gets one to work in."""
+"""The folders of the shipped bundles, and copies of them to work in."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def copy_bundle(name: str, folder: Path) -> Path:
 
     Raises:
         ValueError: there is no bundle of that name.
-        FileExistsError: the folder is there already; nothing is overwritten.
+        FileExistsError: the folder exists; nothing is overwritten.
     """
     source = bundle_folder(name)
     if folder.exists():
@@ -46,7 +46,7 @@ def copy_bundle(name: str, folder: Path) -> Path:
 
 @contextmanager
 def own_modules(config: Path) -> Iterator[None]:
-    """Within the block a bundle's own modules, such as ``scripts``, can be imported, as where ``python -m monai.bundle run`` runs it.
+    """Make the modules of a bundle, such as ``scripts``, importable within the block, as ``python -m monai.bundle run`` does.
 
     Args:
         config: a file in the bundle's ``configs`` folder, or in its root.

@@ -1,4 +1,4 @@
-"""Which keys a chain of transforms has at each step: what is read must have been loaded or written before."""
+"""Follow the keys through a chain of transforms: a key that is read must have been loaded or written before."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from monai_diffaug.transforms.text_prompt import TextPromptd
 
 __all__ = ["key_faults"]
 
-# options of MONAI's transforms that make new keys out of the given ones
+# options of MONAI's transforms that add keys
 KEY_MAKERS = ("new_key_prefix", "output_postfixes", "output_key", "output_keys", "new_key", "prefix")
 
 
@@ -27,8 +27,8 @@ class _Need:
     Attributes:
         key: its name.
         option: the option that names it, e.g. "mask_key".
-        writer: the transform that usually writes it; None for what comes from the data.
-        is_array: it can only come from a file or a transform, never as plain text in the item.
+        writer: the transform that usually writes it; None for keys of the data.
+        is_array: it comes from a file or a transform, never as plain text in the item.
     """
 
     key: str
@@ -39,11 +39,11 @@ class _Need:
 
 @dataclass
 class _Known:
-    """What is known of a sample's keys between two transforms."""
+    """Knowledge about the keys of a sample between two transforms."""
 
     keys: set[str]
-    is_complete: bool  # no further keys can be there
-    arrays_are_loaded: bool = False  # LoadImaged has run: arrays are under the keys it names, or written since
+    is_complete: bool  # there are no other keys
+    arrays_are_loaded: bool = False  # LoadImaged has run: arrays are under its keys, or were written later
     removed: dict[str, str] = field(default_factory=dict)
 
 
@@ -52,7 +52,7 @@ def key_faults(chain: Compose, data_keys: set[str] | None) -> Iterator[tuple[Any
 
     Args:
         chain: the transforms of a data set, nested or not.
-        data_keys: keys that every data item has, None when they are not known. A key that an unknown item may hold is no fault.
+        data_keys: keys that every data item has, None if they are unknown. A key that an unknown item may hold is no fault.
     """
     steps = list(_steps(chain))
     known = _Known(set(data_keys or ()), is_complete=data_keys is not None)
@@ -81,7 +81,7 @@ def _keys(step: Any) -> tuple[str, ...]:
 
 
 def _needs(step: Any) -> Iterator[_Need]:
-    """What a step reads. Only this package's transforms are known to the option; MONAI's name all they read in ``keys``."""
+    """The keys that a step reads: for this package's transforms of each option, for MONAI's transforms those in ``keys``."""
     if not isinstance(step, MapTransform) or isinstance(step, TextPromptd):
         return
     if not step.allow_missing_keys:
@@ -97,9 +97,9 @@ def _needs(step: Any) -> Iterator[_Need]:
         yield _Need(step.mask_key, "mask_key", MedSAMMaskd)
         yield _Need(step.prompt_key, "prompt_key", TextPromptd, is_array=False)
     for option in ("label_key", "control_key"):
-        named = getattr(step, option, None)
-        if isinstance(step, (MedSAMMaskd, DiffusionLocalInpaintd)) and isinstance(named, str):
-            yield _Need(named, option)
+        item_key = getattr(step, option, None)
+        if isinstance(step, (MedSAMMaskd, DiffusionLocalInpaintd)) and isinstance(item_key, str):
+            yield _Need(item_key, option)
 
 
 def _writes(step: Any) -> tuple[str, ...]:
@@ -114,7 +114,7 @@ def _writes(step: Any) -> tuple[str, ...]:
         return _writes(step.inpaint)
     if isinstance(step, CopyItemsd):
         return tuple(map(str, step.names))
-    name = getattr(step, "name", None)  # ConcatItemsd and its like
+    name = getattr(step, "name", None)  # e.g. ConcatItemsd
     return (name,) if isinstance(name, str) else ()
 
 
@@ -122,26 +122,27 @@ def _named(step: Any) -> set[str]:
     """Every key that one of this package's transforms names in an option, read or written."""
     if not type(step).__module__.startswith("monai_diffaug."):
         return set()
-    return {value for name, value in vars(step).items() if name.endswith("_key") and isinstance(value, str)}
+    options = {**vars(step), "control_key": getattr(step, "control_key", None)}
+    return {value for name, value in options.items() if name.endswith("_key") and isinstance(value, str)}
 
 
 def _fault(need: _Need, known: _Known, earlier: Sequence[Any], later: Sequence[Any]) -> str:
-    """What is wrong with a need, empty when nothing is, or when that cannot be known."""
+    """The fault of a key that is read; empty if there is none or if it cannot be known."""
     if need.key in known.keys:
         return ""
-    told = f"{need.option} {need.key!r}" if need.option == "the record" else f"{need.option}={need.key!r}"
+    option = f"{need.option} {need.key!r}" if need.option == "the record" else f"{need.option}={need.key!r}"
     if need.key in known.removed:
-        return f"{told} was removed before by {known.removed[need.key]}"
+        return f"{option} was removed before by {known.removed[need.key]}"
     late = [type(step).__name__ for step in later if need.key in _writes(step)]
     if late:
-        return f"{told} is written only later, by {late[0]}; move that before"
+        return f"{option} is written only later, by {late[0]}; move that before"
     written = sorted(key for step in earlier if need.writer and isinstance(step, need.writer) for key in _writes(step))
     if written and need.writer is not None:
-        return f"{told} is written by no earlier transform; {need.writer.__name__} writes {', '.join(map(repr, written))}"
+        return f"{option} is written by no earlier transform; {need.writer.__name__} writes {', '.join(map(repr, written))}"
     if known.is_complete or need.option == "the record" or (need.is_array and known.arrays_are_loaded and need.option != "keys"):
         hint = f"; put {need.writer.__name__} before, or name the key that holds it" if need.writer is not None else ""
-        held = f" (the sample has {', '.join(sorted(known.keys))})" if known.keys else ""
-        return f"{told} is written by no earlier transform{held}{hint}"
+        keys = f" (the sample has {', '.join(sorted(known.keys))})" if known.keys else ""
+        return f"{option} is written by no earlier transform{keys}{hint}"
     return ""
 
 

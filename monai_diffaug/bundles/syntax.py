@@ -1,4 +1,4 @@
-"""The text of a config file: its syntax errors with their line, and the line of each id."""
+"""The text of a config file: syntax errors with their line, and the line of each id."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Fault:
 
     Attributes:
         file: the file that holds it.
-        line: counted from 1; 0 means the file as a whole.
-        where: id in MONAI's form, e.g. "train::dataset::transform"; empty for the file as a whole.
-        message: what is wrong, on one line.
+        line: counted from 1; 0 for the whole file.
+        where: id in MONAI's form, e.g. "train::dataset::transform"; empty for the whole file.
+        message: the fault, on one line.
     """
 
     file: str
@@ -38,7 +38,7 @@ class Fault:
 
 
 def read_config(path: Path) -> list[Fault]:
-    """The faults that keep a file from being read at all; none when it is a mapping without double keys.
+    """The faults that prevent reading a file; none if it is a mapping without double keys.
 
     Raises:
         MissingExtraError: PyYAML is not installed.
@@ -59,9 +59,9 @@ def read_config(path: Path) -> list[Fault]:
         return [Fault(name, error.lineno, "", f"JSON syntax error: {error.msg} (column {error.colno})")]
     except _yaml().YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        said = getattr(error, "problem", None) or str(error)
+        problem = getattr(error, "problem", None) or str(error)
         column = "" if mark is None else f" (column {mark.column + 1})"
-        return [Fault(name, 0 if mark is None else mark.line + 1, "", f"YAML syntax error: {said}{column}")]
+        return [Fault(name, 0 if mark is None else mark.line + 1, "", f"YAML syntax error: {problem}{column}")]
     if not isinstance(content, dict):
         return [Fault(name, 0, "", f"a config is a mapping of ids, got {'nothing' if content is None else type(content).__name__}")]
     if _holds_itself(content):
@@ -78,12 +78,12 @@ def _holds_itself(value: Any, above: frozenset[int] = frozenset()) -> bool:
 
 
 def line_table(path: Path) -> dict[str, tuple[str, int]]:
-    """(file, line) of each id in a file that ``read_config`` finds no fault in."""
+    """(file, line) of each id in a file without faults."""
     return {id_: (str(path), line) for id_, line, _ in _entries(path)}
 
 
 def _unreadable_keys(file: str, entries: list[tuple[str, int, str]]) -> list[Fault]:
-    """Keys that are good YAML and that MONAI's loader does not take: merges, and ids at the top that are no text."""
+    """Keys that are valid YAML but that MONAI's loader does not accept: merges, and ids at the top that are no text."""
     faults = []
     for id_, line, tag in entries:
         if tag == MERGE:
@@ -94,19 +94,19 @@ def _unreadable_keys(file: str, entries: list[tuple[str, int, str]]) -> list[Fau
 
 
 def _double_keys(file: str, entries: list[tuple[str, int, str]]) -> list[Fault]:
-    seen: dict[str, int] = {}
+    lines: dict[str, int] = {}
     faults = []
     for id_, line, _ in entries:
-        if id_ in seen:
-            faults.append(Fault(file, line, id_, f"the key is there twice; line {seen[id_]} is lost"))
-        seen[id_] = line
+        if id_ in lines:
+            faults.append(Fault(file, line, id_, f"the key is there twice; line {lines[id_]} is lost"))
+        lines[id_] = line
     return faults
 
 
 def _entries(path: Path) -> list[tuple[str, int, str]]:
     """(id, line, YAML tag of the key) of every key and list entry (tag empty), in the file's order.
 
-    JSON is read as YAML, which it is but for tabs.
+    JSON is read as YAML, of which it is a subset except for tabs.
     """
     yaml = _yaml()
     text = path.read_text(encoding="utf-8")
@@ -116,7 +116,7 @@ def _entries(path: Path) -> list[tuple[str, int, str]]:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError:
         return []
-    found: list[tuple[str, int, str]] = []
+    entries: list[tuple[str, int, str]] = []
     waiting: list[tuple[str, Any]] = [("", root)]
     while waiting:
         prefix, node = waiting.pop()
@@ -127,9 +127,9 @@ def _entries(path: Path) -> list[tuple[str, int, str]]:
             children = [(str(i), value.start_mark.line, "", value) for i, value in enumerate(node.value)]
         for name, line, tag, value in children:
             id_ = f"{prefix}::{name}" if prefix else name.removeprefix("+")
-            found.append((id_, line + 1, tag))
+            entries.append((id_, line + 1, tag))
             waiting.append((id_, value))
-    return found
+    return entries
 
 
 def _yaml() -> Any:

@@ -33,7 +33,7 @@ from monai_diffaug.models.sources import (
     save_network,
 )
 
-__all__ = ["TINY_CONFIG", "LatentSegmenter", "LatentValidator", "SegmenterValidator", "Validator", "load_validator", "save_validator"]
+__all__ = ["TINY_CONFIG", "LatentSegmenter", "LatentValidator", "SegmenterValidator", "ValidatorModel", "load_validator", "save_validator"]
 
 TINY_CONFIG: Mapping[str, Any] = {
     "size_px": 128,
@@ -53,7 +53,7 @@ NUM_TRAIN_TIMESTEPS = 1000
 BETA_RANGE = (0.00085, 0.012)  # Stable Diffusion's "scaled_linear" range
 
 
-class Validator(Protocol):
+class ValidatorModel(Protocol):
     """Interface of the segmenter that a validating transform calls.
 
     Attributes:
@@ -264,7 +264,7 @@ def save_validator(segmenter: LatentSegmenter, folder: Path) -> None:
     save_network(segmenter.config, segmenter, folder)
 
 
-def load_validator(spec: ModelSpec, device: torch.device | str = "cpu") -> Validator:
+def load_validator(spec: ModelSpec, device: torch.device | str = "cpu") -> ValidatorModel:
     """Load a frozen validator: "tiny" (embedded), a folder or hub id, a MONAI Bundle (``load_bundle_network``), or a live object.
 
     A folder has the files of ``save_validator``, and its VAE in the folder ``vae``; without one the embedded inpainter's VAE is used.
@@ -277,7 +277,7 @@ def load_validator(spec: ModelSpec, device: torch.device | str = "cpu") -> Valid
     live = live_object(spec)
     if live is not None:
         if hasattr(live, "predict") and hasattr(live, "size_px"):
-            validator: Validator = live
+            validator: ValidatorModel = live
             return validator
         if not callable(live):
             raise ValueError(f"a validator must be a source string, a torch module or a callable, got {type(live).__name__}")

@@ -55,3 +55,15 @@ print(type(parser.get_parsed_content("short")) is type(parser.get_parsed_content
 print(parser.get_parsed_content("group").noise.rho, monai_diffaug.presets.diffaug.__name__)
 """
     assert run_python(code).split() == ["True", "0.5", "diffaug"]
+
+
+def test_short_names_are_unique_in_monai_and_this_package_but_for_one() -> None:
+    code = """
+import inspect, monai_diffaug
+from monai.bundle import ConfigParser
+locator = ConfigParser({}).locator
+for name in monai_diffaug.__all__:
+    if inspect.isclass(getattr(monai_diffaug, name)) and not isinstance(locator.get_component_module_name(name), str):
+        print(name, *locator.get_component_module_name(name))
+"""
+    assert run_python(code).split() == ["ControlNet", "monai.networks.nets.controlnet", "monai_diffaug.edit.options"]

@@ -11,7 +11,7 @@ from torch import Tensor
 from monai_diffaug.models.inpainter import Inpainter, load_inpainter
 from monai_diffaug.models.latent_screen import ScreenConfig, ScreenNetwork, load_latent_screen, save_latent_screen, vae_fingerprint
 from monai_diffaug.models.registry import ModelSpec
-from monai_diffaug.models.validator import Validator, load_validator
+from monai_diffaug.models.validator import ValidatorModel, load_validator
 from monai_diffaug.sampling.inpaint_latents import inpaint_latents
 from monai_diffaug.sampling.seeding import slice_generators
 from monai_diffaug.training.crop_sampler import CropBatch, CropSampler
@@ -157,7 +157,7 @@ def repaint(
 
 
 @torch.no_grad()
-def verdict(inpainter: Inpainter, validator: Validator, latents: Tensor, seed: int) -> Tensor:
+def verdict(inpainter: Inpainter, validator: ValidatorModel, latents: Tensor, seed: int) -> Tensor:
     """The validator's probabilities for the decoded latents, averaged to the latents' grid: (N, 1, h, w) in [0, 1]."""
     pictures = inpainter.decode(latents).clamp(-1, 1)
     if validator.size_px is not None and validator.size_px != pictures.shape[-1]:
