@@ -97,6 +97,7 @@ def run(options: argparse.Namespace) -> int:
         write_edit,
     )
     from monai_diffaug.files.image_file import read_picture, require_same_grid
+    from monai_diffaug.masks.label_file import ids_of_file, require_storable
     from monai_diffaug.models.sources import check_model_source
 
     image = read_picture(options.image)
@@ -107,20 +108,19 @@ def run(options: argparse.Namespace) -> int:
         role = "mask" if options.mask else "label"
         region = read_picture(options.mask or options.label)
         require_same_grid(image, region, role)
-        # a colour picture of a mask counts where any channel is set
-        ids = region.values.max(axis=0, keepdims=True)
+        if options.label and region.stored.shape[0] > 1:
+            raise WrongInputError(f"label {region.path} is a colour picture; give one value per voxel")
         if options.mask:
-            chosen, condition = ids != 0, "non-zero voxels"
-        elif options.label_value is None:
-            chosen, condition = ids > 0, "voxels above 0"
+            # a colour picture of a mask counts where any channel is set
+            chosen, condition = (region.stored * region.slope + region.inter != 0).any(axis=0, keepdims=True), "non-zero voxels"
         else:
-            chosen, condition = ids == options.label_value, f"voxels of value {options.label_value}"
+            require_storable(1 if options.label_value is None else options.label_value, region)
+            label = ids_of_file(region)
+            chosen, condition = label > 0, "voxels above 0"
+            if options.label_value is not None:
+                chosen, condition = label == options.label_value, f"voxels of value {options.label_value}"
         if not chosen.any():
             raise WrongInputError(f"{role} {region.path} is empty: it has no {condition}")
-        if options.label:
-            if region.stored.shape[0] > 1:
-                raise WrongInputError(f"label {region.path} is a colour picture; give one value per voxel")
-            label = ids.astype(np.int32)
     else:
         height, width = slice_size(image, options.plane)
         x0, y0, x1, y1 = options.box

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from monai_diffaug.files.fidelity import change_outside, local_ssim
 from monai_diffaug.files.image_file import Picture, output_suffix, write_picture
 from monai_diffaug.files.whole_file import content_hash, whole_file
 from monai_diffaug.geometry.slices import slice_plane, to_slices
+from monai_diffaug.masks.label_file import write_label
 from monai_diffaug.models.inpainter import load_inpainter
 from monai_diffaug.models.medsam import load_medsam
 from monai_diffaug.models.registry import shared_model, spec_of
@@ -190,14 +192,15 @@ def write_edit(
     """
     folder.mkdir(parents=True, exist_ok=True)
     suffix = output_suffix(image.path)
-    values = {
-        folder / f"{name}{suffix}": (result.values, image, None),
-        folder / f"{name}_mask{suffix}": (result.mask * np.uint8(255 if image.affine is None else 1), image, np.uint8),
+    mask = result.mask * np.uint8(255 if image.affine is None else 1)
+    writers: dict[Path, Callable[[Path], None]] = {
+        folder / f"{name}{suffix}": partial(write_picture, result.values, image),
+        folder / f"{name}_mask{suffix}": partial(write_picture, mask, image, dtype=np.uint8),
     }
-    if result.label is not None:
-        like = image if label_like is None else label_like
-        label = folder / f"{name}_label{output_suffix(like.path)}"
-        values[label] = (result.label, like, np.uint8 if label_like is None else None)
+    if result.label is not None and label_like is not None:
+        writers[folder / f"{name}_label{output_suffix(label_like.path)}"] = partial(write_label, result.label, label_like)
+    elif result.label is not None:
+        writers[folder / f"{name}_label{suffix}"] = partial(write_picture, result.label, image, dtype=np.uint8)
     figures = {"changed_outside": result.changed_outside, "seconds": round(result.seconds, 3)}
     if np.isfinite(result.local_ssim):
         figures["local_ssim"] = round(result.local_ssim, 4)
@@ -206,13 +209,13 @@ def write_edit(
     with contextlib.ExitStack() as stack:
         record_part = stack.enter_context(whole_file(record))
         hashes = {}
-        for path, (array, like, dtype) in values.items():
+        for path, write in writers.items():
             part = stack.enter_context(whole_file(path))
-            write_picture(array, like, part, dtype=dtype)
+            write(part)
             hashes[path.name] = content_hash(part)
         text = json.dumps({"record": result.record, "figures": figures, **details, "files": [*hashes], "sha256": hashes}, indent=2)
         record_part.write_text(text + "\n", encoding="utf-8")
-    return [*values, record]
+    return [*writers, record]
 
 
 def settings_as_json(settings: EditSettings) -> dict[str, Any]:

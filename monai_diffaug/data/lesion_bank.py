@@ -33,6 +33,7 @@ from monai_diffaug.files.whole_file import whole_file
 from monai_diffaug.geometry.grids import affine_of, check_finite, check_grid, check_image, plain
 from monai_diffaug.geometry.roi import Roi, crop
 from monai_diffaug.geometry.slices import slice_plane, to_slices, touched
+from monai_diffaug.masks.labels import voxels_of
 from monai_diffaug.models.registry import ModelSpec
 
 __all__ = ["LesionBank", "Nearest", "load_lesion_bank"]
@@ -153,7 +154,7 @@ class LesionBank:
                     raise KeyError(f"sample {index} has no {key!r} (it has {', '.join(map(str, sample))})")
             label = plain(sample[label_key])
             try:
-                lesions = _parts(sample[image_key], label > 0 if label_value is None else label == label_value, plane, window)
+                lesions = _parts(sample[image_key], voxels_of(label, label_value), plane, window)
             except ValueError as error:
                 raise type(error)(f"sample {index}: {error}") from error
             parts += lesions

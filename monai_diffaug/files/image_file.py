@@ -261,7 +261,7 @@ def require_same_grid(image: Picture, other: Picture, role: str) -> None:
             )
 
 
-def write_picture(values: NDArray[Any], like: Picture, path: Path, *, dtype: Any = None) -> None:
+def write_picture(values: NDArray[Any], like: Picture, path: Path, *, dtype: Any = None, as_stored: bool = False) -> None:
     """Write on the grid of ``like``, with its header and stored type; voxels with unchanged values are stored bit-identically.
 
     Args:
@@ -269,6 +269,7 @@ def write_picture(values: NDArray[Any], like: Picture, path: Path, *, dtype: Any
         like: image with the grid, header and type of the file.
         path: with the suffix ``output_suffix(like)``.
         dtype: another stored type, unscaled, e.g. uint8 for a mask; then ``values`` may have one channel.
+        as_stored: ``values`` are the stored numbers, before scaling, in the stored type.
 
     Raises:
         GridMismatchError: ``values`` are not on the grid.
@@ -276,7 +277,7 @@ def write_picture(values: NDArray[Any], like: Picture, path: Path, *, dtype: Any
     """
     if tuple(values.shape[1:]) != like.shape:
         raise GridMismatchError(f"values {values.shape[1:]} are not on the grid {like.shape} of {like.path.name}")
-    stored = _to_stored(values, like) if dtype is None else _cast(values, np.dtype(dtype))
+    stored = values if as_stored else _cast(values, np.dtype(dtype)) if dtype is not None else _to_stored(values, like)
     suffix = suffix_of(path)
     with whole_file(path) as part:
         if suffix in NIFTI_SUFFIXES:

@@ -1,4 +1,4 @@
-"""PNG, JPEG, BMP and TIFF as they are seen: rows first, without transparency, palettes as the colours (or class ids) they stand for."""
+"""Read PNG, JPEG, BMP and TIFF in display orientation: rows first, without transparency, palettes as colours or as class ids."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ TO_COLOUR = {**WITHOUT_ALPHA, "P": "RGB", "PA": "RGB", "CMYK": "RGB", "YCbCr": "
 
 
 def visible_colours(picture: Any) -> Any:
-    """A PIL picture as grey or RGB, where it is another colour model."""
+    """Convert a PIL picture of another colour model to grey or RGB."""
     return picture.convert(TO_COLOUR[picture.mode]) if picture.mode in TO_COLOUR else picture
 
 
 def class_ids(picture: Any) -> Any:
-    """A PIL picture without transparency, which is no class; the indices of a palette are the ids."""
+    """Drop the transparency of a PIL picture, which is no class; the indices of a palette are the ids."""
     return picture.convert(WITHOUT_ALPHA[picture.mode]) if picture.mode in WITHOUT_ALPHA else picture
 
 
 class UprightPictureReader(PILReader):
-    """MONAI's reader, rows first as the embedded models were trained; TIFF of one page too, which ITK would give transposed.
+    """MONAI's ``PILReader`` with rows first, as the embedded models were trained; also for single-page TIFF, which ITK transposes.
 
     Args:
         converter: ``visible_colours`` for images, ``class_ids`` for labels.

@@ -25,6 +25,7 @@ from monai_diffaug.geometry.slices import from_slices, slab_of, slice_plane, to_
 from monai_diffaug.geometry.squares import squares_of
 from monai_diffaug.geometry.window import Window, window_of
 from monai_diffaug.masks.boxes import connected_components
+from monai_diffaug.masks.labels import voxels_of
 from monai_diffaug.models.registry import shared_model, spec_of
 from monai_diffaug.models.validator import load_validator
 from monai_diffaug.sampling.seeding import slice_generators
@@ -260,7 +261,7 @@ def labelled_elsewhere(label: NdarrayOrTensor | None, mask: NdarrayOrTensor, val
     """
     if label is None or value == 0 or tuple(getattr(label, "shape", ())) != (1, *mask.shape[1:]):
         return None
-    is_value = plain(label) == value
+    is_value = voxels_of(plain(label), value)
     region = plain(mask).to(is_value.device).ne(0).any(0, keepdim=True)
     return is_value & ~region if bool(is_value[region].all()) else None
 

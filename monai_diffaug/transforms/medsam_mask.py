@@ -18,6 +18,7 @@ from torch import Tensor
 from monai_diffaug.geometry.grids import affine_of, check_finite, check_grid, check_image, plain
 from monai_diffaug.geometry.slices import from_slices, slice_plane, to_slices
 from monai_diffaug.masks.boxes import Box, box_around, connected_components, enlarged
+from monai_diffaug.masks.labels import voxels_of
 from monai_diffaug.models.medsam import MedSAM, load_medsam
 from monai_diffaug.models.registry import shared_model, spec_of
 from monai_diffaug.transforms.seeded import SeededTransform
@@ -180,7 +181,7 @@ class MedSAMMask(SeededTransform):
         if label is None:
             return None
         values = plain(label)
-        chosen = values > 0 if self.label_value is None else values == self.label_value
+        chosen = voxels_of(values, self.label_value)
         target: Tensor = chosen.any(0, keepdim=True).to(volume.device)
         if len(values) > 1 and bool(target.all()):
             raise ValueError(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from monai_diffaug.masks.labels import check_label_value, paint_label
+from monai_diffaug.masks.labels import check_label_value, class_ids, paint_label, voxels_of
 
 
 def test_the_class_id_replaces_the_label() -> None:
@@ -36,3 +36,53 @@ def test_voxels_outside_the_mask_and_the_original_label_are_not_changed() -> Non
     painted = paint_label(label, mask, 99)
     assert painted[0, 2, 1] == 99 and label[0, 2, 1] == 7 and int((painted != label).sum()) == 1
     assert torch.equal(paint_label(label, torch.zeros(1, 5, 3), 99), label)
+
+
+@pytest.mark.parametrize(("dtype", "value"), [(torch.bool, 2), (torch.float16, 2049), (torch.float32, 2**24 + 1), (torch.bfloat16, 257)])
+def test_a_value_that_a_dtype_would_round_is_refused(dtype: torch.dtype, value: int) -> None:
+    with pytest.raises(ValueError, match=f"label_value {value} does not fit"):
+        check_label_value(dtype, value)
+    check_label_value(dtype, 1)
+
+
+@pytest.mark.parametrize("value", [-1, 257, 256])
+def test_a_uint8_label_is_never_equal_to_a_value_it_cannot_hold(value: int) -> None:
+    label = torch.tensor([255, 1, 0], dtype=torch.uint8)
+    with pytest.raises(ValueError, match=f"label_value {value} does not fit the label's dtype torch.uint8"):
+        voxels_of(label, value)
+
+
+DTYPES = [torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32, torch.uint32, torch.int64, torch.float32]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_voxels_of_a_class_are_those_with_its_id(dtype: torch.dtype) -> None:
+    label = torch.tensor([0, 1, 2, 2]).to(dtype)
+    assert voxels_of(label, 2).tolist() == [False, False, True, True]
+    assert voxels_of(label, 7).tolist() == [False] * 4
+    assert voxels_of(label, None).tolist() == [False, True, True, True]
+
+
+def test_unknown_voxels_of_a_signed_label_are_no_class_above_zero() -> None:
+    label = torch.tensor([-1, 0, 3], dtype=torch.int16)
+    assert voxels_of(label, None).tolist() == [False, False, True] and voxels_of(label, -1).tolist() == [True, False, False]
+
+
+def test_ids_above_the_precision_of_float32_are_told_apart() -> None:
+    label = torch.tensor([614454277, 614454272], dtype=torch.int32)
+    assert voxels_of(label, 614454277).tolist() == [True, False]
+
+
+def test_floats_that_are_almost_class_ids_are_those_classes() -> None:
+    label = torch.tensor([0.0, 2.9999992, 3.0009, -1.0000001, 1e-7])
+    assert class_ids(label).tolist() == [0, 3, 3, -1, 0]
+    assert voxels_of(label, 3).tolist() == [False, True, True, False, False]
+    assert not voxels_of(label, None)[4]
+
+
+@pytest.mark.parametrize("fraction", [0.5, 0.998, float("nan"), float("inf")])
+def test_a_fractional_label_is_refused_with_the_number_of_voxels(fraction: float) -> None:
+    label = torch.tensor([0.0, fraction, fraction, 1.0])
+    for value in (None, 1):
+        with pytest.raises(ValueError, match=r"2 voxels that are no whole number.*lazy=False"):
+            voxels_of(label, value)
