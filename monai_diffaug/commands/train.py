@@ -1,4 +1,4 @@
-"""``monai-diffaug train RECIPE``: train a model on the images of a datalist, from given or from random weights."""
+"""``monai-diffaug train RECIPE``: train a model on the images of a datalist, from trained or from random weights."""
 
 from __future__ import annotations
 

@@ -23,9 +23,9 @@ LONGEST_STEP_S = 10.0
 
 
 class Budget:
-    """Steps and running time spent so far, and the progress of a run that is given either number of minutes or of steps.
+    """Steps and running time spent so far, and the progress of a run whose length is a number of minutes or of steps.
 
-    A finished run goes on when it is given more of them. The time in which the machine was suspended counts as 10 s at most.
+    A finished run can be resumed with a greater length. The time in which the machine was suspended counts as 10 s at most.
     """
 
     def __init__(self, minutes: float | None = None, steps: int | None = None) -> None:

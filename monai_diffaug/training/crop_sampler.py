@@ -1,4 +1,4 @@
-"""Draw training crops: lesions under their own masks and normal tissue under free shapes, all data sets equally often."""
+"""Draw training crops: lesions under their masks and normal tissue under free shapes, all data sets equally often."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ class CropSampler:
         return None
 
     def _tissue_of(self, chosen: LabelledSlice) -> NDArray[np.bool_]:
-        """Where normal tissue can be repainted: not in the dark surround, not near anything labelled."""
+        """Mask of the tissue that can be repainted: not the dark surround, nothing near a label."""
         key = (id(chosen.stored), id(chosen.labelled))
         if key not in self._tissue:
             self._tissue[key] = normal_tissue((chosen.image.amax(0).numpy() + 1) / 2, chosen.labelled)

@@ -23,7 +23,7 @@ def square_around(
     """A square that shows a mask, somewhere near its middle.
 
     Args:
-        rng: draws the side, unless it is given, then the place.
+        rng: draws the side, unless ``side_px`` fixes it, then the place.
         mask: (H, W), not empty.
         longest_px: upper bound of the drawn side; a mask that is longer than this is still shown whole.
         side_px: fixed side; a side shorter than the mask's extent shows a part of the mask.
@@ -80,7 +80,7 @@ def cut_square(
 
 
 def grown(mask: Tensor, radius_px: int) -> Tensor:
-    """Dilate a mask (1, h, w) in {0, 1} by a square of the given radius."""
+    """Dilate a mask (1, h, w) in {0, 1} by a square of this radius."""
     dilated: Tensor = F.max_pool2d(mask[None], 2 * radius_px + 1, 1, radius_px)[0]
     return dilated
 

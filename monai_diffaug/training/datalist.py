@@ -1,4 +1,4 @@
-"""Read a MONAI datalist: images, labels and the words for what they show; the user's own and that of the embedded models alike."""
+"""Read a MONAI datalist: images, labels and the words for them; the same for users' data and for those of the embedded models."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Entry:
 
 
 def mask_of(ids: Tensor, values: LabelValues) -> Tensor:
-    """Bool mask, in the shape of the class ids, of the given label values.
+    """Bool mask, in the shape of the class ids, of some label values.
 
     >>> mask_of(torch.tensor([0, 1, 2, 3]), (1, 2))
     tensor([False,  True,  True, False])

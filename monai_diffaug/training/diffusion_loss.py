@@ -17,7 +17,7 @@ MIN_SNR_GAMMA = 5.0
 
 
 class EncodedCrops(NamedTuple):
-    """N crops as the UNet is given them."""
+    """N crops as input of the UNet."""
 
     latents: Tensor  # (N, 4, h, w) scaled latents of the crops
     mask: Tensor  # (N, 1, h, w) in {0, 1}, the part to repaint

@@ -194,7 +194,7 @@ def _resume(record: _Record) -> None:
     except (RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise TrainingInputError(
-            f"{record.state} does not fit this run ({reason}); use --restart to begin anew, or another --out"
+            f"{record.state} does not fit this run ({reason}); use --restart to start again, or another --out"
         ) from error
 
 
@@ -230,7 +230,7 @@ def fine_tune(trainee: Trainee, settings: FineTuneSettings, out: Path | str) -> 
         record = _Record(trainee, trained, {"trained": trained, "ema": ema, "optimizer": optimizer, "spent": spent}, settings, folder)
         _resume(record)
     if not alike(spent.steps, device):
-        raise TrainingInputError(f"{out} must be on a disk that all processes see: the run to go on with is not in every one's")
+        raise TrainingInputError(f"{out} must be on a disk that all processes see: not every process finds the run to resume")
     same_weights(list(trained))
     progress = first_process_value(spent.progress(), device)
     stopped, recent = 0, 0.0

@@ -56,13 +56,13 @@ def test_an_unknown_prediction_type_is_refused():
 def test_a_perfect_prediction_has_no_loss_and_another_has(random_inpainter, kind):
     model = load_inpainter(ModelSpec("inpainter", random_inpainter), torch.device("cpu"))
     model.scheduler = diffusers.DDIMScheduler.from_config({**model.scheduler.config, "prediction_type": kind})
-    given, noise, steps = crops(), torch.randn(2, 4, 16, 16), torch.tensor([10, 900])
+    encoded, noise, steps = crops(), torch.randn(2, 4, 16, 16), torch.tensor([10, 900])
     process = forward_process(model.scheduler)
-    perfect = {"v_prediction": process.get_velocity(given.latents, noise, steps), "epsilon": noise, "sample": given.latents}[kind]
+    perfect = {"v_prediction": process.get_velocity(encoded.latents, noise, steps), "epsilon": noise, "sample": encoded.latents}[kind]
     context = torch.zeros(2, 1, 8)
 
     def loss(answer: torch.Tensor) -> float:
-        return float(denoising_loss(model, lambda latents, timestep, context: answer, given, context, steps, noise))
+        return float(denoising_loss(model, lambda latents, timestep, context: answer, encoded, context, steps, noise))
 
     assert loss(perfect) == 0 and loss(perfect + 0.1) > 0
 
@@ -70,17 +70,17 @@ def test_a_perfect_prediction_has_no_loss_and_another_has(random_inpainter, kind
 @pytest.mark.parametrize("sampler", ["EulerDiscreteScheduler", "PNDMScheduler"])
 def test_the_noising_does_not_depend_on_the_sampler_that_the_folder_names(random_inpainter, sampler):
     model = load_inpainter(ModelSpec("inpainter", random_inpainter), torch.device("cpu"))
-    seen, steps, noise = [], torch.tensor([0, 999]), torch.randn(2, 4, 16, 16)
+    inputs, steps, noise = [], torch.tensor([0, 999]), torch.randn(2, 4, 16, 16)
 
     def denoise(latents, timestep, context):
-        seen.append(latents)
+        inputs.append(latents)
         return latents[:, :4]
 
     config = model.scheduler.config
     for name in ("DDIMScheduler", sampler):
         model.scheduler = getattr(diffusers, name).from_config(config)
         denoising_loss(model, denoise, crops(), torch.zeros(2, 1, 8), steps, noise)
-    assert torch.equal(seen[0], seen[1]) and seen[0].shape == (2, 9, 16, 16)
+    assert torch.equal(inputs[0], inputs[1]) and inputs[0].shape == (2, 9, 16, 16)
 
 
 def test_the_masked_latents_are_those_of_the_greyed_out_crop(random_inpainter, random_inpainter_4ch):

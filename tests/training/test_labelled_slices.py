@@ -33,10 +33,10 @@ def test_pictures_stay_upright_and_uint8_keeps_its_full_range(tmp_path):
     label[:5] = 1
     Image.fromarray(image).save(tmp_path / "i.png")
     Image.fromarray(label).save(tmp_path / "l.png")
-    (found,) = load_slices([Entry(tmp_path / "i.png", tmp_path / "l.png", {ANY_VALUE: "mass"}, "ct", "brain")])
-    assert found.image.shape == (1, 20, 30) and found.lesion.shape == (20, 30)
-    assert found.image[0, 1, 1] == 1 and found.image[0, 10, 1] == -1
-    assert found.lesion[:5].all() and not found.lesion[5:].any()
+    (chosen,) = load_slices([Entry(tmp_path / "i.png", tmp_path / "l.png", {ANY_VALUE: "mass"}, "ct", "brain")])
+    assert chosen.image.shape == (1, 20, 30) and chosen.lesion.shape == (20, 30)
+    assert chosen.image[0, 1, 1] == 1 and chosen.image[0, 10, 1] == -1
+    assert chosen.lesion[:5].all() and not chosen.lesion[5:].any()
 
 
 def test_a_volume_gives_the_slices_that_the_label_touches_in_the_anatomical_plane(tmp_path):
@@ -54,9 +54,9 @@ def test_each_label_value_and_each_part_is_a_lesion_of_its_own(tmp_path):
     label[38, 38] = 2  # a speck
     Image.fromarray(np.full((40, 40), 99, np.uint8)).save(tmp_path / "i.png")
     Image.fromarray(label).save(tmp_path / "l.png")
-    found = load_slices([Entry(tmp_path / "i.png", tmp_path / "l.png", {(1,): "cyst", (2,): "mass"}, "ct", "brain")])
-    assert sorted((s.finding, int(s.lesion.sum())) for s in found) == [("cyst", 64), ("cyst", 100), ("mass", 100)]
-    assert all(s.labelled.sum() == 265 for s in found)
+    slices = load_slices([Entry(tmp_path / "i.png", tmp_path / "l.png", {(1,): "cyst", (2,): "mass"}, "ct", "brain")])
+    assert sorted((s.finding, int(s.lesion.sum())) for s in slices) == [("cyst", 64), ("cyst", 100), ("mass", 100)]
+    assert all(s.labelled.sum() == 265 for s in slices)
 
 
 def test_normal_images_have_no_lesion(datalist):
@@ -118,23 +118,23 @@ def disc_picture(mode="L"):
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "1"])
 def test_the_transparency_of_a_label_is_no_class(tmp_path, mode):
-    (found,) = load_slices([write_pair(tmp_path, disc_picture(), disc_picture(mode))])
-    assert found.lesion.sum() == 140
+    (chosen,) = load_slices([write_pair(tmp_path, disc_picture(), disc_picture(mode))])
+    assert chosen.lesion.sum() == 140
 
 
 def test_a_palette_is_seen_in_its_colours_and_read_as_class_ids(tmp_path):
     picture = Image.fromarray(np.where(np.asarray(disc_picture()) > 0, 1, 0).astype(np.uint8), "P")
     picture.putpalette([0, 0, 0, 255, 0, 0])
-    (found,) = load_slices([write_pair(tmp_path, picture, picture)])
-    assert found.image[:, 5, 25].tolist() == [1, -1, -1] and found.lesion.sum() == 140
+    (chosen,) = load_slices([write_pair(tmp_path, picture, picture)])
+    assert chosen.image[:, 5, 25].tolist() == [1, -1, -1] and chosen.lesion.sum() == 140
 
 
 @pytest.mark.parametrize("suffix", ["tif", "tiff", "bmp"])
 def test_other_pictures_are_upright_too(tmp_path, suffix):
     disc_picture().save(tmp_path / f"i.{suffix}")
     disc_picture().save(tmp_path / "l.png")
-    (found,) = load_slices([Entry(tmp_path / f"i.{suffix}", tmp_path / "l.png", {ANY_VALUE: "mass"}, "ct", "brain")])
-    assert found.image.shape == (1, 30, 40) and bool((found.image[0, found.lesion] == 1).all())
+    (chosen,) = load_slices([Entry(tmp_path / f"i.{suffix}", tmp_path / "l.png", {ANY_VALUE: "mass"}, "ct", "brain")])
+    assert chosen.image.shape == (1, 30, 40) and bool((chosen.image[0, chosen.lesion] == 1).all())
 
 
 @pytest.mark.parametrize("channels", [2, 4])
@@ -168,8 +168,8 @@ def test_slices_of_specks_do_not_take_the_place_of_a_lesion(tmp_path):
     label[5, 5], label[8:14, 8:14, 2] = 1, 1
     for name, volume in (("i", np.random.RandomState(0).rand(20, 20, 40).astype(np.float32)), ("l", label)):
         nib.save(nib.Nifti1Image(volume, np.eye(4)), tmp_path / f"{name}.nii.gz")
-    (found,) = load_slices([Entry(tmp_path / "i.nii.gz", tmp_path / "l.nii.gz", {ANY_VALUE: "mass"}, "ct", "brain")])
-    assert found.lesion.sum() == 36
+    (chosen,) = load_slices([Entry(tmp_path / "i.nii.gz", tmp_path / "l.nii.gz", {ANY_VALUE: "mass"}, "ct", "brain")])
+    assert chosen.lesion.sum() == 36
 
 
 STORED = {
@@ -190,10 +190,10 @@ def test_slices_are_kept_in_few_bytes_and_shown_as_the_whole_volume_would_be(tmp
     values = values.astype(kind) if kind[0] == "f" else values.round().astype(kind)
     values.flat[0] = 251 if kind == "uint8" else 3000.5 if kind[0] == "f" else 3000
     nib.save(nib.Nifti1Image(values, np.diag([1.0, 1, 2, 1])), entry.image)
-    found = load_slices([entry], window=window)
+    slices = load_slices([entry], window=window)
     whole = torch.from_numpy(values.astype(np.int32) if kind == "uint16" else values)
     shown = window_of(whole, window).to_model(whole)
-    for chosen in (found[0], found[-1]):
+    for chosen in (slices[0], slices[-1]):
         position = int(chosen.name.rpartition(" ")[2])
         expected = shown[:, :, position].flip(0, 1).T
         assert torch.equal(chosen.image[0], expected) and chosen.image.dtype == torch.float32
@@ -223,8 +223,8 @@ def test_a_lesion_between_many_slices_of_specks_is_found(tmp_path):
     label[8:14, 8:14, 50] = 1
     for name, volume in (("i", np.random.RandomState(0).rand(32, 32, 100).astype(np.float32)), ("l", label)):
         nib.save(nib.Nifti1Image(volume, np.eye(4)), tmp_path / f"{name}.nii.gz")
-    (found,) = load_slices([Entry(tmp_path / "i.nii.gz", tmp_path / "l.nii.gz", {ANY_VALUE: "mass"}, "ct", "brain")])
-    assert found.lesion.sum() == 36
+    (chosen,) = load_slices([Entry(tmp_path / "i.nii.gz", tmp_path / "l.nii.gz", {ANY_VALUE: "mass"}, "ct", "brain")])
+    assert chosen.lesion.sum() == 36
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "JPEG"])
@@ -232,8 +232,8 @@ def test_the_specks_that_jpeg_leaves_around_an_outline_are_no_lesion(tmp_path, s
     disc = np.hypot(*(np.indices((80, 80)) - 40)) < 15
     Image.fromarray((255 * disc).astype(np.uint8)).save(tmp_path / f"l.{suffix}", format="JPEG", quality=75)
     disc_picture().resize((80, 80)).save(tmp_path / "i.png")
-    (found,) = load_slices([Entry(tmp_path / "i.png", tmp_path / f"l.{suffix}", {ANY_VALUE: "polyp"}, "endoscopy", "colon")])
-    assert np.array_equal(found.lesion, disc) and np.array_equal(found.labelled, disc)
+    (chosen,) = load_slices([Entry(tmp_path / "i.png", tmp_path / f"l.{suffix}", {ANY_VALUE: "polyp"}, "endoscopy", "colon")])
+    assert np.array_equal(chosen.lesion, disc) and np.array_equal(chosen.labelled, disc)
 
 
 def test_all_labels_without_a_lesion_are_named_at_once(tmp_path):

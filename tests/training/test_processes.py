@@ -32,7 +32,7 @@ class Toy:
     name, rate = "toy", 0.1
 
     def __init__(self, rank):
-        self.rank, self.seeds, self.seen, self.calls = rank, [], [], []
+        self.rank, self.seeds, self.progress, self.calls = rank, [], [], []
         self.network = nn.ParameterDict({"shared": nn.Parameter(torch.full((1,), float(rank))), "first_only": nn.Parameter(torch.zeros(1))})
         self.modules = {"network": self.network}
 
@@ -40,7 +40,7 @@ class Toy:
         self.seeds.append(seed)
 
     def loss(self, progress):
-        self.seen.append(progress)
+        self.progress.append(progress)
         loss = (self.network["shared"] - (1.0, 3.0)[self.rank]).square().sum()
         return loss + (self.network["first_only"] - 1).square().sum() if self.rank == 0 else loss
 
@@ -58,9 +58,9 @@ with joined("cpu"):
         fine_tune(toy, FineTuneSettings(minutes=None, steps=steps, pictures=0), out)
     short = Toy(rank)
     fine_tune(short, FineTuneSettings(minutes=0.01, pictures=0), out / "short")
-    told = {"weights": [float(toy.network[name].detach()) for name in ("shared", "first_only")]}
-    told |= {"calls": toy.calls, "seeds": toy.seeds, "clock": short.seen}
-    (out / f"rank{rank}.json").write_text(json.dumps(told))
+    results = {"weights": [float(toy.network[name].detach()) for name in ("shared", "first_only")]}
+    results |= {"calls": toy.calls, "seeds": toy.seeds, "clock": short.progress}
+    (out / f"rank{rank}.json").write_text(json.dumps(results))
 """
 
 FAILING = """
@@ -100,7 +100,7 @@ class Fails:
     def write(self, folder):
         self.fail("write", 0)
 
-out, told = Path(sys.argv[1]), {}
+out, results = Path(sys.argv[1]), {}
 with joined("cpu"):
     rank = process_rank()
     for at in ("reseed", "loss", "draw", "write", "settings", "disk"):
@@ -109,8 +109,8 @@ with joined("cpu"):
         try:
             fine_tune(Fails(rank, at), FineTuneSettings(minutes=None, steps=4, pictures=0, seed=int(at == "settings")), folder)
         except Exception as error:
-            told[at] = f"{type(error).__name__}: {error}"
-    (out / f"failed{rank}.json").write_text(json.dumps(told))
+            results[at] = f"{type(error).__name__}: {error}"
+    (out / f"failed{rank}.json").write_text(json.dumps(results))
 """
 
 
@@ -124,8 +124,8 @@ def run_two(script: str, folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory):
-    """What each process told, and the folder."""
+def results(tmp_path_factory):
+    """The results of each process, and the folder."""
     folder = tmp_path_factory.mktemp("two")
     run_two(SCRIPT, folder)
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)], folder
@@ -154,8 +154,8 @@ class Both:
         pass
 
 
-def test_both_processes_end_with_the_weights_of_one_that_sees_all_data(told, tmp_path):
-    (first, second), _ = told
+def test_both_processes_end_with_the_weights_of_one_that_sees_all_data(results, tmp_path):
+    (first, second), _ = results
     assert first["weights"] == second["weights"]
     toy = Both()
     for steps in (20, 30):
@@ -163,8 +163,8 @@ def test_both_processes_end_with_the_weights_of_one_that_sees_all_data(told, tmp
     assert first["weights"] == pytest.approx([float(toy.shared.detach()), float(toy.other.detach())], abs=1e-6)
 
 
-def test_one_process_writes_and_draws(told):
-    (first, second), folder = told
+def test_one_process_writes_and_draws(results):
+    (first, second), folder = results
     assert first["calls"] == ["draw", "write"] and second["calls"] == []
     lines = [json.loads(line) for line in (folder / "training/log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 25]
@@ -172,13 +172,13 @@ def test_one_process_writes_and_draws(told):
     assert settings["steps"] == 30
 
 
-def test_each_process_draws_crops_of_its_own_and_new_ones_when_it_goes_on(told):
-    (first, second), _ = told
+def test_each_process_draws_other_crops_and_new_ones_when_the_run_is_resumed(results):
+    (first, second), _ = results
     assert first["seeds"] == [20] and second["seeds"] == [20 + 1_000_003]
 
 
-def test_the_first_process_holds_the_clock(told):
-    (first, second), _ = told
+def test_the_progress_is_that_of_the_first_process(results):
+    (first, second), _ = results
     assert first["clock"] == second["clock"] and len(first["clock"]) > 1
 
 

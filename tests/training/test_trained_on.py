@@ -22,9 +22,9 @@ BOTH = [make(0), make(1, "metastasis")]
 
 
 def test_it_says_what_is_trained_on():
-    told = trained_on([*BOTH, replace(make(2, "normal tissue"), lesion=np.zeros((12, 10), bool))])
-    assert told.pop("data").startswith("2 lesions, 1 normal slices, ")
-    assert told == {
+    description = trained_on([*BOTH, replace(make(2, "normal tissue"), lesion=np.zeros((12, 10), bool))])
+    assert description.pop("data").startswith("2 lesions, 1 normal slices, ")
+    assert description == {
         "plane": "axial",
         "window": [0.0, 500.0],
         "words": "ct, abdomen, cyst; ct, abdomen, metastasis; ct, abdomen, normal tissue",
@@ -42,8 +42,8 @@ def test_one_other_pixel_counts(pick):
     array = getattr(BOTH[0], pick)
     other = array.clone() if pick == "stored" else array.copy()
     other[..., 3, 4] = 1 - other[..., 3, 4] if pick == "stored" else ~other[3, 4]
-    told, before = trained_on([replace(BOTH[0], **{pick: other}), BOTH[1]]), trained_on(BOTH)
-    assert told.pop("data") != before.pop("data") and told == before
+    description, before = trained_on([replace(BOTH[0], **{pick: other}), BOTH[1]]), trained_on(BOTH)
+    assert description.pop("data") != before.pop("data") and description == before
 
 
 def test_a_word_counts_and_so_does_which_lesion_it_belongs_to():
@@ -61,8 +61,8 @@ def test_an_image_listed_twice_is_drawn_twice_and_counts():
     assert trained_on([*BOTH, BOTH[0]])["data"] != trained_on(BOTH)["data"]
 
 
-def test_windows_of_their_own_and_many_captions_are_told_in_short():
+def test_different_windows_and_many_captions_are_described_in_short():
     many = [replace(make(k), prompt=f"words {k}", window=Window(k, 500.0)) for k in range(5)]
-    told = trained_on(many)
-    assert told["window"] == "of each image" and told["words"].startswith("5 captions ")
-    assert trained_on([*many[:4], replace(many[4], prompt="other words")])["words"] != told["words"]
+    description = trained_on(many)
+    assert description["window"] == "of each image" and description["words"].startswith("5 captions ")
+    assert trained_on([*many[:4], replace(many[4], prompt="other words")])["words"] != description["words"]

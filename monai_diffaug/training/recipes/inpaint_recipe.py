@@ -37,7 +37,7 @@ RATES = {(True, False): 2e-4, (False, False): 1e-5, (True, True): 2e-3, (False, 
 
 
 class InpaintRecipe(Recipe):
-    r"""Train UNet, and text encoder where told, of a diffusers inpainting model on crops of the images.
+    r"""Train the UNet, and optionally the text encoder, of a diffusers inpainting model on crops of the images.
 
     The loss is ``lesion_weighted_loss``: min-SNR weighted (Hang et al., ICCV 2023) and twice as large under the mask. A tenth of the
     captions is empty, for classifier-free guidance (Ho and Salimans, 2022). Fresh weights have the embedded architecture: v-prediction

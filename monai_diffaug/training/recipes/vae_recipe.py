@@ -26,7 +26,7 @@ SCALE_BATCHES, SCALE_BATCH_SIZE = 8, 32
 
 
 def load_vae(source: str) -> Any:
-    """Load a diffusers AutoencoderKL: "tiny", its own folder, or the folder or hub id of an inpainter.
+    """Load a diffusers AutoencoderKL: "tiny", its folder, or the folder or hub id of an inpainter.
 
     Raises:
         ModelSourceError: no autoencoder there.
