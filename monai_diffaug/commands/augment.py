@@ -24,7 +24,6 @@ from monai_diffaug.commands.arguments import (
     strength,
     window,
 )
-from monai_diffaug.commands.result_places import check_result_places
 from monai_diffaug.files.whole_file import content_hash, locked_folder
 
 
@@ -191,6 +190,8 @@ def _names(options: argparse.Namespace) -> list[str]:
 
 
 def _check_places(options: argparse.Namespace, image_sha256: str, names: Sequence[str] = ()) -> None:
+    from monai_diffaug.commands.result_places import check_result_places
+
     others = [file for file in (options.label, options.mask) if file is not None]
     check_result_places(options.out, names or _names(options), options.image, image_sha256, others=others, overwrite=options.overwrite)
 

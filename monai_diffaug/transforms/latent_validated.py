@@ -87,9 +87,7 @@ class LatentValidated(RandomizableTransform, MapTransform, Described):
 
     >>> import torch
     >>> from monai_diffaug import DiffusionLocalInpaintd
-    >>> mask = torch.zeros(1, 64, 64)
-    >>> mask[:, 24:40, 24:40] = 1
-    >>> sample = {"image": torch.rand(1, 64, 64), "mask": mask, "prompt": "CT of liver, cyst"}
+    >>> sample = {"image": torch.rand(1, 64, 64), "mask": torch.ones(1, 64, 64), "prompt": "CT of liver, cyst"}
     >>> edit = LatentValidated("image", inpaint=DiffusionLocalInpaintd("image", num_inference_steps=1), on_reject="retry", max_tries=2)
     >>> record = edit.set_random_state(seed=0)(sample)["image_diffaug"]
     >>> record["accepted"], record["tries"], edit.statistics["rejected"]
