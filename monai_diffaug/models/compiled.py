@@ -13,12 +13,9 @@ RECOMPILATIONS = 64  # each width of a block recompiles one code object; after d
 
 
 def compile_regions(network: nn.Module) -> int:
-    """Compile the transformer and residual blocks of a diffusers network with ``torch.compile``, in place; weights keep their names.
+    """Compile the transformer and residual blocks of a diffusers network with ``torch.compile``, in place; returns their number.
 
-    The first call with each shape compiles for seconds to minutes; later calls are faster.
-
-    Returns:
-        Number of blocks.
+    Weights keep their names. The first call with each shape compiles for seconds to minutes; later calls are faster.
 
     Raises:
         RuntimeError: there is no C++ compiler, which TorchInductor needs.

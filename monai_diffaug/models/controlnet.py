@@ -22,7 +22,7 @@ SHARED_SHAPE = ("block_out_channels", "layers_per_block", "cross_attention_dim",
 
 
 def build_controlnet(unet: Any, factor: int, *, widths: Sequence[int] = EMBEDDING_WIDTHS, in_channels: int | None = None) -> Any:
-    """Build a ControlNet with the UNet's encoder weights and zero outputs: before training it does not change the UNet's output.
+    """Build a diffusers ControlNetModel with the UNet's encoder weights and zero outputs: untrained, it does not change the output.
 
     Args:
         unet: diffusers UNet2DConditionModel with 9 or 4 input channels.
@@ -30,9 +30,6 @@ def build_controlnet(unet: Any, factor: int, *, widths: Sequence[int] = EMBEDDIN
         widths: channels of the control image's embedding; the first log2(factor) + 1 are used.
         in_channels: the UNet's (default), or 4: the network gets the latents but neither mask nor masked image, as in diffusers'
             inpainting pipeline.
-
-    Returns:
-        diffusers ControlNetModel.
 
     Raises:
         ValueError: a factor that is not a power of two or that needs more widths, or other input channels.

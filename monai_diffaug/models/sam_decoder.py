@@ -20,10 +20,7 @@ def decode_boxes(sam: Sam, embeddings: Tensor, sparse: Tensor, dense: Tensor) ->
     first of its four masks is computed, the one that it would return.
 
     Args:
-        sam: the networks.
-        embeddings: (B, E, g, g) of the images.
-        sparse: (B, T, E) prompt tokens.
-        dense: (B, E, g, g) mask prompts.
+        sam, embeddings, sparse, dense: networks, (B, E, g, g) of the images, (B, T, E) prompt tokens, (B, E, g, g) mask prompts.
 
     Returns:
         Logits (B, 1, 4g, 4g) and predicted IoU (B, 1).

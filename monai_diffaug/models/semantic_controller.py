@@ -172,12 +172,9 @@ class SemanticDenoiser:
 
 
 def build_semantic_model(inpainter: Inpainter, *, encoder: str = "tiny", grid: int = 16) -> SemanticModel:
-    """An untrained controller and adapter for an inpainter.
+    """An untrained controller and adapter for an inpainter, with ``grid`` patches per side.
 
-    Args:
-        inpainter: its cross-attentions and text states define the widths.
-        encoder: source of the MedSAM whose features are predicted.
-        grid: patches per side.
+    They predict features of the MedSAM with the source ``encoder``.
     """
     features = _features(encoder, grid, inpainter.device)
     config = SemanticConfig(

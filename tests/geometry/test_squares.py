@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from monai_diffaug.edit import repaint
+from monai_diffaug.edit import denoise
 from monai_diffaug.edit.options import InpaintOptions, Noise, SoftEdge
 from monai_diffaug.geometry.roi import roi_around
 from monai_diffaug.geometry.slices import slice_plane, to_slices, touched
@@ -149,6 +149,6 @@ def test_two_places_of_a_real_x_ray_come_back_sharper_than_from_one_square(real_
         return [Square(row, roi_around(masks[row, 0], size, context), size, masks[row, 0]) for row in rows]
 
     apart = error()
-    monkeypatch.setattr(repaint, "squares_of", one_square)
+    monkeypatch.setattr(denoise, "squares_of", one_square)
     together = error()
     assert apart < 0.8 * together, f"grey levels: {apart:.2f} apart, {together:.2f} together"
