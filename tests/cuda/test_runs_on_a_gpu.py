@@ -15,10 +15,9 @@ from monai_diffaug.models.medsam import load_medsam
 from monai_diffaug.models.registry import ModelSpec
 from monai_diffaug.studies.speed import timed_models as benchmark_models
 from monai_diffaug.studies.speed.inpainting_speed import gates_of
-from monai_diffaug.studies.speed.official_medsam import official_masks
-from monai_diffaug.studies.speed.speed_settings import EditSettings
-from monai_diffaug.studies.speed.timed_volumes import make_volume
-from monai_diffaug.studies.speed.timing import stopwatch
+from monai_diffaug.studies.speed.medsam_speed import official_masks
+from monai_diffaug.studies.speed.time_and_memory import stopwatch
+from monai_diffaug.studies.speed.timed_edits import EditSettings, make_volume
 from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaint
 from tests.cuda.edits import GPU, OTHER, loaded, picture
 from tests.pretend_cuda import Gpu
@@ -27,17 +26,17 @@ from tests.pretend_cuda import Gpu
 def test_a_recorded_call_waits_for_nothing_and_records_on_its_own_gpu(gpu: Gpu, random_inpainter: str) -> None:
     for where in (GPU, OTHER):
         model = loaded(random_inpainter, where)
-        given = torch.zeros(2, 9, 16, 16, device=where), torch.tensor(5, device=where), model.encode_text(["a", "b"])
+        arguments = torch.zeros(2, 9, 16, 16, device=where), torch.tensor(5, device=where), model.encode_text(["a", "b"])
         with torch.no_grad(), torch.autocast("cuda"):
-            assert torch.equal(GraphedDenoiser(model.denoise)(*given).cpu(), model.denoise(*given).cpu())
+            assert torch.equal(GraphedDenoiser(model.denoise)(*arguments).cpu(), model.denoise(*arguments).cpu())
     assert [graph["device"] for graph in gpu.graphs] == [0, 1]
     assert all(graph["mode"] == "thread_local" and not graph["autocast"] for graph in gpu.graphs)
 
 
 def test_a_call_that_reads_a_value_is_not_recorded(gpu: Gpu, caplog: pytest.LogCaptureFixture) -> None:
     graphed = GraphedDenoiser(lambda latents, timestep, context: latents * float(timestep))
-    given = torch.ones(2, 4, 8, 8, device=GPU), torch.tensor(3.0, device=GPU), torch.ones(2, 1, 1, device=GPU)
-    assert float(graphed(*given).mean()) == 3.0
+    arguments = torch.ones(2, 4, 8, 8, device=GPU), torch.tensor(3.0, device=GPU), torch.ones(2, 1, 1, device=GPU)
+    assert float(graphed(*arguments).mean()) == 3.0
     assert "not permitted when stream is capturing" in caplog.text
 
 
