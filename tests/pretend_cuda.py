@@ -10,7 +10,7 @@ two torch modes read and write the labels, and raise where CUDA would:
 * while a graph is being captured, whatever waits for the GPU or copies from ordinary memory.
 
 What it cannot show: numbers that differ on a GPU (TF32, the order of sums), kernels that are missing for other reasons, memory, races
-between streams, NCCL, pinned memory, the casts of CUDA's autocast, and threads or processes beside the one that entered it.
+between streams, NCCL, pinned memory, the casts of CUDA's autocast, and threads or processes other than the one that entered it.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ CPU = torch.device("cpu")
 FREE_BYTES = 8 * 2**30
 ANY_DEVICES = {"copy_", "_to_copy", "set_data", "is_same_size"}
 INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index", "_unsafe_index_put"}
-WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "unique_consecutive", "_unique2", "unique_dim", "equal", "is_nonzero"}
+WAITING = {"_local_scalar_dense", "nonzero", "mrequested_select", "unique_consecutive", "_unique2", "unique_dim", "equal", "is_nonzero"}
 FLOATS_ONLY = ("convolution", "mm", "addmm", "bmm", "baddbmm", "max_pool2d", "avg_pool2d", "adaptive_", "upsample_bi", "_upsample_bi")
 
 GETTERS = {name: getattr(Tensor, name).__get__ for name in ("device", "is_cuda", "is_cpu")}
-ASKED = {*GETTERS.values(), Tensor.get_device, Tensor.numpy, Tensor.__array__, Tensor.pin_memory, Tensor.to, Tensor.cpu, Tensor.cuda}
-ASKED.add(Tensor.__deepcopy__)
+READS_DEVICE = {*GETTERS.values(), Tensor.get_device, Tensor.numpy, Tensor.__array__, Tensor.pin_memory, Tensor.to, Tensor.cpu, Tensor.cuda}
+READS_DEVICE.add(Tensor.__deepcopy__)
 
 _labels: dict[int, tuple[StorageWeakRef, torch.device]] = {}  # the weak reference keeps an address from being used again
 
@@ -174,7 +174,7 @@ class _Interface(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in ASKED and args and isinstance(args[0], Tensor):
+        if func in READS_DEVICE and args and isinstance(args[0], Tensor):
             own = args[0]
             here = device_of(own)
             if func in (GETTERS["device"], GETTERS["is_cuda"], GETTERS["is_cpu"]):
@@ -199,10 +199,10 @@ class _Interface(TorchFunctionMode):
 
     def _made(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Anything that is given ``device=``: done on the CPU and labelled."""
-        asked = kwargs["device"]
-        if asked is None or isinstance(asked, bool):
+        requested = kwargs["device"]
+        if requested is None or isinstance(requested, bool):
             return func(*args, **kwargs)
-        device = _device(asked)
+        device = _device(requested)
         if device.type == "meta":
             return func(*args, **kwargs)
         if func in (torch.as_tensor, torch.asarray) and isinstance(args[0], Tensor):
@@ -218,17 +218,17 @@ class _Interface(TorchFunctionMode):
         return made
 
     def _to(self, func: Any, own: Tensor, rest: Any, kwargs: dict[str, Any]) -> Tensor:
-        asked = kwargs.pop("device", None)
+        requested = kwargs.pop("device", None)
         kept = {name: value for name, value in kwargs.items() if name in ("dtype", "memory_format", "copy") and value is not None}
         for value in rest:
             if isinstance(value, Tensor):
-                asked, kept["dtype"] = device_of(value), value.dtype
+                requested, kept["dtype"] = device_of(value), value.dtype
             elif isinstance(value, torch.dtype):
                 kept["dtype"] = value
             elif isinstance(value, (str, torch.device)) or (isinstance(value, int) and not isinstance(value, bool)):
-                asked = value
+                requested = value
         cast = func(own, **{"dtype": own.dtype, **kept})
-        return cast if asked is None else self._moved(cast, _device(asked))
+        return cast if requested is None else self._moved(cast, _device(requested))
 
     def _moved(self, tensor: Tensor, device: torch.device) -> Tensor:
         if device.type == "meta":
@@ -251,8 +251,11 @@ def pretended_gpus(count: int = 1) -> Iterator[Gpu]:
     """Within the block there are ``count`` GPUs."""
     gpu = Gpu()
     kernels = _Kernels(gpu)
-    unasked = mock.patch.object(torch.optim.Optimizer, "_accelerator_graph_capture_health_check", lambda optimizer: None)  # asks the driver
-    with mock.patch.multiple(torch.cuda, **_module_of(gpu, count)), unasked, kernels, _Interface(kernels):
+    # the health check calls the driver
+    no_health_check = mock.patch.object(
+        torch.optim.Optimizer, "_accelerator_graph_capture_health_check", lambda optimizer: None
+    )  # asks the driver
+    with mock.patch.multiple(torch.cuda, **_module_of(gpu, count)), no_health_check, kernels, _Interface(kernels):
         yield gpu
     for address in [address for address, (reference, _) in _labels.items() if reference.expired()]:
         del _labels[address]

@@ -16,7 +16,7 @@ MOST_PARAMETERS = 18
 OPTIONAL = ("diffusers", "segment_anything", "transformers")
 
 
-def test_importing_the_package_imports_no_model_library_of_its_own() -> None:
+def test_importing_the_package_imports_no_optional_model_library() -> None:
     """MONAI imports some of them where they are installed, so they are made unimportable first."""
     code = (
         "import sys\n"

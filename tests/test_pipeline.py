@@ -9,13 +9,15 @@ from monai.data import list_data_collate
 from monai.transforms import Compose
 
 from monai_diffaug import DiffusionLocalInpaintd, LatentValidated, MedSAMMaskd, TextPromptd
-from monai_diffaug.training.embedded.datasets import load_samples
+from monai_diffaug.training.datalist import read_datalist
+from monai_diffaug.training.read_entry import read_entry
 
 
 @pytest.fixture(scope="module")
-def lesion(real_data) -> dict[str, np.ndarray]:
-    sample = next(s for s in load_samples("breast_ultrasound", "validation") if (s.label == 2).sum() > 1500)
-    return {"image": sample.image[None, ..., 0], "label": (sample.label > 0).astype(np.uint8)[None]}
+def lesion(packed) -> dict[str, np.ndarray]:
+    contents = map(read_entry, read_datalist(packed("breast_ultrasound"), section="validation"))
+    content = next(c for c in contents if (c.ids == 2).sum() > 1500)
+    return {"image": content.image.numpy(), "label": (content.ids > 0).numpy().astype(np.uint8)}
 
 
 def augmentation(**validator: object) -> Compose:
@@ -46,12 +48,12 @@ def test_a_rejected_sample_is_put_back_whole(lesion) -> None:
     assert not [key for key in result if str(key).endswith("_original")]
 
 
-def test_retry_paints_anew_with_other_seeds_and_accepted_and_rejected_samples_collate(lesion) -> None:
+def test_retry_paints_again_with_other_seeds_and_accepted_and_rejected_samples_collate(lesion) -> None:
     mask = {**lesion, "mask": lesion["label"], "prompt": "ultrasound of breast, malignant mass"}
-    seen = []
+    sums = []
 
     def never_found(images: torch.Tensor) -> torch.Tensor:
-        seen.append(float(images.sum()))
+        sums.append(float(images.sum()))
         return torch.zeros_like(images[:, :1])
 
     transform = LatentValidated(
@@ -63,7 +65,7 @@ def test_retry_paints_anew_with_other_seeds_and_accepted_and_rejected_samples_co
         model=never_found,
     )
     rejected = transform(mask)
-    assert len(seen) == 2 and seen[0] != seen[1]
+    assert len(sums) == 2 and sums[0] != sums[1]
     assert rejected["image_diffaug"]["tries"] == 2 and rejected["image_diffaug"]["accepted"] is False
     untouched = LatentValidated("image", inpaint=DiffusionLocalInpaintd("image"), prob=0.0)(mask)
     assert list_data_collate([rejected, untouched])["image_diffaug"]["tries"].tolist() == [2, 0]

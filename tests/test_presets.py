@@ -78,7 +78,7 @@ def test_diffaug_paints_clear_of_the_lesion_that_is_there_and_counts_its_tries(r
     assert torch.equal(result["image"], sample()["image"]) and torch.equal(result["label"], sample()["label"])
 
 
-def test_emit_diff_makes_the_whole_slice_anew_and_keeps_the_label(random_inpainter, controlnet) -> None:
+def test_emit_diff_repaints_the_whole_slice_and_keeps_the_label(random_inpainter, controlnet) -> None:
     preset = presets.emit_diff(
         modality="ultrasound", model=random_inpainter, control=ControlNet(controlnet), num_inference_steps=2, prob=1.0
     )
@@ -87,7 +87,7 @@ def test_emit_diff_makes_the_whole_slice_anew_and_keeps_the_label(random_inpaint
     assert torch.equal(result["label"], sample()["label"]) and "edges" not in result
 
 
-def test_emit_diff_runs_at_the_strength_that_was_asked_for(random_inpainter, controlnet) -> None:
+def test_emit_diff_runs_at_the_given_strength(random_inpainter, controlnet) -> None:
     moved = []
     for strength in (0.2, 1.0):
         preset = presets.emit_diff(
@@ -104,12 +104,12 @@ def test_emit_diff_runs_at_the_strength_that_was_asked_for(random_inpainter, con
 
 
 @pytest.mark.parametrize("preset", [presets.mila_tmgdiff, presets.medsoft_diffusion])
-def test_an_outline_that_medsam_doubts_is_used_where_the_user_asks_for_it(preset) -> None:
+def test_min_iou_reaches_medsam(preset) -> None:
     assert preset(modality="MRI", min_iou=0.2).transforms[0].masker.gate.min_iou == 0.2
     assert preset(modality="MRI").transforms[0].masker.gate.min_iou == 0.5
 
 
-def test_emit_diff_makes_a_slice_at_its_own_resolution_where_asked(random_inpainter, controlnet) -> None:
+def test_emit_diff_repaints_whole_slices_at_their_own_resolution(random_inpainter, controlnet) -> None:
     larger = {key: value.repeat_interleave(2, -1).repeat_interleave(2, -2) for key, value in sample().items()}  # than the model's 64 px
     results = []
     for whole in (False, True):

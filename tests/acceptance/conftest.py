@@ -18,7 +18,7 @@ PROMPT = "ultrasound of breast, benign mass"
 
 
 class Calls:
-    """How often a function was called, in this process and the ones forked from it, since ``since`` was last asked."""
+    """Number of calls of a function, in this process and the ones forked from it, since the last ``since()``."""
 
     def __init__(self) -> None:
         self._count = multiprocessing.get_context("fork").Value("i", 0)
@@ -37,7 +37,7 @@ class Calls:
         return int(self._count.value)
 
     def since(self) -> int:
-        """Calls since the last time this was asked."""
+        """Calls since the last call of this method."""
         new = self.total - self._told
         self._told = self.total
         return new

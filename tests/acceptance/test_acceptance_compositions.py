@@ -74,10 +74,10 @@ def test_threads_that_share_a_composition_get_what_one_thread_gets(inpaint, samp
 
 @pytest.mark.parametrize("kind", [np.asarray, lambda x: x.as_tensor(), lambda x: x], ids=["numpy", "tensor", "meta tensor"])
 def test_each_kind_of_array_stays_what_it_is(kind, inpaint, sample, was_edited) -> None:
-    given = {key: kind(value) if isinstance(value, torch.Tensor) else value for key, value in sample.items()}
-    result = Compose([inpaint()]).set_random_state(seed=1)(given)
-    assert type(result["image"]) is type(given["image"]) and type(result["label"]) is type(given["label"])
-    assert was_edited(result, given)
+    data = {key: kind(value) if isinstance(value, torch.Tensor) else value for key, value in sample.items()}
+    result = Compose([inpaint()]).set_random_state(seed=1)(data)
+    assert type(result["image"]) is type(data["image"]) and type(result["label"]) is type(data["label"])
+    assert was_edited(result, data)
 
 
 def test_without_track_meta_tensors_stay_plain(inpaint, sample, was_edited) -> None:

@@ -39,7 +39,7 @@ def cached(transform: object, **options: object) -> Compose:
     return Compose([EnsureTyped("image"), CachedRandomd(transform, seed=1, id_key="id", **options)])
 
 
-def test_a_dataset_draws_anew_at_each_access(inpaint, samples, unet_calls) -> None:
+def test_a_dataset_draws_again_at_each_access(inpaint, samples, unet_calls) -> None:
     dataset = Dataset(samples(3), Compose([inpaint()]).set_random_state(seed=1))
     epochs = [bytes_of(dataset) for _ in range(2)]
     assert unet_calls.total == 2 * 3 * STEPS
@@ -75,8 +75,8 @@ def test_a_cache_that_is_not_copied_is_not_written_to(inpaint, samples) -> None:
     dataset = CacheDataset(items, Compose([EnsureTyped("image"), inpaint()]), copy_cache=False, progress=False)
     edited = [dataset[i] for i in range(2)]
     for i, item in enumerate(items):
-        kept = dataset._cache[i]
-        assert all(torch.equal(kept[key], item[key]) for key in ("image", "mask", "label")) and "image_diffaug" not in kept
+        cached = dataset._cache[i]
+        assert all(torch.equal(cached[key], item[key]) for key in ("image", "mask", "label")) and "image_diffaug" not in cached
         assert edited[i]["image_diffaug"]["applied"] and not torch.equal(edited[i]["image"], item["image"])
 
 

@@ -101,7 +101,7 @@ def test_a_validator_that_always_rejects_gives_back_every_original(on_reject, in
     assert transform.statistics == {"accepted": 0, "rejected": 3, "retried": 3 * (tries - 1)}
 
 
-def test_a_dropped_sample_is_an_error_of_its_own(inpaint, sample) -> None:
+def test_a_dropped_sample_raises_its_own_error_class(inpaint, sample) -> None:
     transform = LatentValidated("image", inpaint=inpaint(), model=nothing_found, on_reject="drop")
     with pytest.raises(RuntimeError) as raised:
         Compose([transform])(sample)

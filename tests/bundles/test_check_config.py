@@ -157,8 +157,8 @@ def test_a_validator_that_cannot_restore_is_a_fault(tmp_path: Path) -> None:
     validate = "      - {_target_: LatentValidated, keys: image}\n"
     (fault,) = faults_of(tmp_path, chain(LOAD, MASK, PROMPT, INPAINT, validate))
     assert "LatentValidated: on_reject='original' needs keep_original: true" in fault
-    kept = "      - {_target_: DiffusionLocalInpaintd, keys: image, keep_original: true}\n"
-    assert faults_of(tmp_path, chain(LOAD, MASK, PROMPT, kept, validate)) == []
+    with_originals = "      - {_target_: DiffusionLocalInpaintd, keys: image, keep_original: true}\n"
+    assert faults_of(tmp_path, chain(LOAD, MASK, PROMPT, with_originals, validate)) == []
     assert "the record 'image_diffaug'" in faults_of(tmp_path, chain(LOAD, MASK, validate))[0]
 
 

@@ -35,10 +35,10 @@ assert made[0].inpaint.settings.guidance_scale == 2.5
 for name in names:
     print(name, parser.locator.get_component_module_name(name))
 """
-    found = dict(line.split(" ", 1) for line in run_python(code).splitlines())
-    assert set(found) == set(NAMES)
+    modules = dict(line.split(" ", 1) for line in run_python(code).splitlines())
+    assert set(modules) == set(NAMES)
     # a list of modules would make MONAI warn and take the first
-    assert all(module.startswith("monai_diffaug.transforms.") for module in found.values()), found
+    assert all(module.startswith("monai_diffaug.transforms.") for module in modules.values()), modules
 
 
 @pytest.mark.parametrize("order", [("monai.bundle", "monai_diffaug"), ("monai_diffaug", "monai.bundle")])

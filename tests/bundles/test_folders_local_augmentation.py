@@ -232,8 +232,8 @@ def test_copying_a_bundle_never_overwrites(tmp_path: Path) -> None:
 
 def test_items_hold_no_image_of_the_other_split_and_spread_over_theirs(real_data: Path) -> None:
     train = segmentation_items("breast_ultrasound", "train", str(real_data), limit=9)
-    held = set(held_out_names(real_data))
-    assert len(train) == 9 and not held & {item["image"].meta["filename_or_obj"] for item in train}
+    names = set(held_out_names(real_data))
+    assert len(train) == 9 and not names & {item["image"].meta["filename_or_obj"] for item in train}
     assert {int(item["label"].max()) for item in train} == {0, 1, 2}
     assert all(item["image"].shape == item["label"].shape == (1, 256, 256) and item["image"].dtype == torch.uint8 for item in train)
 

@@ -60,7 +60,7 @@ def inputs(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def tiny_folder_copy(tmp_path: Path) -> Path:
-    """The embedded inpainter in a folder of its own."""
+    """The embedded inpainter in a new folder."""
     return Path(shutil.copytree(tiny_folder("inpainter"), tmp_path / "inpainter"))
 
 

@@ -30,9 +30,9 @@ SCHEDULERS = {
 )
 def test_an_edit_comes_back_where_its_image_was(gpu: Gpu, random_inpainter: str, where: str, device: str | None) -> None:
     image, mask = picture()
-    given = image.numpy() if where == "numpy" else MetaTensor(image, affine=torch.eye(4)).to(where)
-    result = edited(given, mask, random_inpainter, device=device)
-    assert type(result) is type(given) and getattr(result, "device", CPU) == getattr(given, "device", CPU)
+    source = image.numpy() if where == "numpy" else MetaTensor(image, affine=torch.eye(4)).to(where)
+    result = edited(source, mask, random_inpainter, device=device)
+    assert type(result) is type(source) and getattr(result, "device", CPU) == getattr(source, "device", CPU)
     assert torch.equal(on_cpu(result)[:, :2], image[:, :2])
     torch.testing.assert_close(on_cpu(result), edited_on_cpu(image, mask, random_inpainter), **CLOSE)
 

@@ -48,8 +48,8 @@ def test_the_pretence_refuses_what_torchs_fake_tensors_refuse(name: str) -> None
         fake = torch.ones(2, 3, device="cuda"), torch.ones(2, 3)
         expected = refused(lambda: MIXED[name](*fake))
     with pretended_gpus():
-        own = torch.ones(2, 3, device="cuda"), torch.ones(2, 3)
-        assert refused(lambda: MIXED[name](*own)) == expected
+        tensors = torch.ones(2, 3, device="cuda"), torch.ones(2, 3)
+        assert refused(lambda: MIXED[name](*tensors)) == expected
 
 
 @pytest.mark.parametrize(

@@ -92,8 +92,8 @@ def test_a_batch_is_repainted_where_it_is(gpu: Gpu, random_inpainter: str, devic
     result = BatchLocalInpaint(transform, seed=1)(batch)
     assert result["image"].device == result["label"].device == GPU
     torch.testing.assert_close(on_cpu(result["image"]), on_cpu(expected["image"]), **CLOSE)
-    seen, label = PrepareBatchInpaint(BatchLocalInpaint(transform, seed=1))(list_data_collate(items), "cuda", True)
-    assert seen.device == label.device == GPU
+    image_batch, label = PrepareBatchInpaint(BatchLocalInpaint(transform, seed=1))(list_data_collate(items), "cuda", True)
+    assert image_batch.device == label.device == GPU
 
 
 def test_transforms_without_a_model_keep_the_device(gpu: Gpu) -> None:

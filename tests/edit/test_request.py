@@ -52,8 +52,8 @@ def test_an_edit_has_the_type_of_its_input_and_a_painted_label() -> None:
 
 def test_without_an_outcome_the_input_comes_back_with_the_cause_of_an_empty_mask() -> None:
     mask = MetaTensor(MASK * 0, meta={EMPTY_BECAUSE: "no free place was found"})
-    given = request(mask=mask, label=MASK)
-    edit = finish_request(given, Outcome(None, 0, "empty mask"), label_value=1, model="tiny")
+    opened = request(mask=mask, label=MASK)
+    edit = finish_request(opened, Outcome(None, 0, "empty mask"), label_value=1, model="tiny")
     assert edit.image is IMAGE and edit.label is MASK and not edit.record["applied"]
     assert edit.record["reason"] == "empty mask: no free place was found"
 

@@ -62,7 +62,7 @@ def test_a_transform_in_two_parts_gives_the_same_edits_and_records(fast) -> None
     assert {**left.record, "applied": True, "reason": ""} == whole[0].record
 
 
-def test_no_candidate_is_decoded_before_it_is_asked_for(fast, monkeypatch) -> None:
+def test_no_candidate_is_decoded_before_it_is_finished(fast, monkeypatch) -> None:
     decode, decoded = Inpainter.decode, []
     monkeypatch.setattr(Inpainter, "decode", lambda self, z: (decoded.append(len(z)), decode(self, z))[1])
     inpaint = DiffusionLocalInpaint(**fast)

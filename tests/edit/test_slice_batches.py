@@ -31,21 +31,21 @@ def test_batches_are_halved_until_they_fit_and_one_that_never_fits_is_an_error()
 
 
 def test_what_a_call_held_that_ran_out_of_memory_is_free_before_it_is_tried_again() -> None:
-    held: list[weakref.ref[torch.Tensor]] = []
+    references: list[weakref.ref[torch.Tensor]] = []
 
     def scarce(part: slice) -> torch.Tensor:
-        assert all(reference() is None for reference in held)
+        assert all(reference() is None for reference in references)
         large = torch.ones(8)
-        held.append(weakref.ref(large))
+        references.append(weakref.ref(large))
         if part.stop - part.start > 1:
             raise torch.OutOfMemoryError("no memory")
         return large.clone()
 
     in_batches(scarce, 2, 2)
-    assert len(held) == 3
+    assert len(references) == 3
 
 
-def test_batch_sizes_are_as_asked() -> None:
+def test_a_given_batch_size_is_used() -> None:
     assert batch_sizes(load_inpainter(ModelSpec("inpainter", "tiny"), torch.device("cpu")), 64, True, 3) == (3, 3)
 
 

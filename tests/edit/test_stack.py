@@ -22,7 +22,7 @@ def square(mask: Tensor, size: int) -> Square:
 
 
 @pytest.mark.parametrize("soft_width_px", [0.0, 4.0])
-def test_a_lesion_of_three_pixels_survives_beside_a_large_one_far_away(soft_width_px: float) -> None:
+def test_a_lesion_of_three_pixels_survives_next_to_a_large_one_far_away(soft_width_px: float) -> None:
     mask = torch.zeros(1, 512, 512)
     mask[:, 30:90, 30:90] = 1
     mask[:, 470:473, 470:473] = 1
@@ -32,7 +32,7 @@ def test_a_lesion_of_three_pixels_survives_beside_a_large_one_far_away(soft_widt
     assert int(patch.core[0, :40, :40].sum()) == pytest.approx((60 / 512 * SIZE_PX) ** 2, abs=8)
 
 
-def test_what_the_window_hides_stays_beside_the_mask_and_goes_inside_it() -> None:
+def test_intensities_beyond_the_window_stay_around_the_mask_and_go_inside_it() -> None:
     image = torch.full((1, 96, 96), 40.0)
     image[..., 40:] = 1000.0  # bone in a soft tissue window, half of it masked
     mask = torch.zeros(1, 96, 96)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from monai_diffaug.edit import repaint
+from monai_diffaug.edit import denoise
 
 
 class Spied:
@@ -26,13 +26,13 @@ class Spied:
 
 @pytest.fixture
 def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Spied, dict[str, Any]]]:
-    """Each run of the sampler that ``repaint`` starts: the denoiser, spied, and the named arguments."""
-    found: list[tuple[Spied, dict[str, Any]]] = []
-    sample = repaint.inpaint_latents
+    """Each run of the sampler that ``edit.denoise`` starts: the spied denoiser and the named arguments."""
+    calls: list[tuple[Spied, dict[str, Any]]] = []
+    sample = denoise.inpaint_latents
 
-    def spied(denoise: Any, scheduler: Any, **named: Any) -> Tensor:
-        found.append((Spied(denoise), named))
-        return sample(found[-1][0], scheduler, **named)
+    def spied(denoiser: Any, scheduler: Any, **named: Any) -> Tensor:
+        calls.append((Spied(denoiser), named))
+        return sample(calls[-1][0], scheduler, **named)
 
-    monkeypatch.setattr(repaint, "inpaint_latents", spied)
-    return found
+    monkeypatch.setattr(denoise, "inpaint_latents", spied)
+    return calls

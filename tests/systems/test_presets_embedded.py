@@ -38,10 +38,10 @@ def sample() -> dict[str, MetaTensor]:
 
 def check(preset: Compose) -> None:
     before = {key: value.clone() for key, value in sample().items()}
-    given = sample()
-    result = preset.set_random_state(0)(given)
+    data = sample()
+    result = preset.set_random_state(0)(data)
     image, record = result["image"], result["image_diffaug"]
-    assert all(torch.equal(given[key], before[key]) for key in before)
+    assert all(torch.equal(data[key], before[key]) for key in before)
     assert isinstance(image, MetaTensor) and image.dtype == torch.int16 and torch.equal(image.affine, before["image"].affine)
     assert record["tries"] >= 1 and record["applied"] == bool((image != before["image"]).any())
     assert record["applied"] or record["reason"]

@@ -65,9 +65,9 @@ def test_an_organ_that_medsam_outlines_is_where_a_lesion_goes(size: tuple[int, .
     pipeline = Compose([organ, PlaceMaskd("image", region_key="organ", shape="ellipse", size_range=(0.15, 0.3))])
     corner_free = 0
     for seed in range(6):
-        found = pipeline.set_random_state(seed)({"image": normal_image(size), "organs": organs})
-        inside = found["organ"].bool()
-        assert inside.any() and not inside[organs != 2].any() and found["mask"].any() and not found["mask"][~inside].any()
+        output = pipeline.set_random_state(seed)({"image": normal_image(size), "organs": organs})
+        inside = output["organ"].bool()
+        assert inside.any() and not inside[organs != 2].any() and output["mask"].any() and not output["mask"][~inside].any()
         corner_free += int((organs == 2).sum()) > int(inside.sum())
     assert corner_free == 6  # the ellipse, not its box
 
@@ -119,9 +119,9 @@ def test_the_label_is_the_mask_or_what_the_validator_found(random_inpainter) -> 
     mask[:, 30:50, 40:60] = 1
 
     def left_half(images: Tensor) -> Tensor:
-        found = torch.zeros_like(images[:, :1])
-        found[..., : images.shape[-1] // 2] = 1
-        return found
+        output = torch.zeros_like(images[:, :1])
+        output[..., : images.shape[-1] // 2] = 1
+        return output
 
     labels = {}
     for refine in (False, True):
@@ -141,8 +141,8 @@ def test_the_label_is_the_mask_or_what_the_validator_found(random_inpainter) -> 
         assert result["image_diffaug"]["accepted"] and bool((result["label"][:, :5, :5] == 7).all())
         assert transform.statistics == {"accepted": 1, "rejected": 0, "retried": 0}
     assert torch.equal(labels[False] == 3, mask.bool())
-    found = labels[True] == 3
-    assert found[:, 30:50, 40:49].all() and not found[:, 30:50, 51:60].any()
+    output = labels[True] == 3
+    assert output[:, 30:50, 40:49].all() and not output[:, 30:50, 51:60].any()
 
 
 def test_a_retry_paints_with_another_seed_and_three_candidates_are_the_most(random_inpainter) -> None:
@@ -202,13 +202,13 @@ def test_the_validators_loss_is_that_of_the_noise_plus_that_of_z0hat(prediction_
     masks = torch.zeros(3, 1, 64, 64)
     masks[..., 20:40, 16:48] = 1
     z0, images = torch.randn(3, 4, 16, 16), torch.rand(3, 3, 64, 64) * 2 - 1
-    seen: list[tuple[Tensor, Tensor, Tensor]] = []
-    hook = segmenter.register_forward_hook(lambda module, given, answer: seen.append((given[1], given[2], answer)))
+    inputs: list[tuple[Tensor, Tensor, Tensor]] = []
+    hook = segmenter.register_forward_hook(lambda module, given, answer: inputs.append((given[1], given[2], answer)))
     probe = (torch.zeros(1, 4, 3, 3), torch.zeros(1))
     with torch.no_grad():
         loss = validator_loss.validator_loss(segmenter, z0, images, masks, probe, torch.Generator().manual_seed(0))
     hook.remove()
-    ((z_t, timesteps, answer),) = seen
+    ((z_t, timesteps, answer),) = inputs
     ab = segmenter.alphas[timesteps][:, None, None, None]
     noise = (z_t - ab.sqrt() * z0) / (1 - ab).sqrt()
     if prediction_type == "sample":

@@ -81,9 +81,9 @@ def test_the_prediction_follows_text_mask_and_global_token(inpainter, semantic) 
 
 def test_at_guidance_text_and_tokens_are_dropped_together_in_every_step(inpainter, semantic, random_inpainter) -> None:
     unet = semantic.unet_of(inpainter.unet)
-    seen: list[tuple[Tensor, Tensor]] = []
+    inputs: list[tuple[Tensor, Tensor]] = []
     hook = unet.register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append((kwargs["encoder_hidden_states"], kwargs["added_cond_kwargs"]["image_embeds"][0])),
+        lambda module, args, kwargs: inputs.append((kwargs["encoder_hidden_states"], kwargs["added_cond_kwargs"]["image_embeds"][0])),
         with_kwargs=True,
     )
     transform = DiffusionLocalInpaint(
@@ -91,8 +91,8 @@ def test_at_guidance_text_and_tokens_are_dropped_together_in_every_step(inpainte
     )
     assert transform.apply(picture(), region(), PROMPT, seed=1).record["applied"]
     hook.remove()
-    assert len(seen) == 3
-    for context, tokens in seen:
+    assert len(inputs) == 3
+    for context, tokens in inputs:
         assert torch.allclose(context, inpainter.encode_text(["", PROMPT]), atol=1e-6)
         assert len(tokens) == 2 and not tokens[0].any() and bool(tokens[1].any())
 
@@ -108,15 +108,15 @@ def test_training_drops_text_and_tokens_of_the_same_samples(inpainter, semantic)
         hidden=torch.ones(2, count - 1, 1),
         captions=[PROMPT, "CT of brain, haemorrhage"],
     )
-    seen: list[tuple[Tensor, Tensor]] = []
+    inputs: list[tuple[Tensor, Tensor]] = []
     hook = semantic.unet_of(inpainter.unet).register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append((kwargs["encoder_hidden_states"], kwargs["added_cond_kwargs"]["image_embeds"][0])),
+        lambda module, args, kwargs: inputs.append((kwargs["encoder_hidden_states"], kwargs["added_cond_kwargs"]["image_embeds"][0])),
         with_kwargs=True,
     )
     generator = torch.Generator().manual_seed(0)
     semantic_loss.denoising_step(inpainter, semantic, crops, torch.tensor([False, True]), generator)
     hook.remove()
-    ((context, tokens),) = seen
+    ((context, tokens),) = inputs
     assert torch.allclose(context, inpainter.encode_text(["", crops.captions[1]]), atol=1e-6)
     assert not tokens[0].any() and bool(tokens[1].any())
 
@@ -159,10 +159,10 @@ def test_latents_stay_the_noised_original_where_one_minus_m_exceeds_the_share_of
     generator = torch.Generator().manual_seed(0)
     clean, noise = torch.randn(2, 1, 4, 6, 6, generator=generator)
     soft = torch.linspace(0, 1, 36).reshape(1, 1, 6, 6)
-    seen: list[Tensor] = []
+    inputs: list[Tensor] = []
 
     def denoise(latents: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
-        seen.append(latents[:, :4].clone())
+        inputs.append(latents[:, :4].clone())
         return 0.7 * latents[:, :4]
 
     result = inpaint_latents(
@@ -176,12 +176,12 @@ def test_latents_stay_the_noised_original_where_one_minus_m_exceeds_the_share_of
         context=torch.zeros(1, 1, 1),
         num_inference_steps=steps,
     )
-    own = build_scheduler()
-    own.set_timesteps(steps)
-    for i, reached in enumerate([*seen[1:], result]):
-        original = clean if i + 1 == steps else own.add_noise(clean, noise, own.timesteps[i + 1 : i + 2])
-        kept = (reached == original).all(1, keepdim=True)
-        assert torch.equal(kept, 1 - soft > i / steps)
+    reference = build_scheduler()
+    reference.set_timesteps(steps)
+    for i, reached in enumerate([*inputs[1:], result]):
+        original = clean if i + 1 == steps else reference.add_noise(clean, noise, reference.timesteps[i + 1 : i + 2])
+        unchanged = (reached == original).all(1, keepdim=True)
+        assert torch.equal(unchanged, 1 - soft > i / steps)
 
 
 @pytest.mark.parametrize("spacing_mm", [0.4, 1.0, 2.5])

@@ -67,15 +67,15 @@ def test_the_preset_has_the_settings_under_which_the_laws_hold() -> None:
 def test_the_prompt_comes_from_the_transforms_own_random_state_and_stays_in_sample_and_record(random_inpainter) -> None:
     image, label = torch.rand(1, 64, 64) * 80, torch.zeros(1, 64, 64)
     label[:, 20:40, 20:40] = 1
-    found = []
+    prompts = []
     for global_seed in (0, 1):
         np.random.seed(global_seed)
         torch.manual_seed(global_seed)
         preset = presets.mila_tmgdiff(modality="MRI", model=random_inpainter, medsam=CountingMedSAM(), num_inference_steps=1, prob=1.0)
-        found.append(preset.set_random_state(3)({"image": image, "label": label}))
-    assert found[0]["prompt"] == found[1]["prompt"] == found[0]["image_diffaug"]["prompt"]
-    assert found[0]["prompt"].startswith("MRI of ") and found[0]["prompt"].count(",") >= 1
-    assert torch.equal(found[0]["image"], found[1]["image"])
+        prompts.append(preset.set_random_state(3)({"image": image, "label": label}))
+    assert prompts[0]["prompt"] == prompts[1]["prompt"] == prompts[0]["image_diffaug"]["prompt"]
+    assert prompts[0]["prompt"].startswith("MRI of ") and prompts[0]["prompt"].count(",") >= 1
+    assert torch.equal(prompts[0]["image"], prompts[1]["image"])
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.6])
@@ -86,10 +86,10 @@ def test_outside_the_mask_every_step_holds_the_original_at_its_noise_level_with_
     mask = torch.zeros(1, 1, 12, 12)
     mask[..., 3:8, 4:9] = 1
     scheduler = build_scheduler()
-    seen: list[tuple[Tensor, Tensor]] = []
+    calls: list[tuple[Tensor, Tensor]] = []
 
     def denoise(latents: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
-        seen.append((latents.clone(), timestep))
+        calls.append((latents.clone(), timestep))
         return 0.3 * latents
 
     noise = local_noise(eps, eta, scale_g=1.0, mask=mask)
@@ -97,10 +97,10 @@ def test_outside_the_mask_every_step_holds_the_original_at_its_noise_level_with_
         denoise, scheduler, clean=clean, noise=noise, mask=mask, context=torch.zeros(1, 1, 1), num_inference_steps=5, strength=strength
     )
     outside = (mask == 0).expand_as(clean)
-    assert len(seen) == (5 if strength == 1 else 3)
-    for latents, timestep in seen:
+    assert len(calls) == (5 if strength == 1 else 3)
+    for latents, timestep in calls:
         expected = scheduler.add_noise(clean, eps, timestep[None])
         assert torch.allclose(latents[outside], expected[outside], atol=1e-5)
-    start, first = seen[0]
+    start, first = calls[0]
     assert torch.allclose(start[~outside], scheduler.add_noise(clean, eta, first[None])[~outside], atol=1e-5)
     assert torch.equal(result[outside], clean[outside])

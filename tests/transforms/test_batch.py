@@ -48,7 +48,7 @@ def model_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return calls
 
 
-def test_a_batch_costs_one_model_call_a_step(inpaint, model_calls) -> None:
+def test_a_batch_costs_one_model_call_per_step(inpaint, model_calls) -> None:
     BatchLocalInpaint(inpaint(guidance_scale=1.0), seed=1)(list_data_collate([sample(i) for i in range(5)]))
     assert model_calls == [5, 5]
 
@@ -153,15 +153,15 @@ def test_prompt_mixes_reach_the_model_as_without_a_batch(inpaint) -> None:
 def test_control_images_are_handed_on(inpaint, monkeypatch) -> None:
     transform = inpaint(options=InpaintOptions(control=ControlNet(key="edges")))
     samples = [{**sample(i), "edges": torch.full((1, 40, 44), float(i))} for i in range(2)]
-    seen: list[Tensor] = []
+    shown: list[Tensor] = []
 
     def untouched(images, masks, prompts, labels, controls, *, seeds):
-        seen.extend(controls)
-        return [Edit(image, None, transform.inpaint.untouched(PROMPT, "seen")) for image in images]
+        shown.extend(controls)
+        return [Edit(image, None, transform.inpaint.untouched(PROMPT, "shown")) for image in images]
 
     monkeypatch.setattr(transform.inpaint, "apply_batch", untouched)
     BatchLocalInpaint(transform, seed=1)(list_data_collate(samples))
-    assert [float(control.mean()) for control in seen] == [0.0, 1.0]
+    assert [float(control.mean()) for control in shown] == [0.0, 1.0]
 
 
 def test_faults_of_the_batch_are_named(inpaint) -> None:
@@ -199,7 +199,7 @@ def test_a_supervised_trainer_trains_on_it(inpaint, model_calls) -> None:
 
     network = torch.nn.Conv2d(1, 1, 3, padding=1)
     before = network.weight.detach().clone()
-    seen = []
+    applied = []
     trainer = SupervisedTrainer(
         device=torch.device("cpu"),
         max_epochs=2,
@@ -208,8 +208,8 @@ def test_a_supervised_trainer_trains_on_it(inpaint, model_calls) -> None:
         optimizer=torch.optim.SGD(network.parameters(), 1e-6),
         loss_function=lambda prediction, label: ((prediction - label) ** 2).mean(),
         prepare_batch=PrepareBatchInpaint(BatchLocalInpaint(inpaint(guidance_scale=1.0), seed=1)),
-        postprocessing=lambda item: seen.append(item["image_diffaug"]["applied"]) or item,
+        postprocessing=lambda item: applied.append(item["image_diffaug"]["applied"]) or item,
     )
     trainer.run()
-    assert model_calls == [4, 4] * 2 and seen == [True] * 8
+    assert model_calls == [4, 4] * 2 and applied == [True] * 8
     assert not torch.equal(network.weight, before)

@@ -91,7 +91,7 @@ def test_the_wrapped_transform_is_never_changed() -> None:
     assert pickle.dumps(inner) == before
 
 
-def test_a_copy_shares_the_counts_and_a_pickle_starts_anew() -> None:
+def test_a_copy_shares_the_counts_and_a_pickle_starts_again() -> None:
     transform = CachedRandomd(noise(), seed=1, id_key="id")
     first = transform(items()[0])["image"]
     assert not torch.equal(deepcopy(transform)(items()[0])["image"], first)
@@ -129,19 +129,19 @@ def smart_rounds(replace_workers: int) -> list[bytes]:
     transform = Compose([EnsureTyped("image"), CachedRandomd(noise(), seed=1, id_key="id")])
     workers = {"num_replace_workers": replace_workers, "num_init_workers": replace_workers}
     dataset = SmartCacheDataset(items(), transform, replace_rate=0.5, cache_num=6, progress=False, **workers)
-    seen = []
+    results = []
     dataset.start()
     for _ in range(8):
-        seen += [dataset[i]["image"].numpy().tobytes() for i in range(6)]
+        results += [dataset[i]["image"].numpy().tobytes() for i in range(6)]
         dataset.update_cache()
     dataset.shutdown()
-    return seen
+    return results
 
 
 def test_smart_cache_gives_the_same_images_for_one_and_four_replace_workers_and_new_ones_on_the_way() -> None:
     one, four = smart_rounds(1), smart_rounds(4)
     assert one == four
-    assert len(set(one)) > 20  # 10 items, each drawn anew whenever it comes back
+    assert len(set(one)) > 20  # 10 items, each drawn again whenever it comes back
 
 
 @pytest.mark.parametrize("value", ["case-0", 7, np.int64(7), Path("a/b.nii.gz"), torch.tensor(7), np.array([7])])
@@ -211,10 +211,10 @@ def test_what_was_not_triggered_is_inverted_too_and_the_given_image_gets_no_trac
     sample = transform({"image": image, "id": 0})
     back = Invertd("pred", transform, orig_keys="image")({**sample, "pred": sample["image"].clone()})["pred"]
     assert torch.equal(back.as_tensor(), image)
-    given = MetaTensor(image)
+    original = MetaTensor(image)
     for _ in range(2):
-        assert len(cached({"image": given, "id": 0})["image"].applied_operations) > 0
-    assert given.applied_operations == []
+        assert len(cached({"image": original, "id": 0})["image"].applied_operations) > 0
+    assert original.applied_operations == []
 
 
 def test_an_image_that_the_wrapped_transform_does_not_know_is_handed_on_by_reference() -> None:

@@ -46,8 +46,8 @@ def test_a_volume_is_taken_slice_by_slice_and_keeps_its_meta_data() -> None:
     edges = out["edges"]
     assert isinstance(edges, MetaTensor) and edges.dtype == torch.float32 and edges.shape == (1, 24, 30, 5)
     assert torch.equal(edges.affine, image.affine) and torch.equal(out["image"], before)
-    seen = ((image.as_tensor() + 100) / 400)[..., 2]
-    assert torch.equal(edges.as_tensor()[..., 2], control_image(seen[None], mask.as_tensor()[None, ..., 2])[0])
+    windowed = ((image.as_tensor() + 100) / 400)[..., 2]
+    assert torch.equal(edges.as_tensor()[..., 2], control_image(windowed[None], mask.as_tensor()[None, ..., 2])[0])
     assert not edges.isnan().any() and edges.min() >= 0 and edges.max() == 1
 
 

@@ -20,7 +20,7 @@ def edited():
     return torch.where(disc() > 0, NEW, flat((1, 64, 64)))
 
 
-def test_an_edit_that_is_found_where_it_was_asked_for_is_accepted():
+def test_an_edit_that_is_found_inside_its_mask_is_accepted():
     verdict = LatentValidate(bright, window=(0, 1), options=Validator(context=2.0))(edited(), disc(), flat((1, 64, 64)))
     assert verdict.accepted and verdict.reason == ""
     assert verdict.score > 0.95 and verdict.coverage > 0.95 and verdict.change == pytest.approx(NEW - OLD, abs=1e-5)
@@ -31,7 +31,7 @@ def test_an_edit_that_is_not_found_is_rejected_with_the_reason():
     assert not verdict.accepted and verdict.score == 0 and "found nothing" in verdict.reason
 
 
-def test_a_prediction_beside_the_mask_counts_as_false_positive_only_beyond_the_rim():
+def test_a_prediction_next_to_the_mask_counts_as_false_positive_only_beyond_the_rim():
     mask, painted = disc(radius=12), disc(radius=14)
     image = torch.where(painted > 0, NEW, flat(mask.shape))
     strict = LatentValidate(bright, window=(0, 1), options=Validator(rim=0.0))(image, mask)
@@ -118,9 +118,9 @@ def test_lesions_far_apart_are_judged_at_the_resolution_that_each_would_be_judge
         image, spots = torch.stack([flat((1, 256, 256)), image], -1), tuple(torch.stack([spot * 0, spot], -1) for spot in spots)
 
     def central(images):
-        held = bright(images)
-        middle = held[..., 60:68, 60:68].flatten(1).any(1)
-        return held * middle[:, None, None, None]
+        prediction = bright(images)
+        middle = prediction[..., 60:68, 60:68].flatten(1).any(1)
+        return prediction * middle[:, None, None, None]
 
     judge = LatentValidate(central, window=(0, 1))
     alone = [judge(image, spot) for spot in spots]
@@ -134,11 +134,11 @@ def test_lesions_far_apart_are_judged_at_the_resolution_that_each_would_be_judge
 def test_what_is_found_beyond_the_dilated_box_is_no_false_positive():
     mask = disc(radius=6)
     near, far = flat(mask.shape), flat(mask.shape)
-    near[:, 29:35, 40:43] = NEW  # two pixels beside the mask: in its box of 13 pixels enlarged by 4 on each side
+    near[:, 29:35, 40:43] = NEW  # two pixels next to the mask: in its box of 13 pixels enlarged by 4 on each side
     far[:, 29:35, 46:49] = NEW
     judge = LatentValidate(bright, window=(0, 1), options=Validator(rim=0.0, box_margin=0.3, context=3.0))
-    beside, beyond = (judge(torch.where(mask > 0, NEW, image), mask).false_positive for image in (near, far))
-    assert beside > 0.05 and beyond < 0.05
+    near_share, far_share = (judge(torch.where(mask > 0, NEW, image), mask).false_positive for image in (near, far))
+    assert near_share > 0.05 and far_share < 0.05
 
 
 @pytest.mark.skipif(

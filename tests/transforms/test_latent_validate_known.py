@@ -1,4 +1,4 @@
-"""Findings that were there before the edit, beside the mask: neither found nor false."""
+"""Pre-existing findings next to the mask: neither hits nor false positives."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from monai.transforms.transform import MapTransform, RandomizableTransform
 from monai_diffaug.edit.record import DiffAugRecord
 from monai_diffaug.edit.validation_options import Validator
 from monai_diffaug.errors import GridMismatchError
-from monai_diffaug.training.embedded.datasets import load_samples
 from monai_diffaug.transforms.latent_validate import LatentValidate, labelled_elsewhere
 from monai_diffaug.transforms.latent_validated import LatentValidated
 from tests.transforms.judged import NEW, OLD, bright, disc
@@ -22,8 +21,8 @@ def generous(images):
     return torch.nn.functional.max_pool2d(bright(images), 11, 1, 5)
 
 
-MASK, BESIDE = disc(centre=(32, 26), radius=8), disc(centre=(32, 41), radius=5)  # one dark pixel lies between them
-SPECK = disc(centre=(24, 34), radius=2)  # bright, and nobody's
+MASK, NEIGHBOUR = disc(centre=(32, 26), radius=8), disc(centre=(32, 41), radius=5)  # one dark pixel lies between them
+SPECK = disc(centre=(24, 34), radius=2)  # bright, in no finding
 
 
 def picture(*lesions):
@@ -39,17 +38,17 @@ def judge(segmenter=bright, min_dice=0.7, **options):
     return LatentValidate(segmenter, min_dice, window=(0, 1), options=Validator(**{**whole, **options}))
 
 
-def test_a_known_finding_beside_the_mask_is_neither_found_nor_false():
+def test_a_known_finding_next_to_the_mask_is_neither_hit_nor_false_positive():
     alone = judge()(picture(MASK), MASK)
-    without = judge()(picture(MASK, BESIDE), MASK)
-    told = judge()(picture(MASK, BESIDE), MASK, known=BESIDE)
+    without = judge()(picture(MASK, NEIGHBOUR), MASK)
+    told = judge()(picture(MASK, NEIGHBOUR), MASK, known=NEIGHBOUR)
     assert alone.accepted and not without.accepted and "false positives" in without.reason and without.score < alone.score - 0.1
     assert told.accepted and told.false_positive == 0
     assert told.score == alone.score and told.coverage == alone.coverage and torch.equal(told.predicted, alone.predicted)
 
 
 @pytest.mark.parametrize("known", [torch.zeros_like(MASK), MASK, disc(centre=(2, 2), radius=1)])
-def test_a_label_with_nothing_beside_the_mask_in_its_crop_changes_no_bit_of_a_verdict(known):
+def test_a_label_with_nothing_next_to_the_mask_in_its_crop_changes_no_bit_of_a_verdict(known):
     class Noisy:
         size_px = 64
 
@@ -61,24 +60,24 @@ def test_a_label_with_nothing_beside_the_mask_in_its_crop_changes_no_bit_of_a_ve
     assert (plain.score, plain.coverage, plain.false_positive) == (told.score, told.coverage, told.false_positive)
 
 
-def test_an_outline_of_the_known_finding_that_is_met_roughly_is_its_own_all_the_same():
-    mask, beside = disc(centre=(32, 20), radius=8), disc(centre=(32, 46), radius=8)
-    image = picture(beside)
+def test_a_rough_prediction_of_the_known_finding_belongs_to_it():
+    mask, neighbour = disc(centre=(32, 20), radius=8), disc(centre=(32, 46), radius=8)
+    image = picture(neighbour)
 
     def rough(images):  # the mask to the pixel, the known finding far too large
         return torch.maximum(generous(images), mask)
 
     options = {"rim": 0.03, "box_margin": 2.0}  # a band of two pixels
-    told = judge(rough, **options)(image, mask, known=beside)
+    told = judge(rough, **options)(image, mask, known=neighbour)
     assert judge(rough, **options)(image, mask).false_positive > 0.5
     assert told.accepted and told.score == 1 and told.false_positive == 0
 
 
 def test_a_false_positive_that_is_on_no_known_finding_counts_as_ever():
     false = picture(MASK, SPECK)
-    plain, told = judge()(false, MASK), judge()(picture(MASK, SPECK, BESIDE), MASK, known=BESIDE)
+    plain, told = judge()(false, MASK), judge()(picture(MASK, SPECK, NEIGHBOUR), MASK, known=NEIGHBOUR)
     assert 0 < told.false_positive == plain.false_positive and told.score == plain.score
-    everything = judge(lambda images: torch.ones_like(images[:, :1]))(false, MASK, known=BESIDE)
+    everything = judge(lambda images: torch.ones_like(images[:, :1]))(false, MASK, known=NEIGHBOUR)
     assert not everything.accepted and everything.false_positive > 0.5
 
 
@@ -99,7 +98,7 @@ def test_no_pixel_of_the_mask_is_lost_to_a_known_finding_that_shares_it_in_a_sma
 
 
 def test_a_lesion_that_was_not_painted_is_not_found_in_the_known_one():
-    verdict = judge()(picture(BESIDE), MASK, known=BESIDE)
+    verdict = judge()(picture(NEIGHBOUR), MASK, known=NEIGHBOUR)
     assert not verdict.accepted and verdict.score == 0 and "found nothing" in verdict.reason
 
 
@@ -112,7 +111,7 @@ def test_known_findings_of_a_volume_are_those_of_each_slice_in_the_plane_of_its_
     affine = torch.tensor([[0.0, 1, 0, 0], [0, 0, 1, 0], [1, 0, 0, 0], [0, 0, 0, 1]])  # first voxel axis is superior
     mask, known = torch.zeros(1, 6, 64, 64), torch.zeros(1, 6, 64, 64)
     mask[:, 2:4] = MASK
-    known[:, 3] = BESIDE
+    known[:, 3] = NEIGHBOUR
     image = torch.where(mask + known > 0, NEW, OLD)
     verdicts = [judge()(MetaTensor(image, affine=affine), mask, known=given) for given in (known, known.flip(1), None)]
     assert [verdict.accepted for verdict in verdicts] == [True, False, False]
@@ -123,8 +122,8 @@ def test_known_findings_of_a_volume_are_those_of_each_slice_in_the_plane_of_its_
 def test_what_was_labelled_is_the_edits_value_outside_the_mask(kind):
     label = kind(np.array([[[1, 2, 2, 0]]], np.uint8))
     mask = kind(np.array([[[0, 0, 1, 0]]], np.uint16 if kind is np.asarray else np.uint8))
-    found = labelled_elsewhere(label, mask, 2)
-    assert found is not None and found.tolist() == [[[False, True, False, False]]]
+    elsewhere = labelled_elsewhere(label, mask, 2)
+    assert elsewhere is not None and elsewhere.tolist() == [[[False, True, False, False]]]
 
 
 def test_nothing_was_labelled_where_the_label_does_not_say_so():
@@ -151,21 +150,21 @@ class Paints(RandomizableTransform, MapTransform):
 
 
 def sample(value=1):
-    return {"image": picture(BESIDE), "mask": MASK, "label": BESIDE.to(torch.uint8) * value}
+    return {"image": picture(NEIGHBOUR), "mask": MASK, "label": NEIGHBOUR.to(torch.uint8) * value}
 
 
-def test_a_second_lesion_is_accepted_beside_one_that_the_label_knows():
+def test_a_second_lesion_is_accepted_next_to_one_that_the_label_knows():
     options = {"model": judge(), "inpaint": Paints(), "on_reject": "retry"}
     told = LatentValidated("image", label_key="label", **options)(sample())
     assert told["image_diffaug"]["accepted"] and told["image_diffaug"]["tries"] == 1
-    assert torch.equal(told["label"] > 0, (MASK + BESIDE) > 0)
+    assert torch.equal(told["label"] > 0, (MASK + NEIGHBOUR) > 0)
     without = LatentValidated("image", **options)(sample())
     assert not without["image_diffaug"]["accepted"] and "false positives" in without["image_diffaug"]["reason"]
 
 
 def test_an_organ_that_has_the_default_value_hides_no_false_positive():
     """The finding is 2 and painted so, but the validator was not told: what it knows is what it knew without the label."""
-    data = {**sample(2), "label": torch.where(BESIDE > 0, 2, 1).to(torch.uint8)}
+    data = {**sample(2), "label": torch.where(NEIGHBOUR > 0, 2, 1).to(torch.uint8)}
     records = [
         LatentValidated("image", label_key="label", model=judge(), inpaint=Paints(2), **value)(data)["image_diffaug"]
         for value in ({}, {"label_value": 2})
@@ -182,15 +181,15 @@ def test_a_refined_label_holds_the_known_finding_as_it_was_labelled():
         sample()
     )
     assert refined["image_diffaug"]["accepted"]
-    beyond = (refined["label"] > 0) & (BESIDE == 0) & (disc(centre=(32, 26), radius=13) == 0)
-    assert not beyond.any() and bool((refined["label"][BESIDE > 0] == 1).all())
+    beyond = (refined["label"] > 0) & (NEIGHBOUR == 0) & (disc(centre=(32, 26), radius=13) == 0)
+    assert not beyond.any() and bool((refined["label"][NEIGHBOUR > 0] == 1).all())
 
 
 @pytest.mark.parametrize(("index", "side", "below"), [(106, -1, -0.15), (227, 1, -0.29)])
-def test_a_real_mass_is_accepted_beside_another_one_when_the_label_knows_that(real_data, index, side, below):
-    """The image's own mass once more, three pixels beside itself; the judge is darkness."""
-    (found,) = [one for one in load_samples("breast_ultrasound", "validation", str(real_data)) if one.index == index]
-    before, old = torch.from_numpy(found.image[None, ..., 0].copy()), torch.from_numpy(found.label[None] > 0)
+def test_a_real_mass_is_accepted_next_to_another_one_when_the_label_knows_that(real_data, index, side, below):
+    """The image's own mass once more, three pixels next to itself; the judge is darkness."""
+    pack = np.load(real_data / "breast_ultrasound.npz")
+    before, old = torch.from_numpy(pack["images"][index][None]), torch.from_numpy(pack["labels"][index][None] > 0)
     columns = torch.nonzero(old.any(1)[0]).flatten()
     shift = side * (int(columns[-1] - columns[0]) + 4)
     mask = old.roll(shift, 2)

@@ -31,11 +31,11 @@ def test_an_accepted_sample_keeps_its_edit_and_loses_the_originals():
 
 def test_a_rejected_sample_gets_image_label_and_mask_back():
     sample = edited_sample()
-    kept = {key: sample[f"{key}_original"] for key in ("image", "label", "mask")}
+    originals = {key: sample[f"{key}_original"] for key in ("image", "label", "mask")}
     before = deepcopy(sample)
     transform = validated(nothing)
     result = transform(sample)
-    assert all(result[key] is kept[key] for key in kept)
+    assert all(result[key] is originals[key] for key in originals)
     assert set(result) == {"image", "mask", "label", "image_diffaug"}
     record = result["image_diffaug"]
     assert not record["applied"] and not record["accepted"] and record["score"] == 0 and "nothing" in record["reason"]
@@ -97,9 +97,9 @@ def test_refined_label_is_what_the_validator_found():
     sample = edited_sample(painted=painted)
     sample["label_original"][:, :3, :3] = 4
     result = validated(validator=Validator(refine_label=True), label_value=2)(sample)
-    found = result["label"] == 2
-    assert 0 < int(found.sum()) < int(disc().sum())
-    assert 2 * int((found & (painted > 0)).sum()) / int(found.sum() + painted.sum()) > 0.95
+    refined = result["label"] == 2
+    assert 0 < int(refined.sum()) < int(disc().sum())
+    assert 2 * int((refined & (painted > 0)).sum()) / int(refined.sum() + painted.sum()) > 0.95
     assert bool((result["label"][:, :3, :3] == 4).all()) and result["label"].dtype == sample["label"].dtype
 
 
@@ -150,7 +150,7 @@ def test_statistics_survive_copies_and_can_be_reset():
 
 def test_an_instance_is_small_and_its_bases_are_in_the_contracts_order():
     assert len(pickle.dumps(LatentValidated("image"))) < 100_000
-    assert LatentValidated.__bases__ [:2] == (RandomizableTransform, MapTransform)
+    assert LatentValidated.__bases__[:2] == (RandomizableTransform, MapTransform)
     assert LatentValidated("image", prob=0.25).prob == 0.25
     assert LatentValidateD is LatentValidated
 

@@ -80,7 +80,7 @@ def test_retry_gives_the_original_when_no_candidate_is_accepted():
 
 
 @pytest.mark.parametrize("order", [(5, 8, 3), (8, 3, 5), (3, 5, 8)])
-def test_of_candidates_that_were_all_rejected_the_best_is_judged_and_kept_when_asked(order):
+def test_on_exhausted_decides_the_fate_of_the_best_of_rejected_candidates(order):
     """Discs of radius 3, 5 and 8 under a mask of radius 10: all below the threshold, 8 is the best."""
 
     class Radii(FakeInpaint):
@@ -177,12 +177,12 @@ def test_a_copy_of_a_training_lesion_is_refused_like_any_other_edit():
     assert result["image"] is sample["image"] and result["label"] is sample["label"]
     assert not record["applied"] and not record["accepted"] and record["reason"].startswith("copy of training lesion 7: correlation 0.9")
     assert set(record) == set(DiffAugRecord().as_dict())
-    kept = guarded(99)(lesion_sample())["image_diffaug"]
-    assert kept["applied"] and kept["accepted"] and kept["reason"] == ""
+    untouched = guarded(99)(lesion_sample())["image_diffaug"]
+    assert untouched["applied"] and untouched["accepted"] and untouched["reason"] == ""
     assert guarded(7, novelty=None)(lesion_sample())["image_diffaug"]["accepted"]
 
 
-def test_a_copy_is_painted_anew_on_retry():
+def test_a_copy_is_painted_again_on_retry():
     result = guarded(7, 3, 99, on_reject="retry", max_tries=3)(lesion_sample())
     assert result["image_diffaug"]["accepted"] and result["image_diffaug"]["tries"] == 3
     assert float(result["label"].sum()) > 0
@@ -212,7 +212,7 @@ def test_the_guard_adds_its_reason_to_those_of_the_validator_and_takes_a_file(tm
     assert len(pickle.dumps(LatentValidated("image", novelty=file))) < 100_000
 
 
-def test_without_an_inpainting_of_its_own_it_judges_what_stands_before():
+def test_without_inpaint_it_judges_the_edit_before():
     mask = disc(radius=12)
     sample = {**edited_sample(mask=mask), "image": torch.where(mask > 0, textured(5), flat(mask.shape))}
     loose = LatentValidate(lambda images: torch.ones_like(images[:, :1]), 0.0, options=Validator(max_false_positive=9.0), window=(0, 1))
@@ -226,7 +226,7 @@ def test_not_triggered_it_removes_the_originals_of_an_edit_that_stands_before():
     assert keys[0] == keys[1] == {"image", "mask", "label", "image_diffaug"}
 
 
-def test_an_empty_mask_counts_as_no_edit_that_nobody_refused(random_inpainter):
+def test_an_empty_mask_counts_as_no_edit(random_inpainter):
     inpaint = DiffusionLocalInpaintd("image", label_key="label", model=random_inpainter, num_inference_steps=1)
     sample = {**plain_sample(), "mask": torch.zeros(1, 64, 64), "prompt": "a lesion"}
     transform = validated(nothing, inpaint=inpaint)

@@ -92,11 +92,11 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_what_the_screen_refuses_is_never_decoded_and_the_sample_stays(build, decoded) -> None:
-    given = sample()
+    data = sample()
     transform = build(Scripted(False))
-    result = transform(given)
+    result = transform(data)
     assert decoded == []
-    assert result["image"] is given["image"] and result["label"] is given["label"] and result["mask"] is given["mask"]
+    assert result["image"] is data["image"] and result["label"] is data["label"] and result["mask"] is data["mask"]
     record = result["image_diffaug"]
     assert not record["applied"] and not record["accepted"] and record["tries"] == 3 and record["score"] == 0.0
     assert record["n_slices"] == 1 and record["prompt"] == PROMPT and "refused before decoding" in record["reason"]
@@ -142,7 +142,7 @@ def test_a_look_changes_nothing_in_a_run_that_goes_on(random_inpainter, build, a
         assert without["image_diffaug"] == with_screen["image_diffaug"]
 
 
-def test_one_refused_early_is_sampled_to_its_end_when_its_picture_is_asked_for(random_inpainter, build, decoded) -> None:
+def test_a_candidate_refused_early_is_sampled_to_its_end_if_its_picture_is_kept(random_inpainter, build, decoded) -> None:
     inpaint = DiffusionLocalInpaintd("image", label_key="label", model=random_inpainter, num_inference_steps=4)
     transform = build(Shrinking(1, 4, 2), inpaint=inpaint, validator=Validator(on_exhausted="flag"), least=0.9)
     result = transform(sample())
@@ -153,10 +153,10 @@ def test_one_refused_early_is_sampled_to_its_end_when_its_picture_is_asked_for(r
 def test_slices_that_do_not_fit_into_one_batch_are_looked_at_when_they_are_done(random_inpainter, build) -> None:
     volume = {key: torch.stack([value] * 3, -1) for key, value in sample().items() if key != "prompt"} | {"prompt": PROMPT}
     for batch, early in ((2, False), (4, True)):
-        seen: list[Tensor] = []
+        shown: list[Tensor] = []
 
-        def remember(latents: Tensor, seen: list[Tensor] = seen) -> Tensor:
-            seen.append(latents)
+        def remember(latents: Tensor, shown: list[Tensor] = shown) -> Tensor:
+            shown.append(latents)
             return torch.full_like(latents[:, :1], 9.0)
 
         inpaint = DiffusionLocalInpaintd(
@@ -165,7 +165,7 @@ def test_slices_that_do_not_fit_into_one_batch_are_looked_at_when_they_are_done(
         transform = build(remember, inpaint=inpaint, label_key=None)
         result = transform(volume)
         finished = inpaint.denoise(volume, seed=result["image_diffaug"]["seed"])["image"].outcome.latents
-        assert len(seen) == 1 and len(seen[0]) == 3 and torch.equal(seen[0], finished) is not early
+        assert len(shown) == 1 and len(shown[0]) == 3 and torch.equal(shown[0], finished) is not early
 
 
 def test_records_have_the_same_keys_and_types_whatever_the_screen_says(build) -> None:
@@ -174,7 +174,7 @@ def test_records_have_the_same_keys_and_types_whatever_the_screen_says(build) ->
     assert len({tuple((key, type(value)) for key, value in record.items()) for record in records}) == 1
 
 
-def test_of_refused_candidates_the_best_is_decoded_when_a_picture_is_asked_for(build, decoded) -> None:
+def test_of_refused_candidates_the_best_is_decoded_if_a_picture_is_kept(build, decoded) -> None:
     transform = build(Shrinking(1, 4, 2), validator=Validator(on_exhausted="flag"), least=0.9)
     result = transform(sample())
     record = result["image_diffaug"]
@@ -217,9 +217,9 @@ def test_images_of_one_sample_share_the_refusal(random_inpainter, decoded) -> No
     transform = LatentValidated(
         ["image", "other"], inpaint=inpaint, model=lenient(), screen=Screen(Scripted(True, False), min_dice=0.1), on_reject="original"
     )
-    given = {**sample(), "other": sample()["image"] + 1}
-    result = transform(given)
-    assert decoded == [] and result["image"] is given["image"] and result["other"] is given["other"]
+    data = {**sample(), "other": sample()["image"] + 1}
+    result = transform(data)
+    assert decoded == [] and result["image"] is data["image"] and result["other"] is data["other"]
     assert not result["image_diffaug"]["accepted"] and not result["other_diffaug"]["accepted"]
     assert not any(str(key).endswith("_original") for key in result)
 
@@ -228,8 +228,8 @@ def test_an_empty_mask_and_a_failed_edit_come_back_as_without_a_screen(build, ra
     empty = {**sample(), "mask": torch.zeros(1, 70, 90)}
     fails = DiffusionLocalInpaintd("image", label_key="label", model=random_inpainter, num_inference_steps=1, on_error="passthrough")
     broken = {**sample(), "image": torch.full((1, 70, 90), float("nan"))}
-    for given, inpaint in ((empty, None), (broken, fails)):
-        without, with_screen = (build(screen, inpaint=inpaint)(dict(given))["image_diffaug"] for screen in (None, Scripted(False)))
+    for data, inpaint in ((empty, None), (broken, fails)):
+        without, with_screen = (build(screen, inpaint=inpaint)(dict(data))["image_diffaug"] for screen in (None, Scripted(False)))
         assert without == with_screen and without["reason"] and not without["applied"]
 
 

@@ -66,8 +66,8 @@ def test_with_a_file_the_instance_is_small_and_the_file_is_read_once(file, monke
     assert len(pickle.dumps(guard)) < 1000 and not loads
     copies = [guard, deepcopy(guard), pickle.loads(pickle.dumps(guard))]
     with ThreadPoolExecutor(3) as pool:
-        found = list(pool.map(lambda each: each(texture(7), MASK), copies * 4))
-    assert len(loads) == 1 and set(found) == {LesionNovelty(BANK)(texture(7), MASK)}
+        verdicts = list(pool.map(lambda each: each(texture(7), MASK), copies * 4))
+    assert len(loads) == 1 and set(verdicts) == {LesionNovelty(BANK)(texture(7), MASK)}
 
 
 def test_the_hash_tells_banks_files_and_limits_apart_and_stays_after_use(file, tmp_path):

@@ -221,7 +221,7 @@ def test_an_option_out_of_range_is_refused_at_construction(option, value) -> Non
         DiffusionLocalInpaint(**{option: value})
 
 
-def test_a_batch_of_samples_equals_the_samples_one_by_one_with_one_model_call_a_step(fast, monkeypatch) -> None:
+def test_a_batch_of_samples_equals_the_samples_one_by_one_with_one_model_call_per_step(fast, monkeypatch) -> None:
     images = [picture(), picture(3, (40, 36, 7)), picture().to(torch.int16), picture()]
     masks = [square_mask(), volume_mask(), square_mask(), torch.zeros(1, 70, 90)]
     prompts = [PROMPT, "CT of brain, haemorrhage", "ultrasound of breast, benign mass", PROMPT]

@@ -33,10 +33,10 @@ def test_prob_zero_is_the_identity_with_the_same_keys_and_the_same_draws(fast) -
     sample = {"image": picture(), "mask": square_mask(), "prompt": PROMPT, "label": torch.zeros(1, 70, 90)}
     never, always = (DiffusionLocalInpaintd("image", label_key="label", prob=p, **fast) for p in (0.0, 1.0))
     never.set_random_state(seed=3), always.set_random_state(seed=3)
-    kept, changed = never(sample), always(sample)
-    assert kept["image"] is sample["image"]
-    assert kept.keys() == changed.keys()
-    assert {k: type(v) for k, v in kept["image_diffaug"].items()} == {k: type(v) for k, v in changed["image_diffaug"].items()}
+    untouched, changed = never(sample), always(sample)
+    assert untouched["image"] is sample["image"]
+    assert untouched.keys() == changed.keys()
+    assert {k: type(v) for k, v in untouched["image_diffaug"].items()} == {k: type(v) for k, v in changed["image_diffaug"].items()}
     assert never.R.randint(1 << 30) == always.R.randint(1 << 30)
 
 
@@ -51,7 +51,7 @@ def test_mixed_batches_collate(fast) -> None:
     assert list_data_collate(batch)["image_diffaug"]["applied"].tolist() == [False, True]
 
 
-def test_originals_are_handed_on_by_reference_when_asked(fast) -> None:
+def test_keep_original_passes_the_originals_on_by_reference(fast) -> None:
     sample = {"image": picture(), "mask": square_mask(), "prompt": PROMPT, "label": torch.zeros(1, 70, 90)}
     result = DiffusionLocalInpaintd("image", label_key="label", keep_original=True, **fast)(sample)
     assert all(result[f"{key}_original"] is sample[key] for key in ("image", "label", "mask"))

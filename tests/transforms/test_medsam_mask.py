@@ -172,8 +172,8 @@ def test_a_callable_sees_index_and_slice_and_may_decline() -> None:
     volume = flat_image(1, 40, 50, 3) + torch.arange(3) / 100
 
     def middle(index: int, image_slice: Tensor) -> tuple[float, ...] | None:
-        seen = volume[..., index].transpose(1, 2).flip(1, 2)  # anterior at the top, the patient's right at the left
-        assert image_slice.shape == (1, 50, 40) and torch.equal(image_slice, seen)
+        view = volume[..., index].transpose(1, 2).flip(1, 2)  # anterior at the top, the patient's right at the left
+        assert image_slice.shape == (1, 50, 40) and torch.equal(image_slice, view)
         return (1, 2, 3, 4) if index == 1 else None
 
     mask = MedSAMMask(BoxIsMask(), middle)(volume)
@@ -230,14 +230,14 @@ def test_propagation_starts_in_the_middle_and_stops_on_each_side_where_the_gate_
 
 
 def test_propagation_asks_a_callable_only_in_the_middle_slice() -> None:
-    asked = []
+    indices = []
 
     def source(index: int, image_slice: Tensor) -> tuple[float, ...]:
-        asked.append(index)
+        indices.append(index)
         return (10, 10, 20, 20)
 
     mask = MedSAMMask(BoxIsMask(), source, propagate=True, jitter_px=0)(flat_image(1, 32, 32, 5))
-    assert asked == [2]
+    assert indices == [2]
     assert mask.any(1).any(1).all()
 
 

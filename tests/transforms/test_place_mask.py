@@ -224,7 +224,7 @@ def speckled(depth: int = 0) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("depth", [0, 9])
-def test_dark_pixels_of_the_tissue_leave_no_holes_in_a_mask_and_no_crumbs_beside_it(depth: int) -> None:
+def test_dark_pixels_of_the_tissue_leave_no_holes_in_a_mask_and_no_crumbs_next_to_it(depth: int) -> None:
     place = PlaceMask(size_range=(0.3, 0.4), depth_mm=5.0)
     for seed in range(8):
         mask = place.apply(speckled(depth), seed=seed)[0].numpy()

@@ -7,7 +7,7 @@ from monai_diffaug.transforms.text_prompt import TextPrompt, TextPromptd
 
 
 @pytest.mark.parametrize("modality", sorted(VOCABULARIES))
-def test_every_modality_gives_prompts_of_its_own_words(modality: str) -> None:
+def test_every_modality_gives_prompts_from_its_vocabulary(modality: str) -> None:
     vocabulary = VOCABULARIES[modality]
     transform = TextPrompt(modality)
     for seed in range(20):
@@ -49,8 +49,8 @@ def test_attribute_prob_one_names_every_axis_and_zero_none() -> None:
 
 
 def test_own_vocabulary_and_template() -> None:
-    own = Vocabulary("OCT", {"macula": ("drusen",)}, {"reflectivity": ("hyporeflective",)}, "reflectivity")
-    transform = TextPrompt("OCT", vocabulary=own, attribute_prob=1.0, template="{finding} ({attributes}) in {anatomy}")
+    vocabulary = Vocabulary("OCT", {"macula": ("drusen",)}, {"reflectivity": ("hyporeflective",)}, "reflectivity")
+    transform = TextPrompt("OCT", vocabulary=vocabulary, attribute_prob=1.0, template="{finding} ({attributes}) in {anatomy}")
     assert transform.prompt(0) == "drusen (hyporeflective) in macula"
 
 
