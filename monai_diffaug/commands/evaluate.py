@@ -1,4 +1,4 @@
-"""``monai-diffaug evaluate STUDY``: run one of the package's studies and print its table."""
+"""``monai-diffaug evaluate STUDY --data DATALIST``: run one of the package's studies and print its table."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 
 __all__ = ["STUDIES", "add_parser", "run"]
 
-# name -> (module that is run, what it measures)
+# name -> (module, what it measures)
 STUDIES = {
     "embedded": ("monai_diffaug.studies.embedded_goals", "the embedded models against their goals"),
     "local-noise": ("monai_diffaug.studies.local_noise", "similarity inside and outside the mask against the noise scale"),
     "seam": ("monai_diffaug.studies.seam", "the jump across the mask's boundary, soft against hard"),
     "edges": ("monai_diffaug.studies.edge_control", "how well a ControlNet's edges are obeyed"),
-    "prompts": ("monai_diffaug.studies.prompt_obedience", "whether benign, malignant and normal are painted as asked"),
+    "prompts": ("monai_diffaug.studies.prompt_obedience", "whether the findings of the prompts are what is painted"),
     "validator": ("monai_diffaug.studies.acceptance", "what the validator accepts of good and of deliberately bad samples"),
     "semantic": ("monai_diffaug.studies.semantic_features", "what the semantic controller predicts, and repainting with and without it"),
     "distribution": ("monai_diffaug.studies.distribution", "KID and FID of painted to real lesions"),
@@ -33,7 +33,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     evaluate = commands.add_parser(
         "evaluate",
         help="run a study and print its table",
-        description=f"Run a study. {table}. What follows STUDY goes to it: monai-diffaug evaluate seam --help",
+        description=f"Run a study on a MONAI datalist. {table}. Options after STUDY are its own: monai-diffaug evaluate seam --help",
     )
     evaluate.add_argument("study", choices=tuple(STUDIES), metavar="STUDY", help=", ".join(STUDIES))
     evaluate.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="options of the study")
@@ -41,14 +41,13 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run it as ``python -m`` would; returns the exit code."""
+    """Run the study; returns its exit code."""
     module, _ = STUDIES[options.study]
-    before = sys.argv
-    sys.argv = [f"monai-diffaug evaluate {options.study}", *options.arguments]
+    program = sys.argv
+    sys.argv = [f"monai-diffaug evaluate {options.study}"]  # the name that the study's messages begin with
     try:
-        import_module(module).main()
-    except SystemExit as stop:
+        return int(import_module(module).main(options.arguments))
+    except SystemExit as stop:  # argparse: help, or a wrong option
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     finally:
-        sys.argv = before
-    return 0
+        sys.argv = program

@@ -1,4 +1,4 @@
-"""The arms of a downstream study: what makes synthetic training images out of the labelled ones.
+"""The arms of a downstream study: each makes synthetic training images from the labelled ones.
 
 Arms with a generator run eight steps of the sampler (``mila`` six), so that 64 images of 256 pixels take one to two minutes on one core;
 the presets in ``monai_diffaug.presets`` run 12 (EMIT-Diff 20).
@@ -7,7 +7,7 @@ the presets in ``monai_diffaug.presets`` run 12 (EMIT-Diff 20).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any
 
@@ -19,15 +19,15 @@ from monai_diffaug.edit.options import ControlNet, InpaintOptions, Noise, Region
 from monai_diffaug.errors import DroppedSampleError
 from monai_diffaug.presets import WholeImaged
 from monai_diffaug.sampling.seeding import MAX_SEED
-from monai_diffaug.studies.cases import Case
 from monai_diffaug.studies.lesion_sources import BorrowedLesiond, OwnLesiond, OwnOrBorrowedLesiond
+from monai_diffaug.studies.masked_images import MaskedImage
 from monai_diffaug.transforms.edge_map import EdgeMapd
 from monai_diffaug.transforms.latent_validated import LatentValidated
 from monai_diffaug.transforms.local_inpaintd import DiffusionLocalInpaintd
 from monai_diffaug.transforms.medsam_mask import MedSAMMaskd
 from monai_diffaug.transforms.patch_merge import RandPatchMerged
 
-__all__ = ["ARMS", "NEEDS", "NETWORKS", "ArmFactory", "Case", "Generator", "arm_factory", "description_of", "synthesise"]
+__all__ = ["ARMS", "NEEDS", "NETWORKS", "ArmFactory", "Generator", "arm_factory", "description_of", "synthesise"]
 
 STEPS = 8
 INVERTED_STEPS = 6  # an inversion costs two calls a step and ten more
@@ -45,10 +45,12 @@ class Generator:
 
     Attributes:
         source: of the inpainter, as ``model=`` takes it.
-        seen: in words, what it has seen; every figure says so.
+        seen: its training data, in words; every figure states them.
         validator, medsam, controlnet, semantic_controller: sources of the other networks; None where there is none.
+        more_labelled: gives any number of labelled images of the study's training list. Only a reference may use it: an arm that does
+            has more labelled images than the others.
 
-    ``{n}`` in any of them stands for the number of labelled images, see ``of_images``.
+    ``{n}`` in a text stands for the number of labelled images, see ``of_images``.
     """
 
     source: str
@@ -57,6 +59,7 @@ class Generator:
     medsam: str | None = "tiny"
     controlnet: str | None = "tiny"
     semantic_controller: str | None = "tiny"
+    more_labelled: Callable[[int], Sequence[MaskedImage]] | None = None
 
     def named(self, network: str) -> str:
         """Source of one of ``NETWORKS``.
@@ -74,12 +77,12 @@ class Generator:
         return source
 
     def of_images(self, n: int) -> Generator:
-        """The generator that knows ``n`` labelled images: ``{n}`` is replaced in its sources and in what it has seen."""
-        given = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: text.replace("{n}", str(n)) for name, text in given.items() if text is not None})
+        """The generator that was trained on ``n`` labelled images: ``{n}`` is replaced in its texts."""
+        texts = {name: getattr(self, name) for name in ("source", "seen", *NETWORKS)}
+        return replace(self, **{name: text.replace("{n}", str(n)) for name, text in texts.items() if text is not None})
 
 
-ArmFactory = Callable[[Sequence[Case], Generator], Callable[[dict[str, Any]], Mapping[Any, Any]]]
+ArmFactory = Callable[[Sequence[MaskedImage], Generator], Callable[[dict[str, Any]], Mapping[Any, Any]]]
 
 
 def _rare(**options: Any) -> InpaintOptions:
@@ -92,17 +95,17 @@ def _inpaint(generator: Generator, *, keys: str = "image", label_key: str | None
     return DiffusionLocalInpaintd(keys, label_key=label_key, model=generator.source, **settings)
 
 
-def _copy_paste(cases: Sequence[Case], generator: Generator) -> Any:
+def _copy_paste(cases: Sequence[MaskedImage], generator: Generator) -> Any:
     """The rival without a model: another training lesion's own pixels, scaled and mirrored, pasted on free tissue with a soft edge."""
     return BorrowedLesiond(cases, paste=True)
 
 
-def _repaint(cases: Sequence[Case], generator: Generator) -> Any:
+def _repaint(cases: Sequence[MaskedImage], generator: Generator) -> Any:
     """The image's own lesion again under its own label, from partial noise (strength 0.75), 8 steps."""
     return Compose([OwnLesiond(), _inpaint(generator, strength=REPAINT_STRENGTH)])
 
 
-def _mila(cases: Sequence[Case], generator: Generator) -> Any:
+def _mila(cases: Sequence[MaskedImage], generator: Generator) -> Any:
     """MILA-TMGDiff: MedSAM outlines the own lesion from its box; repainted there by inverted noise with a local share g = 0.8, 6 steps.
 
     Inverted noise keeps what g leaves of the original: with random noise g changes nothing that another seed would not. Without guidance,
@@ -112,7 +115,7 @@ def _mila(cases: Sequence[Case], generator: Generator) -> Any:
     return _outlined_and_repainted(generator, noise_scale=0.8)
 
 
-def _mila_mild(cases: Sequence[Case], generator: Generator) -> Any:
+def _mila_mild(cases: Sequence[MaskedImage], generator: Generator) -> Any:
     """MILA-TMGDiff as `mila`, with a local share g = 0.4: nearer to the original."""
     return _outlined_and_repainted(generator, noise_scale=0.4)
 
@@ -129,32 +132,32 @@ def _outlined_and_repainted(generator: Generator, noise_scale: float) -> Compose
     return Compose([OwnLesiond(), outline, repaint])
 
 
-def _unvalidated(cases: Sequence[Case], generator: Generator) -> Any:
+def _unvalidated(cases: Sequence[MaskedImage], generator: Generator) -> Any:
     """Lesions painted from noise and a prompt into free tissue under borrowed outlines, 8 steps; every one is kept."""
     return Compose([BorrowedLesiond(cases), _inpaint(generator)])
 
 
-def _diffaug(cases: Sequence[Case], generator: Generator) -> Any:
+def _diffaug(cases: Sequence[MaskedImage], generator: Generator) -> Any:
     """DiffAug: lesions painted from noise and a prompt into free tissue, 8 steps; kept only when the latent validator finds them."""
     source = generator.named("validator")
-    # the judge is not told of the lesions that are there already: so the committed figures were made
+    # without label_key, so the validator does not know the existing lesions: the committed figures were made like this
     validate = LatentValidated("image", model=source, inpaint=_inpaint(generator), on_reject="drop", device="cpu")
     return Compose([BorrowedLesiond(cases), validate])
 
 
-def _emit_diff(cases: Sequence[Case], generator: Generator) -> Any:
+def _emit_diff(cases: Sequence[MaskedImage], generator: Generator) -> Any:
     """EMIT-Diff: the whole slice anew from its edges and the label's outline, 8 steps (theirs: 20), guidance 3; the label stays."""
     return Compose(_from_edges(generator, "image"))
 
 
-def _emit_diff_merged(cases: Sequence[Case], generator: Generator) -> Any:
+def _emit_diff_merged(cases: Sequence[MaskedImage], generator: Generator) -> Any:
     """EMIT-Diff's use of it: real and synthetic slice merged patch by patch, 60 % real; own resolution, strength 0.6, 5 steps."""
     own_resolution = _from_edges(generator, "synthetic", whole_slice=True, strength=MERGED_STRENGTH, guidance_scale=MERGED_GUIDANCE)
     twin = [CopyItemsd("image", names="synthetic"), *own_resolution]
     return Compose([*twin, RandPatchMerged("image", synthetic_keys="synthetic")])
 
 
-def _emit_diff_two_scales(cases: Sequence[Case], generator: Generator) -> Any:
+def _emit_diff_two_scales(cases: Sequence[MaskedImage], generator: Generator) -> Any:
     """EMIT-Diff, then the lesion once more at its own scale under its label, controlled by its outline; twice 8 steps.
 
     No published procedure: a small model hardly paints a lesion of a few pixels while it makes a whole slice, and then the label is wrong.
@@ -186,7 +189,7 @@ def _from_edges(generator: Generator, key: str, *, whole_slice: bool = False, **
     ]
 
 
-def _medsoft(cases: Sequence[Case], generator: Generator) -> Any:
+def _medsoft(cases: Sequence[MaskedImage], generator: Generator) -> Any:
     """MedSoft-Diffusion: the own lesion or (half the time) a borrowed one from noise, semantic controller and soft mask, 8 steps.
 
     Normal images always borrow.
@@ -209,7 +212,7 @@ ARMS: dict[str, ArmFactory | None] = {
     "emit_diff_two_scales": _emit_diff_two_scales,
     "medsoft": _medsoft,
 }
-# What an arm uses of a generator; arms that are not here may use everything.
+# Networks of a generator that an arm uses; arms that are not listed may use all of them.
 NEEDS: dict[str, tuple[str, ...] | None] = {
     "none": None,
     "copy_paste": None,
@@ -243,13 +246,15 @@ def arm_factory(name: str) -> ArmFactory | None:
 
 
 def description_of(factory: ArmFactory | None) -> str:
-    """What an arm does, in one line: the first of its docstring."""
+    """Description of an arm in one line: the first of its docstring."""
     if factory is None:
         return "The labelled images alone."
     return (factory.__doc__ or "").strip().partition("\n")[0]
 
 
-def synthesise(transform: Callable[[dict[str, Any]], Mapping[Any, Any]], cases: Sequence[Case], seed: int, position: int) -> Case | None:
+def synthesise(
+    transform: Callable[[dict[str, Any]], Mapping[Any, Any]], cases: Sequence[MaskedImage], seed: int, position: int
+) -> MaskedImage | None:
     """One synthetic image: the transform on a random labelled one; None when it was dropped or nothing was painted.
 
     Args:
@@ -262,25 +267,19 @@ def synthesise(transform: Callable[[dict[str, Any]], Mapping[Any, Any]], cases: 
     set_state = getattr(transform, "set_random_state", None)
     if set_state is not None:
         set_state(seed=int(rng.randint(MAX_SEED, dtype="uint32")))
-    sample = {
-        "image": torch.from_numpy(base.image.copy()),
-        "label": torch.from_numpy(base.label[None].astype(np.uint8)),
-        "finding": base.finding,
-        "modality": base.modality,
-        "anatomy": base.anatomy,
-    }
+    words = {"finding": base.finding, "modality": base.modality, "anatomy": base.anatomy}
     try:
-        result = transform(sample)
+        result = transform({"image": base.image.clone(), "label": base.mask.clone(), **words})
     except (DroppedSampleError, RuntimeError) as error:
-        if not _dropped(error):
+        if not _is_dropped(error):
             raise
         return None
-    image, label = np.asarray(result["image"]).astype(np.uint8), np.asarray(result["label"])[0] > 0
-    if np.array_equal(image, base.image):
+    image, mask = torch.as_tensor(result["image"]).to(torch.uint8), (torch.as_tensor(result["label"]) > 0).to(torch.uint8)
+    if torch.equal(image, base.image):
         return None
-    return Case(image, label, str(result["finding"]), base.modality, base.anatomy)
+    return MaskedImage(image, mask, str(result["finding"]), modality=base.modality, anatomy=base.anatomy)
 
 
-def _dropped(error: BaseException) -> bool:
+def _is_dropped(error: BaseException) -> bool:
     """A validator refused the sample; MONAI's Compose wraps its error in another."""
-    return isinstance(error, DroppedSampleError) or (error.__cause__ is not None and _dropped(error.__cause__))
+    return isinstance(error, DroppedSampleError) or (error.__cause__ is not None and _is_dropped(error.__cause__))

@@ -15,7 +15,7 @@ Mask = NDArray[np.bool_]
 
 
 def shifted(rng: np.random.RandomState, mask: Mask, tissue: Mask) -> Mask | None:
-    """The mask moved by its own diameter up, down, left or right: it begins where it ended. None where it would leave the image."""
+    """The mask moved by its diameter up, down, left or right, next to its old place. None where it would leave the image."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     height, width = int(np.ptp(rows)) + 1, int(np.ptp(columns)) + 1
     top, left = int(rows[0]), int(columns[0])

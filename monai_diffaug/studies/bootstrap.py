@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["Interval", "interval"]
+__all__ = ["Interval", "interval", "mean_interval"]
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ def interval(
     """Value and percentile interval of a statistic of images.
 
     Args:
-        statistic: from the indices of images (with repetitions) to a number; nan results of a resample are left out.
+        statistic: from the indices of images (with repetitions) to a number; resamples with a nan result are left out.
         groups: (n,) group of each image; groups are drawn with replacement, with all their images.
-        resamples: how often.
+        resamples: number of resamples.
         level: of the interval, in (0, 1).
         seed: same seed, same interval.
 
@@ -45,9 +45,19 @@ def interval(
     members = [np.flatnonzero(names == name) for name in np.unique(names)]
     rng = np.random.RandomState(seed)
     draws = [statistic(np.concatenate([members[i] for i in rng.randint(len(members), size=len(members))])) for _ in range(resamples)]
-    known = np.array([d for d in draws if np.isfinite(d)])
+    finite = np.array([d for d in draws if np.isfinite(d)])
     value = float(statistic(np.arange(len(names))))
-    if len(known) == 0:
+    if len(finite) == 0:
         return Interval(value, float("nan"), float("nan"), len(names))
-    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(finite, [(1 - level) / 2, (1 + level) / 2])
     return Interval(value, float(low), float(high), len(names))
+
+
+def mean_interval(values: ArrayLike, groups: ArrayLike, *, resamples: int = 2000) -> Interval:
+    """Mean of the images' values (n,) and its interval; see ``interval``.
+
+    >>> print(mean_interval([1.0, 1.0, 0.0, 1.0], groups=[0, 1, 2, 3]))
+    0.750 [0.250, 1.000]
+    """
+    column = np.asarray(values, np.float64)
+    return interval(lambda picks: float(column[picks].mean()), groups, resamples=resamples)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from monai.networks.nets import resnet18
 from numpy.typing import ArrayLike, NDArray
 
-from monai_diffaug.studies.cases import Case
+from monai_diffaug.studies.masked_images import MaskedImage
 from monai_diffaug.studies.segmentation import TaskSettings, batch_of
 from monai_diffaug.training.checkpoint import cosine_rate
 
@@ -22,7 +22,9 @@ SIZE_PX = 96
 RATE = 5e-4
 
 
-def train_classification(real: Sequence[Case], synthetic: Sequence[Case], positive: str, settings: TaskSettings, seed: int) -> Any:
+def train_classification(
+    real: Sequence[MaskedImage], synthetic: Sequence[MaskedImage], positive: str, settings: TaskSettings, seed: int
+) -> Any:
     """ResNet18 on whole images with a lesion, for ``positive`` against the other findings; normal images are left out."""
     real, synthetic = [c for c in real if not c.is_normal], [c for c in synthetic if not c.is_normal]
     settings = replace(settings, size_px=min(settings.size_px, SIZE_PX), rate=RATE)
@@ -49,12 +51,14 @@ def train_classification(real: Sequence[Case], synthetic: Sequence[Case], positi
 
 
 @torch.no_grad()
-def score_classification(network: Any, test: Sequence[Case], positive: str, settings: TaskSettings) -> list[dict[str, float | int | str]]:
-    """One row an image with a lesion: "probability" of ``positive``, and the truth as "target" 0 or 1."""
+def score_classification(
+    network: Any, test: Sequence[MaskedImage], positive: str, settings: TaskSettings
+) -> list[dict[str, float | int | str]]:
+    """One row per image with a lesion: "probability" of ``positive``, and the truth as "target" 0 or 1."""
     size = min(settings.size_px, SIZE_PX)
     rows: list[dict[str, float | int | str]] = []
     for case in (c for c in test if not c.is_normal):
-        image = torch.from_numpy(case.image / np.float32(127.5) - 1).float()[None]
+        image = (case.image / 127.5 - 1)[None]
         logit = network(F.interpolate(image, (size, size), mode="bilinear", antialias=True, align_corners=False))
         target = int(case.finding == positive)
         rows.append({"index": case.index, "group": case.group, "probability": float(logit.sigmoid()), "target": target})
@@ -62,7 +66,7 @@ def score_classification(network: Any, test: Sequence[Case], positive: str, sett
 
 
 def auc(probabilities: ArrayLike, targets: ArrayLike) -> float:
-    """Chance that a positive gets a higher probability than a negative, ties half; nan when one class is missing."""
+    """ROC AUC: the chance that a positive has a higher probability than a negative, ties half; nan when one class is missing."""
     p, t = np.asarray(probabilities, np.float64), np.asarray(targets) == 1
     if t.all() or not t.any():
         return float("nan")
@@ -76,6 +80,6 @@ def accuracy(probabilities: ArrayLike, targets: ArrayLike) -> float:
 
 
 def f1(probabilities: ArrayLike, targets: ArrayLike) -> float:
-    """Harmonic mean of precision and recall of the positive class at 0.5; 0 when nothing positive was found."""
-    said, true = np.asarray(probabilities) > 0.5, np.asarray(targets) == 1
-    return float(2 * (said & true).sum() / max(int(said.sum() + true.sum()), 1))
+    """Harmonic mean of precision and recall of the positive class at 0.5; 0 without a true positive."""
+    predicted, true = np.asarray(probabilities) > 0.5, np.asarray(targets) == 1
+    return float(2 * (predicted & true).sum() / max(int(predicted.sum() + true.sum()), 1))

@@ -1,38 +1,42 @@
-"""Slice-to-slice continuity of an edited volume inside the mask, beside that of the volume as it was.
+"""Slice-to-slice continuity of an edited volume inside the mask, next to that of the original volume.
 
-``python -m monai_diffaug.studies.continuity`` repaints the spleen of a CT and the cord of a spine MRI, neither of which the embedded
-models have seen, with noise correlated along the slices to several degrees.
+Repaints labelled findings of volumes with noise that is correlated along the slices to several degrees. The list "volumes" of the packed
+real data holds a CT (spleen) and a spine MRI (cord); the embedded models have seen neither.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from monai.data.meta_tensor import MetaTensor
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from monai_diffaug.edit.options import InpaintOptions, Noise
 from monai_diffaug.geometry.slices import from_slices, slice_plane, to_slices
-from monai_diffaug.studies.report import study_parser, write_json
+from monai_diffaug.prompts import compose_prompt, vocabulary_of
+from monai_diffaug.studies.painter import Painter
+from monai_diffaug.studies.report import run_study, study_parser
+from monai_diffaug.studies.study_images import TRAINING, VALIDATION, VOLUMES, StudyData, StudyInputError, read_sections
+from monai_diffaug.training.read_entry import LabelledImage, read_entry
 
-__all__ = ["VOLUMES", "Continuity", "Row", "Volume", "continuity", "load_volume", "measure"]
+__all__ = ["Continuity", "Row", "Volume", "continuity", "measure", "middle_slices", "table", "volumes_of"]
 
 
 @dataclass(frozen=True)
 class Continuity:
-    """How neighbouring slices go together; every figure has its counterpart in the original.
+    """Differences of neighbouring slices; every figure has its counterpart in the original.
 
     Attributes:
         jump, original_jump: mean absolute difference of neighbouring slices where both are in the mask, in the image's unit.
-        jump_ratio: their ratio; 1 is as smooth as the original, slices repainted one by one lie far above.
+        jump_ratio: their ratio; 1 is as smooth as the original; slices repainted one by one lie far above.
         correlation, original_correlation: Pearson correlation of neighbouring slices there, -1 to 1.
-        end_jump, original_end_jump: the same difference where the mask begins or ends between two slices: from painted to real.
+        end_jump, original_end_jump: the same difference where the mask begins or ends between two slices, from painted to real.
         end_jump_ratio: their ratio; nan when the mask begins and ends nowhere within the volume.
         n_pairs: neighbouring slices with voxels in both masks.
         n_voxels: voxel pairs behind ``jump``.
@@ -117,132 +121,121 @@ def _correlation(slices: Tensor, where: Tensor) -> float:
     return float((a * b).sum() / scale) if scale > 0 else 1.0
 
 
-class Volume(NamedTuple):
-    """A volume of the data folder and what is repainted in it."""
-
-    name: str
-    image: str
-    label: str
-    label_value: int
-    plane: str
-    prompt: str
-    window: tuple[float, float] | None
-
-
-VOLUMES = (
-    Volume("spleen, CT", "body_ct_3mm.nii.gz", "body_ct_3mm_organs.nii.gz", 1, "axial", "CT of abdomen, spleen", (-160.0, 240.0)),
-    Volume("cord, MRI", "spine_t2.nii.gz", "spine_t2_cord.nii.gz", 1, "sagittal", "MRI of spine, disc or spinal canal", None),
-)
 MIN_AREA_PX = 30  # of the label in a slice: specks at an organ's ends are left out
 RHO = (0.0, 0.5, 0.9, 1.0)
 
 
+class Volume(NamedTuple):
+    """A finding in a volume that is repainted.
+
+    Attributes:
+        name: finding and modality.
+        image: (C, H, W, D) MetaTensor, float32.
+        mask: (1, H, W, D) bool, where the finding is.
+        plane, window, prompt: of the transform.
+    """
+
+    name: str
+    image: MetaTensor
+    mask: Tensor
+    plane: str
+    window: tuple[float, float] | None
+    prompt: str
+
+
 class Row(NamedTuple):
-    """A volume, the noise it was repainted with, and how continuous the result is."""
+    """A volume, the correlation of the noise, and the continuity of the result."""
 
     volume: str
     noise_rho: float
     figures: Continuity
 
 
-def load_volume(volume: Volume, root: Path, slices: int | None = None) -> tuple[Any, Tensor]:
-    """The image (1, H, W, D) with its affine, and the mask (1, H, W, D) uint8, of the middle ``slices`` of those that the label touches."""
-    from monai.transforms import LoadImage
+def volumes_of(data: StudyData) -> list[Volume]:
+    """Each finding of each volume of the list "volumes", or else of the validation or the training list.
 
-    load = LoadImage(ensure_channel_first=True, image_only=True)
-    image: Any = load(root / "volumes" / volume.image)
-    label: Any = load(root / "volumes" / volume.label)
-    mask = torch.as_tensor(label.array == volume.label_value)
-    stack = to_slices(mask, slice_plane(image.affine, volume.plane, 3))
-    touched = torch.nonzero(stack.flatten(1).sum(1) >= MIN_AREA_PX).flatten()
-    if slices is not None:
-        start = max(0, (len(touched) - slices) // 2)
-        touched = touched[start : start + slices]
-    kept = torch.zeros_like(stack)
-    kept[touched] = stack[touched]
-    return image, from_slices(kept, slice_plane(image.affine, volume.plane, 3)).to(torch.uint8).contiguous()
-
-
-def measure(
-    slices: int | None = 10,
-    *,
-    model: Any = "tiny",
-    noise_rho: Sequence[float] = RHO,
-    volumes: Sequence[Volume] = VOLUMES,
-    seed: int = 0,
-    num_inference_steps: int = 12,
-    guidance_scale: float = 3.0,
-    root: Path | None = None,
-) -> list[Row]:
-    """Each volume's label repainted from noise with each correlation, the same seed.
-
-    Args:
-        slices: neighbouring slices repainted of each volume; None takes all that the label touches.
-        model: source of the inpainter.
-        noise_rho: correlations of the noise of neighbouring slices, each in [0, 1].
-        volumes: what is repainted.
-        seed: of the noise.
-        num_inference_steps, guidance_scale: of the sampler.
-        root: the data folder; default ``training.datasets.data_root()``.
+    An entry's "plane" and "window" take the place of those of ``data``.
 
     Raises:
-        FileNotFoundError: there is no data folder.
+        StudyInputError: none of the lists has a labelled volume.
     """
-    from monai_diffaug.training.embedded.datasets import data_root
-    from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaint
+    sections = read_sections(data.file)
+    for section in (VOLUMES, VALIDATION, TRAINING):
+        chosen = [pair for pair in sections[section] if section == VOLUMES or pair[0].dataset in data.datasets]
+        volumes = [volume for entry, row in chosen for volume in _findings_of(read_entry(entry), row, data)]
+        if volumes:
+            return volumes
+    raise StudyInputError(f"this study needs labelled 3-D volumes, and {data.file} has none ({data.title})")
 
-    folder = root or data_root()
-    if folder is None:
-        raise FileNotFoundError("no data folder: set MONAI_DIFFAUG_DATA to the folder that holds volumes/")
+
+def _findings_of(content: LabelledImage, row: dict[str, Any], data: StudyData) -> list[Volume]:
+    if content.affine is None:
+        return []
+    image, entry = MetaTensor(content.image.float(), affine=torch.from_numpy(content.affine)), content.entry
+    modality = vocabulary_of(entry.modality).modality if entry.modality else ""
+    plane, window = row.get("plane", data.plane), row.get("window", data.window)
+    volumes = []
+    for finding, mask in content.masks():
+        prompt = compose_prompt(modality, entry.anatomy, finding) if modality else finding
+        volumes.append(Volume(", ".join(filter(None, (finding, modality))), image, mask, plane, window and tuple(window), prompt))
+    return volumes
+
+
+def middle_slices(volume: Volume, count: int | None = None) -> Tensor:
+    """The mask (1, H, W, D) uint8 on the middle ``count`` of the slices that it touches; None takes all of them."""
+    cut = slice_plane(volume.image.affine, volume.plane, 3)
+    stack = to_slices(volume.mask, cut)
+    touched = torch.nonzero(stack.flatten(1).sum(1) >= MIN_AREA_PX).flatten()
+    if count is not None:
+        start = max(0, (len(touched) - count) // 2)
+        touched = touched[start : start + count]
+    kept = torch.zeros_like(stack)
+    kept[touched] = stack[touched]
+    return from_slices(kept, cut).to(torch.uint8).contiguous()
+
+
+def measure(volumes: Sequence[Volume], painter: Painter, *, slices: int | None = 10, noise_rho: Sequence[float] = RHO) -> list[Row]:
+    """Repaint each volume's finding from noise with each correlation, with the same seed.
+
+    Args:
+        volumes: what is repainted.
+        painter: model, sampler and seed.
+        slices: neighbouring slices that are repainted per volume; None takes all that the label touches.
+        noise_rho: correlations of the noise of neighbouring slices, each in [0, 1].
+    """
     rows = []
     for volume in volumes:
-        image, mask = load_volume(volume, folder, slices)
+        mask = middle_slices(volume, slices)
         for rho in noise_rho:
-            inpaint = DiffusionLocalInpaint(
-                model,
-                num_inference_steps=num_inference_steps,
-                guidance_scale=guidance_scale,
-                options=InpaintOptions(noise=Noise(rho=rho)),
-                window=volume.window,
-                plane=volume.plane,
-                device="cpu",
-            )
-            edited = torch.as_tensor(inpaint.apply(image, mask, volume.prompt, seed=seed).image)
-            found = continuity(image.array, edited, mask, affine=image.affine, plane=volume.plane)
-            rows.append(Row(volume.name, rho, found))
+            inpaint = painter.transform(InpaintOptions(noise=Noise(rho=rho)), window=volume.window, plane=volume.plane)
+            edited = torch.as_tensor(inpaint.apply(volume.image, mask, volume.prompt, seed=painter.seed).image)
+            figures = continuity(volume.image.array, edited, mask, affine=volume.image.affine, plane=volume.plane)
+            rows.append(Row(volume.name, rho, figures))
     return rows
 
 
 def table(rows: Sequence[Row]) -> str:
-    """A line for each volume and correlation; the first of a volume is the volume as it was."""
+    """A line per volume and correlation; the first of a volume is the original."""
     columns = f"{'slice pairs':>13}{'jump':>9}{'/ original':>12}{'correlation':>13}{'end jump / original':>21}"
-    lines = [f"{'repainted':<14}{'noise rho':>10}{columns}"]
-    for i, (name, rho, found) in enumerate(rows):
+    lines = [f"{'repainted':<26}{'noise rho':>10}{columns}"]
+    for i, (name, rho, figures) in enumerate(rows):
         if i == 0 or rows[i - 1].volume != name:
-            was = f"{found.original_jump:>9.1f}{1:>12.2f}{found.original_correlation:>13.3f}{1:>21.2f}"
-            lines.append(f"{name:<14}{'as it was':>10}{found.n_pairs:>13}{was}")
-        now = f"{found.jump:>9.1f}{found.jump_ratio:>12.2f}{found.correlation:>13.3f}{found.end_jump_ratio:>21.2f}"
-        lines.append(f"{name:<14}{rho:>10.2f}{found.n_pairs:>13}{now}")
+            original = f"{figures.original_jump:>9.1f}{1:>12.2f}{figures.original_correlation:>13.3f}{1:>21.2f}"
+            lines.append(f"{name:<26}{'original':>10}{figures.n_pairs:>13}{original}")
+        edited = f"{figures.jump:>9.1f}{figures.jump_ratio:>12.2f}{figures.correlation:>13.3f}{figures.end_jump_ratio:>21.2f}"
+        lines.append(f"{name:<26}{rho:>10.2f}{figures.n_pairs:>13}{edited}")
     return "\n".join(lines)
 
 
-def main() -> None:
+def _study(options: argparse.Namespace, data: StudyData) -> tuple[str, dict[str, Any]]:
+    painter = Painter.of(options)
+    rows = measure(volumes_of(data), painter, slices=options.slices, noise_rho=[float(rho) for rho in options.noise_rho.split(",")])
+    plain = [{"volume": row.volume, "noise_rho": row.noise_rho, **asdict(row.figures)} for row in rows]
+    return f"{painter}\n{table(rows)}", {"rows": plain}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = study_parser(__doc__)
     parser.add_argument("--slices", type=int, default=10, help="neighbouring slices of each volume")
-    parser.add_argument("--noise-rho", default=",".join(f"{rho:g}" for rho in RHO))
-    args = parser.parse_args()
-    rows = measure(
-        args.slices,
-        model=args.model,
-        noise_rho=[float(rho) for rho in args.noise_rho.split(",")],
-        seed=args.seed,
-        num_inference_steps=args.steps,
-        guidance_scale=args.guidance_scale,
-    )
-    sys.stdout.write(f"seed {args.seed}, {args.steps} steps, guidance {args.guidance_scale:g}\n{table(rows)}\n")
-    plain = [{"volume": row.volume, "noise_rho": row.noise_rho, **asdict(row.figures)} for row in rows]
-    write_json({"settings": {**vars(args), "out": str(args.out)}, "rows": plain}, args.out)
-
-
-if __name__ == "__main__":
-    main()
+    parser.add_argument("--noise-rho", default=",".join(f"{rho:g}" for rho in RHO), metavar="RHO,...")
+    return run_study(parser, _study, arguments, needs="labelled 3-D volumes")

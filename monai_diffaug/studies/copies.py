@@ -1,4 +1,4 @@
-"""Copies of real lesions, plain and disguised: what a guard against memorisation has to find."""
+"""Copies of real lesions, plain and disguised, which a guard against memorisation has to find."""
 
 from __future__ import annotations
 
@@ -10,23 +10,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from monai_diffaug.geometry.roi import crop, paste, roi_around
 from monai_diffaug.masks.soft_edge import soft_mask
-from monai_diffaug.models.inpainter import load_inpainter
-from monai_diffaug.models.registry import ModelSpec, shared_model
-from monai_diffaug.studies.regions import Region
+from monai_diffaug.studies.masked_images import MaskedImage
+from monai_diffaug.studies.painter import through_vae
 
 __all__ = ["DISGUISES", "copies"]
 
 SOFT_WIDTH_PX = 3.0  # of the edge where a copy meets its new surroundings
-CROP_PX = 128
 
 Picture = tuple[Tensor, Tensor]
 """Grey values (h, w) in 0 to 255 and the lesion's mask (h, w) in {0, 1}, float32."""
 
 
 def _warped(picture: Picture, scale: float = 1.0, turn_degrees: float = 0.0) -> Picture:
-    """Scaled and turned about the middle of the mask."""
+    """Scale and turn about the middle of the mask."""
     image, mask = picture
     height, width = mask.shape
     rows, columns = torch.nonzero(mask, as_tuple=True)
@@ -40,14 +37,14 @@ def _warped(picture: Picture, scale: float = 1.0, turn_degrees: float = 0.0) -> 
     return moved[0], (moved[1] > 0.5).float()
 
 
-def _masked_elsewhere(picture: Picture, share: float, rng: np.random.RandomState) -> Picture:
-    """The mask beside the lesion, by a share of its longer side in each direction."""
+def _mask_moved(picture: Picture, share: float, rng: np.random.RandomState) -> Picture:
+    """Shift the mask by ``share`` of its longer side along both axes."""
     image, mask = picture
     step = max(1, round(share * _side(mask)))
     return image, torch.roll(mask, (int(step * rng.choice([-1, 1])), int(step * rng.choice([-1, 1]))), (0, 1))
 
 
-def _masked_wider(picture: Picture, share: float) -> Picture:
+def _mask_wider(picture: Picture, share: float) -> Picture:
     reach = max(1, round(share * _side(picture[1])))
     return picture[0], F.max_pool2d(picture[1][None, None], 2 * reach + 1, 1, reach)[0, 0]
 
@@ -65,16 +62,6 @@ def _blurred(picture: Picture, side_px: int) -> Picture:
     return F.avg_pool2d(padded, side_px, 1)[0, 0], picture[1]
 
 
-@torch.no_grad()
-def _through_vae(picture: Picture) -> Picture:
-    """Encoded and decoded by the embedded autoencoder, as every latent generator's lesion is."""
-    model = shared_model(ModelSpec("inpainter"), "cpu", load_inpainter)
-    roi = roi_around(picture[1], CROP_PX)
-    square = crop(picture[0][None] / 127.5 - 1, roi, CROP_PX).expand(3, -1, -1)[None]
-    decoded = model.decode(model.encode(square)).clamp(-1, 1).mean(1)
-    return paste(picture[0][None], (decoded + 1) * 127.5, roi)[0], picture[1]
-
-
 DISGUISES: dict[str, Callable[[Picture, np.random.RandomState], Picture]] = {
     "exact": lambda picture, rng: picture,
     "mirrored": lambda picture, rng: (picture[0].flip(-1), picture[1].flip(-1)),
@@ -84,33 +71,33 @@ DISGUISES: dict[str, Callable[[Picture, np.random.RandomState], Picture]] = {
     "noise of 10 grey values": lambda picture, rng: _noisy(picture, 10, rng),
     "noise of 25 grey values": lambda picture, rng: _noisy(picture, 25, rng),
     "blurred by 5 pixels": lambda picture, rng: _blurred(picture, 5),
-    "through the autoencoder": lambda picture, rng: _through_vae(picture),
-    "mask moved by 5 %": lambda picture, rng: _masked_elsewhere(picture, 0.05, rng),
-    "mask moved by 10 %": lambda picture, rng: _masked_elsewhere(picture, 0.1, rng),
-    "mask wider by 5 %": lambda picture, rng: _masked_wider(picture, 0.05),
+    "through the autoencoder": lambda picture, rng: (through_vae(picture[0][None], picture[1])[0], picture[1]),
+    "mask moved by 5 %": lambda picture, rng: _mask_moved(picture, 0.05, rng),
+    "mask moved by 10 %": lambda picture, rng: _mask_moved(picture, 0.1, rng),
+    "mask wider by 5 %": lambda picture, rng: _mask_wider(picture, 0.05),
     "size x 0.7": lambda picture, rng: _warped(picture, scale=0.7),
     "size x 1.3": lambda picture, rng: _warped(picture, scale=1.3),
     "turned by 5 degrees": lambda picture, rng: _warped(picture, turn_degrees=5),
     "turned by 10 degrees": lambda picture, rng: _warped(picture, turn_degrees=10),
 }
-"""Name -> what is done to a lesion before it is pasted; shares are of the mask's longer side."""
+"""Name -> change of a lesion before it is pasted; shares are of the mask's longer side."""
 
 
-def copies(lesions: Sequence[Region], backgrounds: Sequence[Tensor], disguise: str, *, seed: int = 0) -> list[Region]:
-    """Each lesion, disguised, pasted with a soft edge into another picture.
+def copies(lesions: Sequence[MaskedImage], backgrounds: Sequence[Tensor], disguise: str, *, seed: int = 0) -> list[MaskedImage]:
+    """Paste each lesion, disguised, with a soft edge into another picture.
 
     Args:
-        lesions: what is copied, from grey images.
+        lesions: lesions to copy; colour images are made grey.
         backgrounds: (1, H, W) pictures, taken in turn and resized to the lesion's.
         disguise: a name in ``DISGUISES``.
         seed: of noise and directions.
     """
     rng = np.random.RandomState(seed)
-    made = []
+    pasted = []
     for turn, lesion in enumerate(lesions):
         image, mask = DISGUISES[disguise]((lesion.image.float().mean(0), lesion.mask[0].float()), rng)
         behind = F.interpolate(backgrounds[turn % len(backgrounds)][None].float(), mask.shape, mode="bilinear")[0, 0]
         weight = soft_mask(mask, SOFT_WIDTH_PX)
-        pasted = (weight * image + (1 - weight) * behind).clamp(0, 255)
-        made.append(replace(lesion, image=pasted[None], mask=(mask > 0)[None].to(torch.uint8)))
-    return made
+        mixed = (weight * image + (1 - weight) * behind).clamp(0, 255)
+        pasted.append(replace(lesion, image=mixed[None], mask=(mask > 0)[None].to(torch.uint8)))
+    return pasted

@@ -1,14 +1,14 @@
 """FID and KID of given features; a figure carries the feature extractor and the numbers of images it was computed from.
 
-``python -m monai_diffaug.studies.distribution`` compares lesions painted into normal validation ultrasound with the real validation
-lesions; beside them stand real training lesions (another sample of the same kind) and the places before they were painted.
+Compares lesions painted into normal validation images with the real validation lesions, and for reference real training lesions (another
+sample of the same kind) and the places before they were painted.
 
-FID: Heusel et al. 2017; KID: Binkowski et al. 2018. Neither says anything without its extractor and n, so both are asked for and kept.
+FID: Heusel et al. 2017; KID: Binkowski et al. 2018. Neither means anything without its extractor and n, so both are required and kept.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,24 +19,29 @@ import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from monai_diffaug.studies.painted import painted_lesions
-from monai_diffaug.studies.regions import Region, crop_of, real_lesions
-from monai_diffaug.studies.report import study_parser, write_json
+from monai_diffaug.models.inpainter import load_inpainter
+from monai_diffaug.models.medsam import load_medsam
+from monai_diffaug.models.registry import shared_model, spec_of
+from monai_diffaug.models.semantic_controller import MedSAMFeatures
+from monai_diffaug.studies.masked_images import real_lesions, squares_of
+from monai_diffaug.studies.painter import Painter, painted_lesions
+from monai_diffaug.studies.report import run_study, study_parser
+from monai_diffaug.studies.study_images import TRAINING, StudyData
 
-__all__ = ["DistributionDistance", "fid", "kid", "latent_features", "measure", "medsam_features"]
+__all__ = ["DistributionDistance", "fid", "kid", "latent_features", "measure", "medsam_features", "table"]
 
 LATENT_GRID = 4
 
 
 @dataclass(frozen=True)
 class DistributionDistance:
-    """One figure with what it was computed from.
+    """One figure, with its extractor and the numbers of images.
 
     Attributes:
         metric: "FID" or "KID".
         value: the distance; 0 for equal distributions. KID is unbiased and may fall below 0.
         spread: standard deviation over the subsets; 0 when there were none.
-        extractor: what turned images into features.
+        extractor: name of the function from images to features.
         n_real, n_generated: images behind the features.
         dimensions: of a feature vector.
     """
@@ -63,7 +68,7 @@ def fid(real: ArrayLike, generated: ArrayLike, *, extractor: str) -> Distributio
     Args:
         real: (n, d) features of real images.
         generated: (m, d) features of generated images.
-        extractor: name of what made them, e.g. "RadImageNet ResNet50, pooled".
+        extractor: name of their extractor, e.g. "RadImageNet ResNet50, pooled".
 
     Raises:
         ValueError: not two tables of the same width with two rows or more, non-finite, or no extractor named.
@@ -85,9 +90,9 @@ def kid(
     Args:
         real: (n, d) features of real images.
         generated: (m, d) features of generated images.
-        extractor: name of what made them.
+        extractor: name of their extractor.
         subset_size: average over random subsets of this many of each, as the paper does; None uses all at once.
-        subsets: how many.
+        subsets: number of subsets.
         seed: of the subsets.
 
     Raises:
@@ -139,9 +144,6 @@ def latent_features(crops: Tensor, model: str = "tiny", batch_size: int = 16) ->
     Returns:
         (n, 16 * latent channels) float32, and the name to pass as ``extractor``.
     """
-    from monai_diffaug.models.inpainter import load_inpainter
-    from monai_diffaug.models.registry import shared_model, spec_of
-
     inpainter = shared_model(spec_of("inpainter", model), "cpu", load_inpainter)
     parts: Iterable[Any] = (F.adaptive_avg_pool2d(inpainter.encode(chunk), LATENT_GRID).flatten(1) for chunk in crops.split(batch_size))
     features: NDArray[np.float32] = torch.cat([part.float() for part in parts]).numpy()
@@ -155,10 +157,6 @@ def medsam_features(crops: Tensor, *, model: str = "tiny", batch_size: int = 8) 
     Returns:
         (n, channels of the encoder) float32, and the name to pass as ``extractor``.
     """
-    from monai_diffaug.models.medsam import load_medsam
-    from monai_diffaug.models.registry import shared_model, spec_of
-    from monai_diffaug.models.semantic_controller import MedSAMFeatures
-
     encoder = MedSAMFeatures(shared_model(spec_of("medsam", model), "cpu", load_medsam), grid=1)
     features: NDArray[np.float32] = torch.cat([encoder(chunk)[1] for chunk in crops.split(batch_size)]).numpy()
     return features, f"MedSAM image encoder {model!r}, mean over {tuple(crops.shape[-2:])} crops"
@@ -168,57 +166,54 @@ EXTRACTORS: dict[str, Callable[[Tensor], tuple[NDArray[np.float32], str]]] = {"l
 CROP_PX = 128
 
 
-def measure(
-    n: int = 48, *, model: Any = "tiny", seed: int = 0, num_inference_steps: int = 12, guidance_scale: float = 3.0
-) -> dict[str, list[DistributionDistance]]:
-    """KID and FID of ``n`` squares around a mask to those of ``n`` (or all) real validation lesions of breast ultrasound, with each of
-    ``EXTRACTORS``: "painted lesions", "training lesions" and "places before".
+def measure(data: StudyData, n: int, painter: Painter) -> dict[str, list[DistributionDistance]]:
+    """KID and FID of ``n`` squares around a mask to those of ``n`` (or all) real validation lesions, with each of ``EXTRACTORS``.
 
     Args:
+        data: one data set with lesions and normal images.
         n: squares of each sample; FID depends on it.
-        model: source of the inpainter.
-        seed: of places and noise.
-        num_inference_steps, guidance_scale: of the sampler.
+        painter: model, sampler and seed.
+
+    Returns:
+        Figures of "painted lesions", "training lesions" and "places before".
     """
-    painted, places = painted_lesions(n, model=model, seed=seed, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
-    samples = {"painted lesions": painted, "training lesions": real_lesions(n, split="train", seed=seed), "places before": places}
-    reference = _squares(real_lesions(n, seed=seed))
+    painted, places = painted_lesions(data, n, painter)
+    samples = {
+        "painted lesions": painted,
+        "training lesions": real_lesions(data, n, section=TRAINING, seed=painter.seed),
+        "places before": places,
+    }
+    reference = squares_of(real_lesions(data, n, seed=painter.seed), CROP_PX)
     figures: dict[str, list[DistributionDistance]] = {name: [] for name in samples}
     for extract in EXTRACTORS.values():
         real, extractor = extract(reference)
-        for name, regions in samples.items():
-            features, _ = extract(_squares(regions))
+        for name, images in samples.items():
+            features, _ = extract(squares_of(images, CROP_PX))
             subset = max(2, min(len(real), len(features)) // 2)
-            figures[name].append(kid(real, features, extractor=extractor, subset_size=subset, seed=seed))
+            figures[name].append(kid(real, features, extractor=extractor, subset_size=subset, seed=painter.seed))
             figures[name].append(fid(real, features, extractor=extractor))
     return figures
 
 
-def _squares(regions: Sequence[Region]) -> Tensor:
-    return torch.stack([crop_of(region, CROP_PX).expand(3, -1, -1) for region in regions])
-
-
 def table(figures: dict[str, list[DistributionDistance]]) -> str:
-    """A block for each extractor, a line for each sample."""
+    """A block per extractor, a line per sample."""
     lines = [f"{'compared with real validation lesions':<40}{'n':>4}{'real':>6}   {'KID (± over halves)':<22}{'FID':>9}"]
     for kernels in zip(*(row[::2] for row in figures.values()), strict=True):
         lines.append(f"{kernels[0].extractor}, {kernels[0].dimensions} numbers:")
         for name, kernel in zip(figures, kernels, strict=True):
-            (frechet,) = (found for found in figures[name][1::2] if found.extractor == kernel.extractor)
+            (frechet,) = (distance for distance in figures[name][1::2] if distance.extractor == kernel.extractor)
             shown = f"{kernel.value:.4f} ± {kernel.spread:.4f}"
             lines.append(f"  {name:<38}{kernel.n_generated:>4}{kernel.n_real:>6}   {shown:<22}{frechet.value:>9.3f}")
     return "\n".join(lines)
 
 
-def main() -> None:
+def _study(options: argparse.Namespace, data: StudyData) -> tuple[str, dict[str, Any]]:
+    figures = measure(data, options.n, Painter.of(options))
+    plain = {name: [asdict(distance) for distance in row] for name, row in figures.items()}
+    return f"{data.title}, seed {options.seed}\n{table(figures)}", plain
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = study_parser(__doc__)
     parser.add_argument("--n", type=int, default=48, help="squares of each sample; FID depends on it")
-    args = parser.parse_args()
-    figures = measure(args.n, model=args.model, seed=args.seed, num_inference_steps=args.steps, guidance_scale=args.guidance_scale)
-    sys.stdout.write(f"breast ultrasound, seed {args.seed}\n{table(figures)}\n")
-    plain = {name: [asdict(distance) for distance in row] for name, row in figures.items()}
-    write_json({"settings": {**vars(args), "out": str(args.out)}, **plain}, args.out)
-
-
-if __name__ == "__main__":
-    main()
+    return run_study(parser, _study, arguments, needs="labelled lesions and normal images", preferred=("breast_ultrasound",))

@@ -1,41 +1,40 @@
-"""Are edges obeyed? Overlap of the edges of generated images with their control, with the ControlNet on and off.
+"""Are edges obeyed? Overlap of the edges of repainted images with their control, with the ControlNet on and off.
 
-``python -m monai_diffaug.studies.edge_control`` prints the table on the validation groups and writes it with ``--out FILE`` as JSON.
+Lesions are repainted under their masks and whole slices from their edges and the lesion's outline, as ``EdgeMap`` and
+``DiffusionLocalInpaint`` do it in a pipeline. Edges are compared in the image's own pixels.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import sys
-from functools import partial
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from monai_diffaug.masks.edges import canny, control_image
-from monai_diffaug.models.controlnet import ControlledDenoiser, load_controlnet
-from monai_diffaug.models.inpainter import Inpainter, load_inpainter
-from monai_diffaug.models.registry import shared_model, spec_of
-from monai_diffaug.prompts import NORMAL
-from monai_diffaug.sampling.inpaint_latents import inpaint_latents
-from monai_diffaug.sampling.noise import slice_noise
-from monai_diffaug.training.embedded.control_bank import ControlCrop, ControlCropSampler
+from monai_diffaug.edit.options import ControlNet, InpaintOptions, SoftEdge
+from monai_diffaug.masks.soft_edge import composite
+from monai_diffaug.studies.masked_images import MaskedImage, real_lesions
+from monai_diffaug.studies.painter import Painter, through_vae
+from monai_diffaug.studies.report import run_study, study_parser
+from monai_diffaug.studies.study_images import StudyData
+from monai_diffaug.transforms.edge_map import EdgeMap
 
-__all__ = ["EdgeOverlap", "edge_overlap", "generate_controlled", "measure"]
+__all__ = ["EdgeOverlap", "edge_overlap", "measure", "table"]
 
-MODES = {"inside the mask": 0.0, "whole image": 1.0}
+MODES = ("inside the mask", "whole image")
+HARD = SoftEdge(width_px_at_512=0.0)
 
 
 class EdgeOverlap(NamedTuple):
-    """How well two edge maps agree, each in [0, 1].
+    """Agreement of two edge maps, each figure in [0, 1].
 
     Attributes:
-        precision: share of the found edges that are wanted.
-        recall: share of the wanted edges that were found.
+        precision: share of the image's edges that are in the control.
+        recall: share of the control's edges that are in the image.
         f1: their harmonic mean.
     """
 
@@ -44,13 +43,13 @@ class EdgeOverlap(NamedTuple):
     f1: float
 
 
-def edge_overlap(found: Tensor, wanted: Tensor, *, region: Tensor | None = None, tolerance_px: int = 2) -> EdgeOverlap:
+def edge_overlap(edges: Tensor, target: Tensor, *, region: Tensor | None = None, tolerance_px: int = 2) -> EdgeOverlap:
     """Boundary F-measure (Martin et al., PAMI 2004): an edge pixel counts when one of the other map is within the tolerance.
 
     Args:
-        found: (..., h, w) edges of the generated image; above 0.5 is an edge.
-        wanted: edges of the control, same shape.
-        region: same shape, non-zero where edges are compared; a partner may lie outside. Default everywhere.
+        edges: (..., h, w) edges of the generated image; above 0.5 is an edge.
+        target: edges of the control, same shape.
+        region: same shape, non-zero where edges are compared; a matching edge may lie outside. Default everywhere.
         tolerance_px: largest distance along rows and columns in pixels.
 
     Returns:
@@ -59,13 +58,13 @@ def edge_overlap(found: Tensor, wanted: Tensor, *, region: Tensor | None = None,
     Raises:
         ValueError: shapes differ or a negative tolerance.
     """
-    if found.shape != wanted.shape or (region is not None and region.shape != found.shape):
-        shapes = [tuple(t.shape) for t in (found, wanted, region) if t is not None]
-        raise ValueError(f"found, wanted and region must have one shape, got {', '.join(map(str, shapes))}")
+    if edges.shape != target.shape or (region is not None and region.shape != edges.shape):
+        shapes = [tuple(t.shape) for t in (edges, target, region) if t is not None]
+        raise ValueError(f"edges, target and region must have one shape, got {', '.join(map(str, shapes))}")
     if tolerance_px < 0:
         raise ValueError(f"tolerance_px must be >= 0, got {tolerance_px}")
-    inside = torch.ones_like(found, dtype=torch.bool) if region is None else region != 0
-    a, b = found > 0.5, wanted > 0.5
+    inside = torch.ones_like(edges, dtype=torch.bool) if region is None else region != 0
+    a, b = edges > 0.5, target > 0.5
     hits_a, hits_b = a & inside & _near(b, tolerance_px), b & inside & _near(a, tolerance_px)
     n_a, n_b = int((a & inside).sum()), int((b & inside).sum())
     if n_a == 0 and n_b == 0:
@@ -81,124 +80,55 @@ def _near(edges: Tensor, tolerance_px: int) -> Tensor:
     return F.max_pool2d(flat, 2 * tolerance_px + 1, 1, tolerance_px).reshape(edges.shape) > 0.5
 
 
-@torch.no_grad()
-def generate_controlled(
-    model: Inpainter,
-    controlnet: Any,
-    crops: list[ControlCrop],
-    control: Tensor,
-    *,
-    scale: float,
-    seed: int = 0,
-    num_inference_steps: int = 12,
-    guidance_scale: float = 3.0,
-) -> Tensor:
-    """Repaint crops under their masks.
-
-    Args:
-        model: the inpainter.
-        controlnet: one that fits it.
-        crops: B crops of the model's size.
-        control: (B, 1, size, size) in [0, 1].
-        scale: weight of the control; 0 switches it off.
-        seed: of the noise; the same noise for every scale.
-        num_inference_steps: steps of the sampler.
-        guidance_scale: classifier-free guidance.
-
-    Returns:
-        (B, 3, size, size) float32 in [-1, 1].
-    """
-    image, mask = torch.stack([c.image for c in crops]), torch.stack([c.mask for c in crops])
-    pictures = torch.cat([image, image * (mask < 0.5)]) if model.takes_mask else image
-    latents = model.encode(pictures)
-    count = len(crops)
-    noise = slice_noise(seed, range(count), tuple(latents.shape[1:]))
-    result = inpaint_latents(
-        ControlledDenoiser(model, controlnet, control, scale=scale),
-        model.scheduler,
-        clean=latents[:count],
-        masked=latents[count:] if model.takes_mask else None,
-        noise=noise.to(model.device, model.dtype),
-        mask=model.latent_mask(mask),
-        context=model.encode_text([c.text for c in crops]),
-        negative_context=model.encode_text([""]).expand(count, -1, -1),
-        guidance_scale=guidance_scale,
-        num_inference_steps=num_inference_steps,
-    )
-    return model.decode(result).clamp(-1, 1)
-
-
 def measure(
-    model: Any = "tiny",
-    controlnet: Any = "tiny",
-    *,
-    count: int = 48,
-    num_inference_steps: int = 12,
-    guidance_scale: float = 3.0,
-    tolerance_px: int = 2,
-    sources: tuple[str, ...] | None = None,
-    seed: int = 0,
+    lesions: Sequence[MaskedImage], painter: Painter, controlnet: Any = "tiny", *, tolerance_px: int = 2
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Edge overlap on validation crops, pixels of all crops pooled, by mode and by what made the image.
+    """Edge overlap, pixels of all images pooled, by mode and by what made the image.
 
-    In the first mode lesions are repainted and edges are compared inside the mask, the outline of the lesion among them; in the
-    second everything is regenerated and compared. "VAE round trip" is the image itself, encoded and decoded: the best that the
-    latents allow. It stays below 1 inside the mask, where the outline is wanted even if the image has no edge there.
+    In the first mode lesions are repainted and edges are compared inside the mask, the outline of the lesion among them; in the second
+    the whole slice is made from the control, and everything is compared. "VAE round trip" is the image itself, encoded and decoded: the
+    best that the latents allow. It stays below 1 inside the mask, where the control has the outline even if the image has no edge there.
 
     Args:
-        model: "tiny", a folder, a hub id or a live Inpainter.
+        lesions: images with a lesion under their mask, and their prompts.
+        painter: model, sampler and seed.
         controlnet: "tiny", a folder, a hub id or a live ControlNetModel.
-        count: crops for each mode.
-        num_inference_steps: steps of the sampler.
-        guidance_scale: classifier-free guidance.
         tolerance_px: see ``edge_overlap``.
-        sources: names of the data sets; default all.
-        seed: of the crops and the noise.
 
     Returns:
-        mode -> row -> precision, recall, f1 and n, the number of crops.
+        mode -> row -> precision, recall, f1 and n, the number of images.
     """
-    inpainter = shared_model(spec_of("inpainter", model), "cpu", load_inpainter)
-    network = shared_model(spec_of("controlnet", controlnet), "cpu", load_controlnet)
-    generate = partial(generate_controlled, inpainter, network, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
+    edges_of = EdgeMap()
+    controls = [torch.as_tensor(edges_of(one.image, one.mask)) for one in lesions]
+    prompts = [one.prompt for one in lesions]
     figures: dict[str, dict[str, dict[str, float]]] = {}
-    for mode, whole_share in MODES.items():
-        sampler = ControlCropSampler("validation", seed, sources, whole_share=whole_share, size_px=inpainter.size_px)
-        edges: dict[str, list[Tensor]] = {"control off": [], "control on": [], "VAE round trip": []}
-        wanted: list[Tensor] = []
-        regions: list[Tensor] = []
-        for start in range(0, count, 8):
-            crops = [_drawn(sampler, lesion=whole_share == 0) for _ in range(min(8, count - start))]
-            image, region = torch.stack([c.image for c in crops]), torch.stack([c.mask for c in crops])
-            control = control_image((image + 1) / 2, torch.stack([c.outline for c in crops]))
-            with torch.no_grad():
-                results = {"VAE round trip": inpainter.decode(inpainter.encode(image)).clamp(-1, 1)}
-            for row, scale in (("control off", 0.0), ("control on", 1.0)):
-                results[row] = generate(crops, control, scale=scale, seed=seed + start)
-            for row, pictures in results.items():
-                edges[row].append(canny((pictures + 1) / 2))
-            wanted.append(control)
-            regions.append(region)
-        figures[mode] = {
-            row: {**_pooled(found, wanted, regions, tolerance_px)._asdict(), "n": float(count)} for row, found in edges.items()
-        }
+    for mode in MODES:
+        images = [one if mode == MODES[0] else replace(one, mask=torch.ones_like(one.mask)) for one in lesions]
+        results = {"control off": painter.paint(images, prompts, InpaintOptions(soft_edge=HARD))}
+        steered = InpaintOptions(soft_edge=HARD, control=ControlNet(controlnet))
+        results["control on"] = painter.paint(images, prompts, steered, controls=controls)
+        results["VAE round trip"] = [replace(one, image=_decoded(one, painter.model)) for one in images]
+        target, region = _stacked(controls), _stacked([one.mask for one in images])
+        figures[mode] = {}
+        for row, edits in results.items():
+            edges = _stacked([torch.as_tensor(edges_of(edit.image, torch.zeros_like(edit.mask))) for edit in edits])
+            overlap = edge_overlap(edges, target, region=region, tolerance_px=tolerance_px)
+            figures[mode][row] = {**overlap._asdict(), "n": float(len(images))}
     return figures
 
 
-def _drawn(sampler: ControlCropSampler, *, lesion: bool) -> ControlCrop:
-    """The next crop; with ``lesion`` the next that shows one, for the outline of a borrowed shape is no edge of the image."""
-    while True:
-        crop = sampler.draw_control_crop()
-        if not lesion or crop.finding != NORMAL:
-            return crop
+def _decoded(one: MaskedImage, model: Any) -> Tensor:
+    return composite(one.image, through_vae(one.image, one.mask[0], model), one.mask.float())
 
 
-def _pooled(found: list[Tensor], wanted: list[Tensor], regions: list[Tensor], tolerance_px: int) -> EdgeOverlap:
-    return edge_overlap(torch.cat(found), torch.cat(wanted), region=torch.cat(regions), tolerance_px=tolerance_px)
+def _stacked(maps: Sequence[Tensor]) -> Tensor:
+    """Maps (1, h, w) of several sizes as (n, 1, H, W); what is added is zero."""
+    height, width = (max(one.shape[axis] for one in maps) for axis in (1, 2))
+    return torch.stack([F.pad(one, (0, width - one.shape[2], 0, height - one.shape[1])) for one in maps])
 
 
 def table(figures: dict[str, dict[str, dict[str, float]]]) -> str:
-    """Precision, recall and F1, a line for each mode and row."""
+    """Precision, recall and F1, one line per mode and row."""
     lines = [f"{'edges compared':<18}{'image':<18}{'precision':>10}{'recall':>10}{'F1':>10}{'n':>6}"]
     for mode, rows in figures.items():
         for row, values in rows.items():
@@ -207,32 +137,15 @@ def table(figures: dict[str, dict[str, dict[str, float]]]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="tiny")
-    parser.add_argument("--controlnet", default="tiny")
-    parser.add_argument("--count", type=int, default=48, help="crops for each mode")
-    parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--guidance-scale", type=float, default=3.0)
-    parser.add_argument("--tolerance-px", type=int, default=2)
-    parser.add_argument("--source", action="append", help="name of a data set; may be repeated; default all")
-    parser.add_argument("--out", type=Path, help="write the figures as JSON")
-    args = parser.parse_args()
-    figures = measure(
-        args.model,
-        args.controlnet,
-        count=args.count,
-        num_inference_steps=args.steps,
-        guidance_scale=args.guidance_scale,
-        tolerance_px=args.tolerance_px,
-        sources=tuple(args.source) if args.source else None,
-    )
-    sys.stdout.write(table(figures) + "\n")
-    if args.out:
-        part = args.out.with_suffix(".part")
-        part.write_text(json.dumps(figures, indent=2) + "\n")
-        part.replace(args.out)
+def _study(options: argparse.Namespace, data: StudyData) -> tuple[str, dict[str, Any]]:
+    lesions = real_lesions(data, options.count, seed=options.seed)
+    figures = measure(lesions, Painter.of(options), options.controlnet, tolerance_px=options.tolerance_px)
+    return table(figures), figures
 
 
-if __name__ == "__main__":
-    main()
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = study_parser(__doc__)
+    parser.add_argument("--controlnet", default="tiny", metavar="SOURCE")
+    parser.add_argument("--count", type=int, default=48, help="lesions, of all data sets together")
+    parser.add_argument("--tolerance-px", type=int, default=2, help="distance at which an edge still counts")
+    return run_study(parser, _study, arguments, needs="labelled lesions")

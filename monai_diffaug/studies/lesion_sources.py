@@ -1,4 +1,4 @@
-"""Which lesion an arm of a study paints: the image's own, or one borrowed from another labelled image and put on free tissue."""
+"""Choice of the lesion that an arm of a study paints: the image's own, or one borrowed from another labelled image."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from monai_diffaug.masks.shapes import borrow_shape, largest_component, place
 from monai_diffaug.masks.soft_edge import composite, soft_mask
 from monai_diffaug.masks.tissue import normal_tissue
 from monai_diffaug.prompts import NORMAL
-from monai_diffaug.studies.cases import Case
+from monai_diffaug.studies.masked_images import MaskedImage
 from monai_diffaug.training.captions import caption, measure
 
 __all__ = ["BorrowedLesiond", "OwnLesiond", "OwnOrBorrowedLesiond"]
@@ -25,15 +25,15 @@ PASTE_EDGE_PX = 1.5
 
 
 class BorrowedLesiond(Randomizable, MapTransform):
-    """Choose where a lesion goes: the outline of another training lesion, scaled and mirrored, on free tissue.
+    """Put the outline of another training lesion, scaled and mirrored, on free tissue.
 
     Writes "mask" (1, H, W) uint8, "prompt" and "finding"; with ``paste`` the lesion's own pixels into "image" and "label" too, which is
-    the copy-paste rival. A lesion goes beside one of the same finding or into a normal image. Without a free place the mask is empty.
+    the copy-paste rival. A lesion goes next to one of the same finding or into a normal image. Without a free place the mask is empty.
     """
 
-    def __init__(self, cases: Sequence[Case], *, paste: bool = False) -> None:
+    def __init__(self, cases: Sequence[MaskedImage], *, paste: bool = False) -> None:
         MapTransform.__init__(self, ("image", "label"))
-        self.donors = [c for c in cases if c.label.sum() >= MIN_LESION_PX]
+        self.donors = [case for case in cases if case.mask.sum() >= MIN_LESION_PX]
         if not self.donors:
             raise ValueError(f"no training image has a lesion of {MIN_LESION_PX} pixels to borrow")
         self.paste = paste
@@ -41,9 +41,9 @@ class BorrowedLesiond(Randomizable, MapTransform):
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
         d = dict(data)
         image, label = np.asarray(d["image"]), np.asarray(d["label"])[0] > 0
-        donors = [c for c in self.donors if d["finding"] in (NORMAL, c.finding)] or self.donors
+        donors = [donor for donor in self.donors if d["finding"] in (NORMAL, donor.finding)] or self.donors
         donor = donors[self.R.randint(len(donors))]
-        outline, scale = largest_component(donor.label), self.R.uniform(*SCALE_RANGE)
+        outline, scale = largest_component(donor.mask_hw), self.R.uniform(*SCALE_RANGE)
         tissue = normal_tissue(image.max(0) / 255, label)
         pixels, shape = _cut_out(self.R, donor, outline, scale) if self.paste else (None, borrow_shape(self.R, outline, scale))
         mask = place(self.R, shape, tissue)
@@ -64,10 +64,10 @@ class OwnLesiond(Randomizable, MapTransform):
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
         d = dict(data)
         image, label = np.asarray(d["image"]), np.asarray(d["label"])[0] > 0
-        own = largest_component(label) if label.any() else label
-        d["mask"] = torch.from_numpy(own[None].astype(np.uint8))
+        lesion = largest_component(label) if label.any() else label
+        d["mask"] = torch.from_numpy(lesion[None].astype(np.uint8))
         words = (d["modality"], d["anatomy"], d["finding"])
-        d["prompt"] = caption(self.R, *words, measure(image.mean(0), own, float(own.mean())) if own.any() else None)
+        d["prompt"] = caption(self.R, *words, measure(image.mean(0), lesion, float(lesion.mean())) if lesion.any() else None)
         return d
 
 
@@ -79,7 +79,7 @@ class OwnOrBorrowedLesiond(Randomizable, MapTransform):
         own_share: probability of the own lesion where there is one.
     """
 
-    def __init__(self, cases: Sequence[Case], *, own_share: float = 0.5) -> None:
+    def __init__(self, cases: Sequence[MaskedImage], *, own_share: float = 0.5) -> None:
         MapTransform.__init__(self, ("image", "label"))
         self.own, self.borrowed = OwnLesiond(), BorrowedLesiond(cases)
         self.own_share = own_share
@@ -92,12 +92,12 @@ class OwnOrBorrowedLesiond(Randomizable, MapTransform):
         return self
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        own = self.R.rand() < self.own_share and data["finding"] != NORMAL
-        return (self.own if own else self.borrowed)(data)
+        uses_own = self.R.rand() < self.own_share and data["finding"] != NORMAL
+        return (self.own if uses_own else self.borrowed)(data)
 
 
 def _cut_out(
-    rng: np.random.RandomState, donor: Case, outline: NDArray[np.bool_], scale: float
+    rng: np.random.RandomState, donor: MaskedImage, outline: NDArray[np.bool_], scale: float
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """The lesion's pixels (C, h, w) and outline (h, w), scaled and mirrored alike."""
     from scipy.ndimage import zoom
@@ -105,7 +105,7 @@ def _cut_out(
     ys, xs = np.nonzero(outline)
     rows, columns = slice(ys.min(), ys.max() + 1), slice(xs.min(), xs.max() + 1)
     turn_y, turn_x = rng.choice([-1, 1]), rng.choice([-1, 1])
-    cut = donor.image[:, rows, columns][:, ::turn_y, ::turn_x].astype(np.float32)
+    cut = donor.image.numpy()[:, rows, columns][:, ::turn_y, ::turn_x].astype(np.float32)
     shape = zoom(outline[rows, columns][::turn_y, ::turn_x].astype(np.float32), scale, order=1) > 0.5
     return np.stack([zoom(channel, scale, order=1) for channel in cut]), shape
 
@@ -122,6 +122,6 @@ def _pasted(image: NDArray[np.uint8], pixels: NDArray[np.float32], shape: NDArra
     return result
 
 
-def _prompt(rng: np.random.RandomState, donor: Case, shape: NDArray[np.bool_]) -> str:
-    attributes = measure(donor.image.mean(0), largest_component(donor.label), float(shape.sum()) / donor.label.size)
+def _prompt(rng: np.random.RandomState, donor: MaskedImage, shape: NDArray[np.bool_]) -> str:
+    attributes = measure(donor.image.numpy().mean(0), largest_component(donor.mask_hw), float(shape.sum()) / donor.mask.numel())
     return caption(rng, donor.modality, donor.anatomy, donor.finding, attributes)

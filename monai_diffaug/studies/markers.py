@@ -1,4 +1,4 @@
-"""Generated tables in a hand-written text: what stands between two markers is replaced."""
+"""Generated tables in a hand-written text, each between two markers."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ def replace_between(text: str, name: str, content: str) -> str:
         ValueError: the text lacks a marker.
     """
     start, end = f"<!-- {name}:start -->", f"<!-- {name}:end -->"
-    before, found, rest = text.partition(start)
-    _, closed, after = rest.partition(end)
-    if not found or not closed:
-        raise ValueError(f"the text has no place for the tables: put the lines {start} and {end} where they shall stand")
+    before, opening, rest = text.partition(start)
+    _, closing, after = rest.partition(end)
+    if not opening or not closing:
+        raise ValueError(f"the text has no place for the tables: put the lines {start} and {end} where they belong")
     return f"{before}{start}\n\n{content}\n{end}{after}"

@@ -1,14 +1,14 @@
 """Memorisation: is a generated lesion nearer to a training lesion than real lesions are to each other?
 
-``python -m monai_diffaug.studies.memorisation`` paints lesions into normal validation images and compares them, as pixels and as
-latents, with all training lesions of the data set; the yardstick are the validation lesions, which the model has not seen. Squares hold
-the lesion's surroundings too, so they show a training *image* that is repeated; a lesion copied into other surroundings is far from it.
-That is what the guard of ``LatentValidated(novelty=...)`` looks for, which is measured beside: see ``monai_diffaug.data.lesion_bank``.
+Paints lesions into normal validation images and compares them, as pixels and as latents, with all training lesions of the data set. The
+yardstick are the validation lesions, which the model has not seen. Squares hold the lesion's surroundings too, so they show a training
+*image* that is repeated; a lesion that is copied into other surroundings is far from it. The guard of ``LatentValidated(novelty=...)``
+looks for such copies, and is measured too: see ``monai_diffaug.data.lesion_bank``.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -20,14 +20,16 @@ from numpy.typing import ArrayLike, NDArray
 from monai_diffaug.geometry.roi import crop, roi_around
 from monai_diffaug.studies.copy_guard import guard_table, measure_guard
 from monai_diffaug.studies.distribution import latent_features
-from monai_diffaug.studies.painted import painted_lesions
-from monai_diffaug.studies.regions import Region, crop_of, real_lesions
-from monai_diffaug.studies.report import study_parser, write_json
+from monai_diffaug.studies.masked_images import MaskedImage, free_places, real_lesions, squares_of
+from monai_diffaug.studies.painter import Painter, painted_lesions
+from monai_diffaug.studies.report import run_study, study_parser
+from monai_diffaug.studies.study_images import TRAINING, StudyData
 
-__all__ = ["Lesions", "Memorisation", "gather", "lesion_views", "measure", "memorisation"]
+__all__ = ["Lesions", "Memorisation", "gather", "lesion_views", "measure", "memorisation", "table"]
 
 SIDE_PX = 32
 CONTEXT = 1.5
+LATENT_CROP_PX = 128
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Memorisation:
         threshold: the given quantile of ``real``.
         share_below: share of the generated lesions below it; a generator that copies nothing stays near ``quantile``.
         median_ratio: median of ``generated`` over median of ``real``; well below 1 means copies.
-        quantile: where the threshold lies.
+        quantile: quantile of the threshold.
     """
 
     generated: NDArray[np.float64]
@@ -78,7 +80,7 @@ def memorisation(
 
     Args:
         generated: (n, d), or (n, v, d) with v views of each (mirrored, ...), the nearest of which counts.
-        training: (m, d) what the generator was trained on.
+        training: (m, d) lesions that the generator was trained on.
         held_out: (k, d) or (k, v, d) real lesions that it was not trained on: the yardstick. None compares each training lesion
             with the others, leaving out its group.
         groups: (m,) near-duplicates share a group; only used without ``held_out``. None: each is its own group.
@@ -140,44 +142,29 @@ def lesion_views(image: ArrayLike, mask: ArrayLike) -> NDArray[np.float64]:
     return np.stack([centred.ravel(), centred[:, ::-1].ravel()])
 
 
-def _pixels(regions: Sequence[Region]) -> NDArray[np.float64]:
-    return np.stack([lesion_views(region.image, region.mask) for region in regions])
+def _pixels(lesions: Sequence[MaskedImage]) -> NDArray[np.float64]:
+    return np.stack([lesion_views(one.image, one.mask) for one in lesions])
 
 
-def _latents(regions: Sequence[Region], model: str, size_px: int = 128) -> NDArray[np.float64]:
+def _latents(lesions: Sequence[MaskedImage], model: str) -> NDArray[np.float64]:
     """(n, 2, d): of each square and of its mirror image."""
-    crops = torch.stack([crop_of(region, size_px).expand(3, -1, -1) for region in regions])
+    crops = squares_of(lesions, LATENT_CROP_PX)
     return np.stack([latent_features(view, model=model)[0] for view in (crops, crops.flip(-1))], 1).astype(np.float64)
 
 
 class Lesions(NamedTuple):
-    """Lesions of breast ultrasound: painted by the model, seen by it in training, and real ones that it has not seen."""
+    """Lesions painted by the model, lesions that it was trained on, and real ones that it has not seen."""
 
-    painted: list[Region]
-    known: list[Region]
-    held_out: list[Region]
+    painted: list[MaskedImage]
+    training: list[MaskedImage]
+    held_out: list[MaskedImage]
 
 
-def gather(
-    n: int = 32,
-    *,
-    model: str = "tiny",
-    training: int | None = None,
-    seed: int = 0,
-    num_inference_steps: int = 12,
-    guidance_scale: float = 3.0,
-) -> Lesions:
-    """Paint lesions into normal validation images, and fetch the real ones.
-
-    Args:
-        n: lesions painted.
-        model: source of the inpainter, a folder or "tiny".
-        training: training and validation lesions at most; None takes all.
-        seed: of places and noise.
-        num_inference_steps, guidance_scale: of the sampler.
-    """
-    painted, _ = painted_lesions(n, model=model, seed=seed, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale)
-    return Lesions(painted, real_lesions(training, split="train", seed=seed), real_lesions(training, seed=seed))
+def gather(data: StudyData, n: int, painter: Painter, training: int | None = None) -> Lesions:
+    """Paint ``n`` lesions into normal validation images, and read the real ones, at most ``training`` of each list."""
+    painted, _ = painted_lesions(data, n, painter)
+    known = real_lesions(data, training, section=TRAINING, seed=painter.seed)
+    return Lesions(painted, known, real_lesions(data, training, seed=painter.seed))
 
 
 def measure(lesions: Lesions, *, model: str = "tiny", quantile: float = 0.05) -> dict[str, Memorisation]:
@@ -185,52 +172,44 @@ def measure(lesions: Lesions, *, model: str = "tiny", quantile: float = 0.05) ->
 
     Args:
         lesions: see ``gather``.
-        model: whose autoencoder makes the latents.
+        model: source of the inpainter whose autoencoder makes the latents.
         quantile: of the real distances.
     """
-    found = {}
-    for name, features in (("pixels", _pixels), ("latents", lambda regions: _latents(regions, model))):
-        painted, known, held_out = (features(regions) for regions in lesions)
-        found[name] = memorisation(painted, known[:, 0], held_out=held_out, quantile=quantile)
-    return found
+    figures = {}
+    for name, features in (("pixels", _pixels), ("latents", lambda lesions: _latents(lesions, model))):
+        painted, training, held_out = (features(each) for each in lesions)
+        figures[name] = memorisation(painted, training[:, 0], held_out=held_out, quantile=quantile)
+    return figures
 
 
 def table(figures: dict[str, Memorisation], indices: Sequence[int], suspects: int = 3) -> str:
-    """A line a feature, and the generated lesions nearest to a training image."""
+    """A line per feature, and the generated lesions nearest to a training image."""
     names = {"pixels": f"squares, {SIDE_PX} x {SIDE_PX} grey pixels", "latents": "squares, VAE latents, 4 x 4"}
     lines = [f"{'features':<34}{'generated':>10}{'held out':>10}{'training':>10}{'below 5 % of real':>19}{'median ratio':>14}"]
-    for name, found in figures.items():
-        counts = f"{len(found.generated):>10}{len(found.real):>10}{len(indices):>10}"
-        lines.append(f"{names[name]:<34}{counts}{100 * found.share_below:>17.0f} %{found.median_ratio:>14.2f}")
-    for name, found in figures.items():
-        near = [f"{found.generated[i]:.2f} to training image {indices[int(found.nearest[i])]}" for i in found.suspects[:suspects]]
-        lines.append(f"{name}: nearest of those below {found.threshold:.2f}: {'; '.join(near) or 'none'}")
+    for name, each in figures.items():
+        counts = f"{len(each.generated):>10}{len(each.real):>10}{len(indices):>10}"
+        lines.append(f"{names[name]:<34}{counts}{100 * each.share_below:>17.0f} %{each.median_ratio:>14.2f}")
+    for name, each in figures.items():
+        near = [f"{each.generated[i]:.2f} to training image {indices[int(each.nearest[i])]}" for i in each.suspects[:suspects]]
+        lines.append(f"{name}: nearest of those below {each.threshold:.2f}: {'; '.join(near) or 'none'}")
     return "\n".join(lines)
 
 
-def main() -> None:
+def _study(options: argparse.Namespace, data: StudyData) -> tuple[str, dict[str, Any]]:
+    lesions = gather(data, options.n, Painter.of(options), options.training)
+    figures, indices = measure(lesions, model=options.model), [one.index for one in lesions.training]
+    backgrounds = free_places(data, min(options.copies, len(lesions.training)), seed=options.seed)
+    guard = measure_guard(*lesions, backgrounds, seed=options.seed)
+    heading = f"lesions painted into normal {data.title} of the validation groups, seed {options.seed}"
+    plain: dict[str, Any] = {"training_indices": indices, "guard": asdict(guard)}
+    for name, each in figures.items():
+        plain[name] = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in asdict(each).items()}
+    return f"{heading}\n{table(figures, indices)}\n{guard_table(guard)}", plain
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = study_parser(__doc__)
     parser.add_argument("--n", type=int, default=32, help="lesions painted")
     parser.add_argument("--training", type=int, help="training lesions at most; default all")
-    parser.add_argument("--copies", type=int, default=40, help="copies of training lesions a disguise that the guard is shown; 0 none")
-    args = parser.parse_args()
-    lesions = gather(
-        args.n,
-        model=args.model,
-        training=args.training,
-        seed=args.seed,
-        num_inference_steps=args.steps,
-        guidance_scale=args.guidance_scale,
-    )
-    figures, indices = measure(lesions, model=args.model), [region.index for region in lesions.known]
-    guard = measure_guard(*lesions, n_copies=args.copies, seed=args.seed)
-    heading = f"lesions painted into normal breast ultrasound of the validation groups, seed {args.seed}"
-    sys.stdout.write(f"{heading}\n{table(figures, indices)}\n{guard_table(guard)}\n")
-    plain: dict[str, Any] = {"settings": {**vars(args), "out": str(args.out)}, "training_indices": indices, "guard": asdict(guard)}
-    for name, found in figures.items():
-        plain[name] = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in asdict(found).items()}
-    write_json(plain, args.out)
-
-
-if __name__ == "__main__":
-    main()
+    parser.add_argument("--copies", type=int, default=40, help="copies of training lesions per disguise that the guard judges; 0 none")
+    return run_study(parser, _study, arguments, needs="labelled lesions and normal images", preferred=("breast_ultrasound",))

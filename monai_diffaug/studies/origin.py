@@ -1,4 +1,4 @@
-"""What kept images of a study are made of, so that other weights under the same path do not pass for the old ones."""
+"""A note of the weights and images behind stored synthetic images, so that others under the same path do not pass for them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from monai_diffaug.studies.report import write_json
 __all__ = ["digest_of", "require_origin"]
 
 FILE = "made_of.json"
-NOT_THE_MODEL = "training"  # beside fine-tuned weights: pictures, logs, state
+NOT_THE_MODEL = "training"  # next to fine-tuned weights: pictures, logs, state
 
 
 @cache
 def digest_of(network: str, source: str) -> str:
-    """Of the files behind a source, read once in a process; a hub id stands for itself.
+    """Digest of the files behind a source, read once per process; a hub id stands for itself.
 
     Args:
         network: its embedded folder's name, e.g. "inpainter".
@@ -40,10 +40,10 @@ def digest_of(network: str, source: str) -> str:
 
 
 def require_origin(folder: Path, origin: Mapping[str, Any]) -> None:
-    """Note what the images of a folder are made of; images without a note are taken as they are.
+    """Write the origin of a folder's images next to them; images without a note are used as they are.
 
     Raises:
-        ValueError: they are made of something else.
+        ValueError: they have another origin.
     """
     file = folder / FILE
     if file.is_file():

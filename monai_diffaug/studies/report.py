@@ -1,31 +1,116 @@
-"""What the studies' commands have in common: their options, and figures as one JSON file, whole or not at all."""
+"""The command line of the studies: options that all have, the printed table, and figures as one JSON file."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["study_parser", "write_json"]
+from monai_diffaug.files.whole_file import whole_file
+from monai_diffaug.geometry.slices import PLANES
+from monai_diffaug.studies.study_images import StudyData, StudyInputError
+
+__all__ = ["run_study", "study_parser", "write_json", "write_text"]
+
+Study = Callable[[argparse.Namespace, StudyData], tuple[str, Mapping[str, Any] | None]]
+"""From options and data to the printed text and the figures for ``--out``; None where the study writes its files itself."""
 
 
-def study_parser(description: str | None) -> argparse.ArgumentParser:
-    """A parser with the options of every study that repaints: --model, --steps, --guidance-scale, --seed and --out."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--model", default="tiny", help="a source of DiffusionLocalInpaint's model=")
-    parser.add_argument("--steps", type=int, default=12, help="of the sampler")
-    parser.add_argument("--guidance-scale", type=float, default=3.0)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="write the figures as JSON")
+def study_parser(
+    description: str | None,
+    *,
+    model: str | None = "inpainter",
+    repaints: bool = True,
+    seed: bool = True,
+    guidance_scale: float = 3.0,
+    out: str = "write the figures as JSON",
+) -> argparse.ArgumentParser:
+    """A parser with the options of all studies.
+
+    Args:
+        description: of the study.
+        model: what ``--model`` names, e.g. "inpainter"; None leaves the option out.
+        repaints: the study repaints images, with ``--num-inference-steps`` and ``--guidance-scale``.
+        seed: the study has ``--seed``.
+        guidance_scale: default of that option.
+        out: help text of ``--out``.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, metavar="DATALIST", help="MONAI datalist (JSON) with a training and a validation list")
+    parser.add_argument("--dataset", nargs="+", default=[], metavar="NAME", help='data sets to use, by the "dataset" of the entries')
+    parser.add_argument("--plane", choices=PLANES, default="axial", help="in which volumes are sliced")
+    parser.add_argument("--window", type=_window, metavar="LO,HI", help="intensities that are shown, e.g. -160,240; default percentiles")
+    if model is not None:
+        parser.add_argument("--model", default="tiny", metavar="SOURCE", help=f"source of the {model}; default tiny, the embedded one")
+    if repaints:
+        parser.add_argument("--num-inference-steps", type=int, default=12, metavar="N")
+        parser.add_argument("--guidance-scale", type=float, default=guidance_scale, metavar="X", help="default %(default)s")
+    if seed:
+        parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument("--out", type=Path, metavar="PATH", help=out)
     return parser
 
 
-def write_json(figures: Any, file: Path | None) -> None:
-    """Write ``figures`` to ``file`` (folders are made); nothing when it is None."""
-    if file is None:
-        return
+def run_study(
+    parser: argparse.ArgumentParser,
+    study: Study,
+    arguments: Sequence[str] | None,
+    *,
+    needs: str,
+    preferred: Sequence[str] = (),
+    with_settings: bool = True,
+) -> int:
+    """Run a study: print its text and write its figures.
+
+    Args:
+        parser: from ``study_parser``.
+        study: the study.
+        arguments: of the command line; None takes those of the process.
+        needs: the images that the study needs, in words.
+        preferred: data sets that are used, where the datalist has them and ``--dataset`` names none.
+        with_settings: write the options together with the figures.
+
+    Returns:
+        0, the exit code.
+
+    Raises:
+        StudyInputError: there is no ``--data``, or it lacks what the study needs.
+    """
+    options = parser.parse_args(arguments)
+    if options.data is None:
+        raise StudyInputError(f"{parser.prog} needs --data DATALIST.json, a MONAI datalist with {needs}")
+    logging.getLogger("monai_diffaug.studies").setLevel(logging.INFO)
+    data = StudyData.open(options.data, options.dataset, preferred=preferred, plane=options.plane, window=options.window)
+    text, figures = study(options, data)
+    sys.stdout.write(text + "\n")
+    if options.out is not None and figures is not None:
+        settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
+        write_json({"settings": settings, **figures} if with_settings else figures, options.out)
+    return 0
+
+
+def write_json(figures: Any, file: Path) -> None:
+    """Write ``figures`` to ``file``, whole or not at all; folders are made."""
+    write_text(json.dumps(figures, indent=2) + "\n", file)
+
+
+def write_text(text: str, file: Path) -> None:
+    """Write ``text`` to ``file``, whole or not at all; folders are made."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    part.replace(file)
+    with whole_file(file) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def _window(text: str) -> tuple[float, float]:
+    low, comma, high = text.partition(",")
+    try:
+        values = float(low), float(high)
+    except ValueError:
+        values = (0.0, 0.0)
+    if not comma or not values[0] < values[1]:
+        raise argparse.ArgumentTypeError(f"must be LO,HI with LO < HI, got {text!r}")
+    return values

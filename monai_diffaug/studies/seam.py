@@ -1,4 +1,4 @@
-"""Is the mask's outline visible as a seam? ``python -m monai_diffaug.studies.seam`` prints hard against soft masks.
+"""Is the mask's outline visible as a seam? Prints hard against soft masks.
 
 A seam is a step of the grey value where the mask ends: the derivative across the boundary stands out from the
 derivatives on its two sides. Image content has such steps too, so the figure is given relative to the original's at the
@@ -8,27 +8,32 @@ same place and relative to the image's own slopes.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-__all__ = ["Seam", "SeamTable", "measure_seams", "seam", "seam_profile"]
+from monai_diffaug.edit.options import InpaintOptions, SoftEdge
+from monai_diffaug.masks.soft_edge import SOFT_MODES
+from monai_diffaug.studies.masked_images import MaskedImage, lesions_of_each
+from monai_diffaug.studies.painter import Painter
+from monai_diffaug.studies.report import run_study, study_parser
+from monai_diffaug.studies.study_images import StudyData
 
-SOURCES = ("breast_ultrasound", "colonoscopy_polyp", "brain_mri_tumour")
+__all__ = ["Seam", "SeamTable", "measure_seams", "seam", "seam_profile", "table"]
+
+DATASETS = ("breast_ultrasound", "colonoscopy_polyp", "brain_mri_tumour")
 OFFSETS_PX = tuple(range(-2, 13, 2))  # contours over which a soft edge of the default width spreads
 SOFT_WIDTH = 12.0  # px at 512: 3 px of a lesion's crop of 128, wide enough for a ramp to exist
 
 
 class Seam(NamedTuple):
-    """How visible one contour is.
+    """Visibility of one contour.
 
     Attributes:
-        jump: mean |d_0 - (d_-1 + d_1) / 2|, d_0 the difference across the contour, d_-1 and d_1 the ones beside it, in
+        jump: mean |d_0 - (d_-1 + d_1) / 2|, d_0 the difference across the contour, d_-1 and d_1 the neighbouring ones, in
             the image's unit.
         to_original: jump over the original's jump at the same contour; 1 means no seam was added. Infinite where the
             original is flat.
@@ -41,7 +46,7 @@ class Seam(NamedTuple):
 
 
 def _jumps(image: NDArray[np.floating], inside: NDArray[np.bool_]) -> tuple[float, float, int]:
-    """Sums over all boundary pairs, rows and columns, of the jump and of the slopes beside it, and their number."""
+    """Sums over all boundary pairs, rows and columns, of the jump and of the slopes next to it, and their number."""
     jump, slope, count = 0.0, 0.0, 0
     for axis in (1, 2):
         values = np.moveaxis(image, axis, -1)
@@ -107,7 +112,7 @@ def seam_profile(
 
 @dataclass(frozen=True)
 class SeamTable:
-    """Mean figures of one way of blending over all images.
+    """Mean figures of one kind of mask over all images.
 
     Attributes:
         name: "hard" or the soft mode.
@@ -122,42 +127,30 @@ class SeamTable:
     n: int
 
 
-def measure_seams(
-    images_per_source: int = 4, *, sources: Sequence[str] = SOURCES, num_inference_steps: int = 12, soft_width: float = SOFT_WIDTH
-) -> list[SeamTable]:
-    """Hard, grow, inner and centre masks on the findings of validation images, each repainted with the same seed.
+def measure_seams(lesions: Sequence[MaskedImage], painter: Painter, *, soft_width: float = SOFT_WIDTH) -> list[SeamTable]:
+    """Hard, grow, inner and centre masks on the same lesions, each repainted with the same seeds.
 
     Args:
-        images_per_source: findings a source.
-        sources: names in ``monai_diffaug.training.embedded.datasets.SOURCES``.
-        num_inference_steps: of the sampler.
-        soft_width: width of the soft edges, pixels at 512 (see ``DiffusionLocalInpaint``).
+        lesions: what is repainted.
+        painter: model, sampler and seed.
+        soft_width: width of the soft edges, pixels at 512 (see ``SoftEdge``).
     """
-    from monai_diffaug.masks.soft_edge import SOFT_MODES
-    from monai_diffaug.studies.local_noise import finding_cases
-    from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaint
-
-    cases = [case for source in sources for case in finding_cases(source, images_per_source)]
     tables = []
     for name in ("hard", *SOFT_MODES):
-        transform = DiffusionLocalInpaint(
-            num_inference_steps=num_inference_steps,
-            soft_width=0.0 if name == "hard" else soft_width,
-            soft_mode="grow" if name == "hard" else name,
-        )
+        edge = SoftEdge(width_px_at_512=0.0) if name == "hard" else SoftEdge(width_px_at_512=soft_width, mode=name)
         scores, worst = [], []
-        for seed, case in enumerate(cases):
-            edited = torch.as_tensor(transform.apply(case.image, case.mask, case.prompt, seed=seed).image).numpy()
-            original, mask = case.image.numpy(), case.mask.numpy()
-            scores.append(seam(original, edited, mask))
-            worst.append(max(s.to_original for s in seam_profile(original, edited, mask)))
+        edits = painter.paint(lesions, [one.prompt for one in lesions], InpaintOptions(soft_edge=edge))
+        for before, after in zip(lesions, edits, strict=True):
+            images = before.image.numpy(), after.image.numpy(), before.mask.numpy()
+            scores.append(seam(*images))
+            worst.append(max(s.to_original for s in seam_profile(*images)))
         mean = Seam(*(float(np.mean(column)) for column in zip(*scores, strict=True)))
-        tables.append(SeamTable(name, mean, float(np.mean(worst)), len(cases)))
+        tables.append(SeamTable(name, mean, float(np.mean(worst)), len(lesions)))
     return tables
 
 
 def table(rows: Sequence[SeamTable]) -> str:
-    """One line a way of blending."""
+    """One line per kind of mask."""
     lines = [f"{'mask':<8}{'jump':>8}{'/ original':>12}{'/ slopes':>10}{'worst contour / original':>26}{'n':>5}"]
     for row in rows:
         b = row.boundary
@@ -165,14 +158,13 @@ def table(rows: Sequence[SeamTable]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, default=4, help="findings a data set")
-    parser.add_argument("--steps", type=int, default=12)
+def _study(options: argparse.Namespace, data: StudyData) -> tuple[str, dict[str, Any]]:
+    rows = measure_seams(lesions_of_each(data, options.images), Painter.of(options), soft_width=options.soft_width)
+    return table(rows), {"rows": [{**asdict(row), "boundary": row.boundary._asdict()} for row in rows]}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = study_parser(__doc__)
+    parser.add_argument("--images", type=int, default=4, help="lesions per data set")
     parser.add_argument("--soft-width", type=float, default=SOFT_WIDTH, help="pixels at 512")
-    args = parser.parse_args()
-    sys.stdout.write(table(measure_seams(args.images, num_inference_steps=args.steps, soft_width=args.soft_width)) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+    return run_study(parser, _study, arguments, needs="labelled lesions", preferred=DATASETS)

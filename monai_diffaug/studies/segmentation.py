@@ -14,10 +14,9 @@ from monai.metrics import compute_hausdorff_distance
 from monai.networks.nets import UNet
 from torch import Tensor
 
-from monai_diffaug.studies.cases import Case
+from monai_diffaug.studies.masked_images import MaskedImage, cut_squares
 from monai_diffaug.training.captions import LARGE_FRACTION, SMALL_FRACTION
 from monai_diffaug.training.checkpoint import cosine_rate
-from monai_diffaug.training.crops import crop_squares
 
 __all__ = ["SIZES", "TaskSettings", "batch_of", "score_segmentation", "size_of", "train_segmentation"]
 
@@ -29,11 +28,11 @@ FALSE_ALARM_SHARE = 0.005  # of the image's area
 
 @dataclass(frozen=True)
 class TaskSettings:
-    """How the network is trained, the same in every arm.
+    """Settings of the training, the same in every arm.
 
     Attributes:
         steps: optimiser steps.
-        batch_size: images in one.
+        batch_size: images per step.
         size_px: side of the network's input.
         synthetic_share: share of a batch that is synthetic, where there are synthetic images.
         rate: peak learning rate.
@@ -49,8 +48,8 @@ class TaskSettings:
 
 
 def batch_of(
-    rng: np.random.RandomState, real: Sequence[Case], synthetic: Sequence[Case], settings: TaskSettings
-) -> tuple[Tensor, Tensor, list[Case]]:
+    rng: np.random.RandomState, real: Sequence[MaskedImage], synthetic: Sequence[MaskedImage], settings: TaskSettings
+) -> tuple[Tensor, Tensor, list[MaskedImage]]:
     """Random images (B, C, s, s) in [-1, 1] and labels (B, 1, s, s) in {0, 1}, zoomed, turned, mirrored, with a random gamma.
 
     The same augmentation in all arms, also of the synthetic images.
@@ -58,22 +57,16 @@ def batch_of(
     n = settings.batch_size
     from_synthetic = rng.rand(n) < (settings.synthetic_share if synthetic else 0.0)
     chosen = [synthetic[rng.randint(len(synthetic))] if s else real[rng.randint(len(real))] for s in from_synthetic]
-    stacked = torch.from_numpy(np.stack([np.concatenate([c.image / np.float32(255), c.label[None]]) for c in chosen]).astype(np.float32))
-    height, width = stacked.shape[-2:]
-    centres = np.array([(height - 1) / 2, (width - 1) / 2]) + rng.uniform(-0.08, 0.08, (n, 2)) * (height, width)
-    cut = crop_squares(
-        stacked,
-        torch.from_numpy(centres).float(),
-        torch.from_numpy(rng.uniform(0.8, 1.05, n) * max(height, width)).float(),
-        settings.size_px,
-        torch.from_numpy(rng.uniform(-0.25, 0.25, n)).float(),
-        torch.from_numpy(rng.rand(n) < 0.5),
-    )
+    stacked = [torch.cat([case.image / 255, case.mask]) for case in chosen]
+    sizes = np.array([case.image.shape[-2:] for case in chosen])
+    centres = (sizes - 1) / 2 + rng.uniform(-0.08, 0.08, (n, 2)) * sizes
+    sides = rng.uniform(0.8, 1.05, n) * sizes.max(1)
+    cut = cut_squares(stacked, centres, sides, settings.size_px, rng.uniform(-0.25, 0.25, n), rng.rand(n) < 0.5)
     gamma = torch.from_numpy(np.exp(rng.uniform(-0.3, 0.3, (n, 1, 1, 1)))).float()
     return cut[:, :-1].clamp(0, 1) ** gamma * 2 - 1, (cut[:, -1:] > 0.5).float(), chosen
 
 
-def train_segmentation(real: Sequence[Case], synthetic: Sequence[Case], settings: TaskSettings, seed: int) -> Any:
+def train_segmentation(real: Sequence[MaskedImage], synthetic: Sequence[MaskedImage], settings: TaskSettings, seed: int) -> Any:
     """A MONAI UNet trained with DiceCE, AdamW and a cosine rate; the global random state is left alone."""
     rng = np.random.RandomState(seed)
     with torch.random.fork_rng(devices=[]):
@@ -101,33 +94,33 @@ def size_of(share: float) -> str:
 
 
 @torch.no_grad()
-def score_segmentation(network: Any, test: Sequence[Case], settings: TaskSettings) -> list[dict[str, float | int | str]]:
-    """One row an image at its own size.
+def score_segmentation(network: Any, test: Sequence[MaskedImage], settings: TaskSettings) -> list[dict[str, float | int | str]]:
+    """One row per image, at its own size.
 
-    With a lesion: "dice", "hd95" (pixels; nothing found counts as the image's diagonal), "fnr" (share of the lesion's pixels not
-    found), "missed" (1 when no pixel was found), "size". On normal images: "false_alarm" (1 when more than 0.5 % is marked).
+    With a lesion: "dice", "hd95" (pixels; an empty prediction counts as the image's diagonal), "fnr" (share of the lesion's pixels that
+    are missed), "missed" (1 when all are), "size". On normal images: "false_alarm" (1 when more than 0.5 % is marked).
     """
     rows: list[dict[str, float | int | str]] = []
     for case in test:
-        image = torch.from_numpy(case.image / np.float32(127.5) - 1).float()[None]
+        image = (case.image / 127.5 - 1)[None]
         logits = network(F.interpolate(image, (settings.size_px,) * 2, mode="bilinear", antialias=True, align_corners=False))
-        found = F.interpolate(logits, image.shape[-2:], mode="bilinear", align_corners=False) > 0
-        truth = torch.from_numpy(case.label)[None, None]
+        prediction = F.interpolate(logits, image.shape[-2:], mode="bilinear", align_corners=False) > 0
+        truth = case.mask[None] > 0
         row: dict[str, float | int | str] = {"index": case.index, "group": case.group, "finding": case.finding}
         if truth.any():
-            overlap = int((found & truth).sum())
-            row["dice"] = 2 * overlap / int(found.sum() + truth.sum())
-            row["hd95"] = _hd95(found, truth)
+            overlap = int((prediction & truth).sum())
+            row["dice"] = 2 * overlap / int(prediction.sum() + truth.sum())
+            row["hd95"] = _hd95(prediction, truth)
             row["fnr"] = 1 - overlap / int(truth.sum())
             row["missed"] = int(overlap == 0)
             row["size"] = size_of(float(truth.float().mean()))
         else:
-            row["false_alarm"] = int(float(found.float().mean()) > FALSE_ALARM_SHARE)
+            row["false_alarm"] = int(float(prediction.float().mean()) > FALSE_ALARM_SHARE)
         rows.append(row)
     return rows
 
 
-def _hd95(found: Tensor, truth: Tensor) -> float:
-    if not found.any():
+def _hd95(prediction: Tensor, truth: Tensor) -> float:
+    if not prediction.any():
         return float(np.hypot(*truth.shape[-2:]))
-    return float(compute_hausdorff_distance(found.float(), truth.float(), include_background=True, percentile=95))
+    return float(compute_hausdorff_distance(prediction.float(), truth.float(), include_background=True, percentile=95))

@@ -1,4 +1,4 @@
-"""The table of a downstream study: figures of each arm with bootstrap intervals, and what its generator had seen."""
+"""The table of a downstream study: figures of each arm with bootstrap intervals, and the data that its generator had seen."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from monai_diffaug.studies.bootstrap import interval
+from monai_diffaug.studies.bootstrap import interval, mean_interval
 from monai_diffaug.studies.classification import accuracy, auc, f1
 from monai_diffaug.studies.segmentation import SIZES
 
@@ -25,8 +25,8 @@ SCORES: dict[str, Callable[[Any, Any], float]] = {"auc": auc, "accuracy": accura
 def summarise(runs: Sequence[Mapping[str, Any]], resamples: int = RESAMPLES) -> list[dict[str, Any]]:
     """One row for each arm and number of labelled images.
 
-    Images are averaged over the seeds first; the interval resamples the groups of the test images (the seeds' spread is given
-    beside it as "seed_means"). "gain" is the paired difference to the arm "none" on the same images; of "none" with more labelled images,
+    Images are averaged over the seeds first; the interval resamples the groups of the test images ("seed_means" shows the spread of the
+    seeds). "gain" is the paired difference to the arm "none" on the same images; of "none" with more labelled images,
     to "none" with the fewest.
 
     Args:
@@ -82,9 +82,12 @@ def _mean(members: Sequence[Mapping[str, Any]], name: str, keep: Callable[[Any],
     values, groups = _columns(members, name, keep)
     if values.size == 0:
         return None
-    by_image = values.mean(0)
-    found = interval(lambda picks: float(by_image[picks].mean()), groups, resamples=resamples)
-    return {**asdict(found), "seed_means": [float(v) for v in values.mean(1)]}
+    return _with_seeds(values, groups, resamples)
+
+
+def _with_seeds(values: NDArray[np.float64], groups: Sequence[int], resamples: int) -> dict[str, Any]:
+    """The mean of values (seeds, images) with its interval, and the mean of each seed."""
+    return {**asdict(mean_interval(values.mean(0), groups, resamples=resamples)), "seed_means": [float(v) for v in values.mean(1)]}
 
 
 def _paired(
@@ -99,9 +102,7 @@ def _paired(
 
 def _gain(members: Sequence[Mapping[str, Any]], baseline: Sequence[Mapping[str, Any]], name: str, resamples: int) -> dict[str, Any]:
     ours, theirs, groups = _paired(members, baseline, name)
-    difference = ours.mean(0) - theirs.mean(0)
-    found = interval(lambda picks: float(difference[picks].mean()), groups, resamples=resamples)
-    return {**asdict(found), "seed_means": [float(v) for v in (ours - theirs).mean(1)]}
+    return _with_seeds(ours - theirs, groups, resamples)
 
 
 def _classification(members: Sequence[Mapping[str, Any]], baseline: Sequence[Mapping[str, Any]], resamples: int) -> dict[str, Any]:
@@ -112,8 +113,8 @@ def _classification(members: Sequence[Mapping[str, Any]], baseline: Sequence[Map
     figures: dict[str, Any] = {}
     for name, score in SCORES.items():
         by_seed = partial(_scores, score, probabilities, truth)
-        found = interval(partial(_mean_score, by_seed), groups, resamples=resamples)
-        figures[name] = {**asdict(found), "seed_means": by_seed(everything)}
+        score_interval = interval(partial(_mean_score, by_seed), groups, resamples=resamples)
+        figures[name] = {**asdict(score_interval), "seed_means": by_seed(everything)}
         if name == "auc" and baseline:
             figures["auc_gain"] = _auc_gain(members, baseline, resamples)
     return figures
@@ -138,14 +139,14 @@ def _auc_gain(members: Sequence[Mapping[str, Any]], baseline: Sequence[Mapping[s
     def by_seed(picks: NDArray[np.int64]) -> list[float]:
         return [our - their for our, their in zip(_scores(auc, ours, truth, picks), _scores(auc, theirs, truth, picks), strict=True)]
 
-    found = interval(partial(_mean_score, by_seed), groups, resamples=resamples)
-    return {**asdict(found), "seed_means": by_seed(np.arange(len(groups)))}
+    gain = interval(partial(_mean_score, by_seed), groups, resamples=resamples)
+    return {**asdict(gain), "seed_means": by_seed(np.arange(len(groups)))}
 
 
 def table_of(summary: Sequence[Mapping[str, Any]]) -> str:
     """A Markdown table; figures in percent except HD95, which is in pixels; 95 % intervals over the test images.
 
-    Below it a line for each method: what it does, with which networks, and what its generator had seen.
+    Below it a line per method: its description, its networks, and the data that its generator had seen.
     """
     if not summary:
         return ""
@@ -160,9 +161,9 @@ def table_of(summary: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _method(row: Mapping[str, Any]) -> str:
-    """What an arm does and what its generator had seen, as an item of a list."""
-    used = "".join(f", {name.replace('_', ' ')} `{source}`" for name, source in row.get("networks", {}).items())
-    generator = f"Generator `{row['generator']}`{used}, has seen: {row['generator_has_seen']}." if row["generator"] else "No generator."
+    """Description of an arm and the data that its generator had seen, as an item of a list."""
+    networks = "".join(f", {name.replace('_', ' ')} `{source}`" for name, source in row.get("networks", {}).items())
+    generator = f"Generator `{row['generator']}`{networks}, has seen: {row['generator_has_seen']}." if row["generator"] else "No generator."
     return f"- `{row['arm']}`: {row['method']} {generator}".replace(":  ", ": ")
 
 

@@ -9,20 +9,22 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
+from monai_diffaug.files.whole_file import whole_file
 from monai_diffaug.studies.arms import synthesise
-from monai_diffaug.studies.cases import Case
+from monai_diffaug.studies.masked_images import MaskedImage
 
 __all__ = ["SyntheticImages", "load_or_make"]
 
 CHUNK = 8
-MAX_ATTEMPTS = 4  # per wanted image: a validator may reject nearly all
+MAX_ATTEMPTS = 4  # per image: a validator may reject nearly all
 
 
 class SyntheticImages(NamedTuple):
-    """What was made: the images, the attempts (some are rejected) and the seconds it took."""
+    """Images, number of attempts (some are rejected), and seconds spent."""
 
-    cases: list[Case]
+    cases: list[MaskedImage]
     attempts: int
     seconds: float
 
@@ -30,7 +32,7 @@ class SyntheticImages(NamedTuple):
 def load_or_make(
     folder: Path,
     transform: Callable[[dict[str, Any]], Mapping[Any, Any]],
-    real: Sequence[Case],
+    real: Sequence[MaskedImage],
     count: int,
     *,
     seed: int,
@@ -39,29 +41,29 @@ def load_or_make(
     """``count`` synthetic images, or as many as ``max_seconds`` (over all calls) and ``4 * count`` attempts give.
 
     Args:
-        folder: of the chunks; what is there counts.
-        transform: dictionary transform that makes one of a labelled image.
+        folder: of the chunks; images that are there count.
+        transform: dictionary transform that makes one from a labelled image.
         real: labelled images.
-        count: wanted.
+        count: number of images.
         seed: of all draws: the n-th attempt is the same whether or not the run was stopped before.
-        max_seconds: no further attempt is begun after this time.
+        max_seconds: no further attempt begins after this time.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    cases: list[Case] = []
+    cases: list[MaskedImage] = []
     attempts, seconds = 0, 0.0
     chunks = sorted(folder.glob("*.npz"))
     for chunk in chunks:
-        found, note = _read(chunk, real[0])
-        cases += found
+        stored, note = _read(chunk, real[0])
+        cases += stored
         attempts, seconds = int(note["attempts"]), float(note["seconds"])
-    began, fresh, before = time.monotonic(), list[Case](), seconds
+    began, fresh, before = time.monotonic(), list[MaskedImage](), seconds
     while len(cases) < count and attempts < MAX_ATTEMPTS * count and seconds < max_seconds:
-        made = synthesise(transform, real, seed, attempts)
+        image = synthesise(transform, real, seed, attempts)
         attempts += 1
         seconds = before + time.monotonic() - began
-        if made is not None:
-            cases.append(made)
-            fresh.append(made)
+        if image is not None:
+            cases.append(image)
+            fresh.append(image)
         if len(fresh) == CHUNK:
             _save(folder / f"{attempts:06d}.npz", fresh, attempts, seconds)
             fresh = []
@@ -70,18 +72,16 @@ def load_or_make(
     return SyntheticImages(cases[:count], attempts, seconds)
 
 
-def _save(file: Path, cases: Sequence[Case], attempts: int, seconds: float) -> None:
-    note = {"attempts": attempts, "seconds": seconds, "findings": [c.finding for c in cases]}
-    part = file.with_suffix(".part")
-    with part.open("wb") as stream:
-        images, labels = np.stack([c.image for c in cases]), np.stack([c.label for c in cases])
-        np.savez_compressed(stream, images=images, labels=labels, note=np.array(json.dumps(note)))
-    part.replace(file)
+def _save(file: Path, cases: Sequence[MaskedImage], attempts: int, seconds: float) -> None:
+    note = {"attempts": attempts, "seconds": seconds, "findings": [case.finding for case in cases]}
+    arrays = {f"{name}_{i}": getattr(case, name).numpy() for i, case in enumerate(cases) for name in ("image", "mask")}
+    with whole_file(file) as part, part.open("wb") as stream:
+        np.savez_compressed(stream, note=np.array(json.dumps(note)), **arrays)
 
 
-def _read(file: Path, like: Case) -> tuple[list[Case], dict[str, Any]]:
+def _read(file: Path, like: MaskedImage) -> tuple[list[MaskedImage], dict[str, Any]]:
     with np.load(file) as archive:
-        images, labels = archive["images"], archive["labels"]
         note: dict[str, Any] = json.loads(str(archive["note"]))
-    pairs = zip(images, labels, note["findings"], strict=True)
-    return [Case(image, label, finding, like.modality, like.anatomy) for image, label, finding in pairs], note
+        pairs = [[torch.from_numpy(archive[f"{name}_{i}"]) for name in ("image", "mask")] for i in range(len(note["findings"]))]
+    words = zip(pairs, note["findings"], strict=True)
+    return [MaskedImage(*pair, finding, modality=like.modality, anatomy=like.anatomy) for pair, finding in words], note

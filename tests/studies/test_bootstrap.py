@@ -3,12 +3,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from monai_diffaug.studies.bootstrap import interval
+from monai_diffaug.studies.bootstrap import interval, mean_interval
 
 
 def test_the_interval_of_a_mean_is_near_the_normal_one():
     values = np.random.RandomState(0).normal(3, 2, 400)
-    found = interval(lambda picks: float(values[picks].mean()), np.arange(400))
+    found = mean_interval(values, np.arange(400))
     half = 1.96 * values.std() / 20
     assert found.value == pytest.approx(values.mean())
     assert found.low == pytest.approx(values.mean() - half, abs=0.04) and found.high == pytest.approx(values.mean() + half, abs=0.04)
@@ -16,10 +16,10 @@ def test_the_interval_of_a_mean_is_near_the_normal_one():
 
 def test_copies_of_an_image_are_no_further_evidence():
     values = np.random.RandomState(0).normal(0, 1, 30)
-    alone = interval(lambda p: float(values[p].mean()), np.arange(30))
+    alone = mean_interval(values, np.arange(30))
     copied = np.repeat(values, 10)
-    grouped = interval(lambda p: float(copied[p].mean()), np.repeat(np.arange(30), 10))
-    ungrouped = interval(lambda p: float(copied[p].mean()), np.arange(300))
+    grouped = mean_interval(copied, np.repeat(np.arange(30), 10))
+    ungrouped = mean_interval(copied, np.arange(300))
     assert grouped.high - grouped.low == pytest.approx(alone.high - alone.low, rel=0.01)
     assert ungrouped.high - ungrouped.low < 0.5 * (grouped.high - grouped.low)
 

@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 
-from monai_diffaug.commands.cli import main
 from monai_diffaug.geometry.slices import slice_plane, to_slices, touched
-from monai_diffaug.studies.continuity import VOLUMES, continuity, load_volume, measure, table
+from monai_diffaug.studies.continuity import continuity, measure, middle_slices, table, volumes_of
+from monai_diffaug.studies.painter import Painter
+from monai_diffaug.studies.study_images import StudyData
 
 
 def volume() -> np.ndarray:
@@ -70,27 +69,24 @@ def test_a_single_slice_or_another_grid_is_refused():
         continuity(volume(), volume(), MASK[:-1])
 
 
-def test_the_middle_slices_of_the_label_are_repainted(real_data):
-    for described in VOLUMES:
-        image, mask = load_volume(described, real_data, 4)
-        _, everything = load_volume(described, real_data)
-        assert mask.shape == image.shape and bool((everything >= mask).all())
-        plane = slice_plane(image.affine, described.plane, 3)
-        some, whole = touched(to_slices(mask, plane)), touched(to_slices(everything, plane))
-        assert len(some) == 4 and np.ptp(some) == 3
-        assert abs(np.mean(some) - np.mean(whole)) <= 1
+def test_volumes_have_the_plane_and_window_of_their_entry_and_the_middle_slices_of_the_label_are_repainted(packed):
+    volumes = volumes_of(StudyData.open(packed("volumes")))
+    assert [(v.name, v.plane, v.window) for v in volumes] == [
+        ("spleen, CT", "axial", (-160.0, 240.0)),
+        ("disc or spinal canal, MRI", "sagittal", None),
+    ]
+    for volume in volumes:
+        some, everything = middle_slices(volume, 4), middle_slices(volume)
+        assert some.shape == volume.image.shape and bool((everything >= some).all())
+        plane = slice_plane(volume.image.affine, volume.plane, 3)
+        chosen, whole = touched(to_slices(some, plane)), touched(to_slices(everything, plane))
+        assert len(chosen) == 4 and np.ptp(chosen) == 3
+        assert abs(np.mean(chosen) - np.mean(whole)) <= 1
 
 
-def test_correlated_noise_lowers_the_jump_between_slices(real_data, random_inpainter):
-    rows = measure(3, model=random_inpainter, noise_rho=(0.0, 1.0), volumes=VOLUMES[:1], num_inference_steps=1)
-    assert [row.noise_rho for row in rows] == [0.0, 1.0] and rows[0].figures.n_pairs == 2
-    assert rows[1].figures.jump < rows[0].figures.jump
-    assert table(rows).count("as it was") == 1 and len(table(rows).splitlines()) == 4
-
-
-def test_the_command_writes_a_row_for_each_volume_and_correlation(real_data, random_inpainter, tmp_path, capsys):
-    options = ["--model", random_inpainter, "--steps", "1", "--noise-rho", "0,0.9", "--out", str(tmp_path / "c.json")]
-    assert main(["evaluate", "continuity", "--slices", "2", *options]) == 0
-    rows = json.loads((tmp_path / "c.json").read_text())["rows"]
-    assert [(row["volume"], row["noise_rho"]) for row in rows] == [(v.name, rho) for v in VOLUMES for rho in (0.0, 0.9)]
-    assert "noise rho" in capsys.readouterr().out
+def test_correlated_noise_lowers_the_jump_between_slices(user_datalist, random_inpainter):
+    volumes = volumes_of(StudyData.open(user_datalist, plane="axial"))
+    rows = measure(volumes, Painter(random_inpainter, num_inference_steps=1), slices=3, noise_rho=(0.0, 1.0))
+    assert [(row.volume, row.noise_rho) for row in rows] == [("benign nodule, ultrasound", rho) for rho in (0.0, 1.0)]
+    assert rows[0].figures.n_pairs == 2 and rows[1].figures.jump < rows[0].figures.jump
+    assert table(rows).count("original") == 3 and len(table(rows).splitlines()) == 4

@@ -1,15 +1,13 @@
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 import torch
 
-from monai_diffaug.commands.cli import main
 from monai_diffaug.studies import distribution as distribution_module
 from monai_diffaug.studies.distribution import fid, kid, latent_features
-from monai_diffaug.studies.regions import free_places, real_lesions
+from monai_diffaug.studies.masked_images import free_places, real_lesions
+from monai_diffaug.studies.painter import Painter
 
 
 def gaussian(mean, root, n, seed):
@@ -95,21 +93,13 @@ def test_latent_features_tell_dark_from_bright_and_name_themselves(random_inpain
     assert np.abs(features[0] - features[2]).max() < 1e-4 < np.abs(features[0] - features[5]).max()
 
 
-def test_the_reference_itself_is_nearest_to_the_reference(real_data, monkeypatch):
-    own = real_lesions(6)
-    monkeypatch.setattr(distribution_module, "painted_lesions", lambda n, **options: (own, free_places(6)))
-    figures = distribution_module.measure(6)
+def test_the_reference_itself_is_nearest_to_the_reference(breast, monkeypatch):
+    reference = real_lesions(breast, 6), free_places(breast, 6)
+    monkeypatch.setattr(distribution_module, "painted_lesions", lambda *arguments: reference)
+    figures = distribution_module.measure(breast, 6, Painter())
     assert set(figures) == {"painted lesions", "training lesions", "places before"}
     for itself, others in ((figures["painted lesions"][i], figures["places before"][i]) for i in (1, 3)):
         assert itself.metric == "FID" and abs(itself.value) < 1e-3 < others.value
     assert {row.extractor for row in figures["painted lesions"]} == {row.extractor for row in figures["training lesions"]}
     text = distribution_module.table(figures)
     assert text.count("painted lesions") == 2 and "VAE latents" in text and "MedSAM" in text
-
-
-def test_the_command_names_n_and_features(real_data, random_inpainter, tmp_path, capsys):
-    options = ["--model", random_inpainter, "--steps", "1", "--out", str(tmp_path / "d.json")]
-    assert main(["evaluate", "distribution", "--n", "4", *options]) == 0
-    rows = json.loads((tmp_path / "d.json").read_text())["painted lesions"]
-    assert [row["metric"] for row in rows] == ["KID", "FID"] * 2 and all(row["n_generated"] == 4 for row in rows)
-    assert "KID (± over halves)" in capsys.readouterr().out

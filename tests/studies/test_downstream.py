@@ -11,52 +11,67 @@ import torch
 
 from monai_diffaug.studies import downstream
 from monai_diffaug.studies.arms import ARMS, NEEDS, Generator, arm_factory, description_of, synthesise
-from monai_diffaug.studies.cases import Case
 from monai_diffaug.studies.classification import accuracy, auc, f1, score_classification, train_classification
 from monai_diffaug.studies.lesion_sources import BorrowedLesiond, OwnLesiond, OwnOrBorrowedLesiond
 from monai_diffaug.studies.markers import replace_between
+from monai_diffaug.studies.masked_images import MaskedImage
 from monai_diffaug.studies.origin import digest_of
 from monai_diffaug.studies.segmentation import TaskSettings, batch_of, score_segmentation, size_of, train_segmentation
+from monai_diffaug.studies.study_images import StudyData, StudyInputError
 from monai_diffaug.studies.summary import summarise, table_of
 from monai_diffaug.studies.synthetic_cache import SyntheticImages, load_or_make
+from monai_diffaug.training.datalist import read_datalist
+from monai_diffaug.training.read_entry import read_entry
 
-STUDY = downstream.STUDIES["breast_ultrasound"]
 ROOT = Path(__file__).resolve().parents[2]
 FAST = TaskSettings(steps=2, batch_size=2, size_px=64)
-NOBODY = Generator("tiny", "nothing", None, None, None, None)
+ALONE = Generator("tiny", "nothing", None, None, None, None)
 
 
-def disc(rng: np.random.RandomState, radius: float = 14, finding: str = "benign mass", index: int = 0) -> Case:
+def disc(rng: np.random.RandomState, radius: float = 14, finding: str = "benign mass", index: int = 0) -> MaskedImage:
     ys, xs = np.indices((128, 128))
     centre = rng.randint(30, 98, 2)
     label = np.hypot(ys - centre[0], xs - centre[1]) < radius
     bright = 190 if finding == "benign mass" else 20
     image = np.where(label, bright, 90) + rng.randint(0, 20, (128, 128))
-    return Case(image[None].astype(np.uint8), label, finding, "ultrasound", "breast", index, index)
+    pixels, mask = torch.from_numpy(image[None].astype(np.uint8)), torch.from_numpy(label[None].astype(np.uint8))
+    return MaskedImage(pixels, mask, finding, index, index, "ultrasound", "breast")
 
 
-def normal(rng: np.random.RandomState) -> Case:
+def normal(rng: np.random.RandomState) -> MaskedImage:
     case = disc(rng, 0)
-    return Case(case.image, np.zeros((128, 128), bool), "normal tissue", "ultrasound", "breast", 99, 99)
+    return replace(case, mask=torch.zeros_like(case.mask), finding="normal tissue", group=99, index=99)
+
+
+def sample_of(case: MaskedImage) -> dict:
+    words = {"finding": case.finding, "modality": case.modality, "anatomy": case.anatomy}
+    return {"image": case.image, "label": case.mask, **words}
 
 
 @pytest.fixture(scope="module")
-def cases() -> list[Case]:
+def cases() -> list[MaskedImage]:
     rng = np.random.RandomState(0)
-    found = [disc(rng, finding=("benign mass", "malignant mass")[i % 2], index=i) for i in range(8)]
-    return [*found, normal(rng)]
+    return [*(disc(rng, finding=("benign mass", "malignant mass")[i % 2], index=i) for i in range(8)), normal(rng)]
 
 
-def test_the_labelled_images_are_stratified_nested_and_one_a_group(real_data):
-    forty = downstream.labelled_cases(STUDY, 40)
+def test_the_labelled_images_are_stratified_nested_and_one_per_group(breast):
+    forty = downstream.labelled_cases(breast, 40)
     findings = [case.finding for case in forty]
-    train = list({s.group: downstream.case_of(s).finding for s in downstream.load_samples("breast_ultrasound", "train")}.values())
+    train = list({case.group: case.finding for case in downstream.cases_of(breast, "training")}.values())
     for finding in set(train):
         assert findings.count(finding) == pytest.approx(40 * train.count(finding) / len(train), abs=1.5)
     assert len({case.group for case in forty}) == 40
-    assert [c.index for c in downstream.labelled_cases(STUDY, 10)] == [c.index for c in forty[:10]]
-    assert [c.index for c in downstream.labelled_cases(STUDY, 10, 1)] != [c.index for c in forty[:10]]
-    assert not {c.group for c in forty} & {c.group for c in downstream.held_out_cases(STUDY)}
+    assert [c.index for c in downstream.labelled_cases(breast, 10)] == [c.index for c in forty[:10]]
+    assert [c.index for c in downstream.labelled_cases(breast, 10, 1)] != [c.index for c in forty[:10]]
+    assert not {c.group for c in forty} & {c.group for c in downstream.held_out_cases(breast)}
+    with pytest.raises(StudyInputError, match="cannot draw 9999"):
+        downstream.labelled_cases(breast, 9999)
+
+
+def test_grey_and_coloured_images_of_one_list_get_the_same_channels(packed):
+    data = StudyData.open(packed("spleen_ct", "colonoscopy_polyp"))
+    assert {case.image.shape[0] for case in downstream.held_out_cases(data)} == {3}
+    assert {case.image.shape[0] for case in downstream.held_out_cases(data.only("spleen_ct"))} == {1}
 
 
 def test_training_learns_and_leaves_the_global_random_state_alone(cases):
@@ -101,7 +116,7 @@ def test_scores_are_right_for_known_answers(cases):
     settings = TaskSettings(size_px=128)
     row, quiet = score_segmentation(perfect, [case, empty], settings)
     assert row["dice"] == 1 and row["hd95"] == 0 and row["fnr"] == 0 and row["missed"] == 0
-    assert row["size"] == size_of(case.label.mean()) == "medium" and quiet["false_alarm"] == 0
+    assert row["size"] == size_of(case.mask_hw.mean()) == "medium" and quiet["false_alarm"] == 0
     (blind,) = score_segmentation(lambda image: -torch.ones_like(image), [case], settings)
     assert blind["dice"] == 0 and blind["fnr"] == 1 and blind["missed"] == 1 and blind["hd95"] == pytest.approx(128 * 2**0.5)
     (alarm,) = score_segmentation(lambda image: torch.ones_like(image), [empty], settings)
@@ -110,7 +125,7 @@ def test_scores_are_right_for_known_answers(cases):
 
 def test_synthetic_images_fill_their_share_of_the_batches(cases):
     rng = np.random.RandomState(0)
-    synthetic = [Case(np.zeros_like(cases[0].image), cases[0].label, "x", "ultrasound", "breast")]
+    synthetic = [replace(cases[0], image=torch.zeros_like(cases[0].image), finding="x")]
     drawn = [c.finding for _ in range(40) for c in batch_of(rng, cases, synthetic, TaskSettings(synthetic_share=0.5, size_px=32))[2]]
     assert drawn.count("x") / len(drawn) == pytest.approx(0.5, abs=0.1)
     assert "x" not in [c.finding for c in batch_of(rng, cases, [], TaskSettings(size_px=32))[2]]
@@ -124,49 +139,42 @@ def test_images_and_labels_move_together(cases):
 
 def test_a_pasted_lesion_has_its_own_pixels_and_is_in_the_label(cases):
     base, donor = cases[-1], cases[0]
-    d = BorrowedLesiond([donor], paste=True).set_random_state(0)(
-        {"image": base.image, "label": base.label[None], "finding": base.finding, "modality": "ultrasound", "anatomy": "breast"}
-    )
+    d = BorrowedLesiond([donor], paste=True).set_random_state(0)(sample_of(base))
     mask = d["mask"][0].bool()
     assert mask.any() and torch.equal(d["label"][0].bool(), mask) and d["finding"] == "benign mass"
     assert float(d["image"][0][mask].float().mean()) > 150
-    outside = torch.from_numpy(base.image[0])[~mask]
-    assert torch.equal(d["image"][0][~mask], outside)
+    assert torch.equal(d["image"][0][~mask], base.image[0][~mask])
 
 
-def test_a_lesion_goes_beside_one_of_its_kind_on_free_tissue(cases):
+def test_a_lesion_goes_next_to_one_of_its_kind_on_free_tissue(cases):
     transform = BorrowedLesiond(cases)
     for seed in range(10):
         base = cases[seed % 8]
-        d = transform.set_random_state(seed)(
-            {"image": base.image, "label": base.label[None], "finding": base.finding, "modality": "ultrasound", "anatomy": "breast"}
-        )
-        assert d["finding"] == base.finding and not (d["mask"][0].numpy().astype(bool) & base.label).any()
-        assert d["finding"] in d["prompt"] and np.array_equal(d["image"], base.image)
+        d = transform.set_random_state(seed)(sample_of(base))
+        assert d["finding"] == base.finding and not (d["mask"] & base.mask).any()
+        assert d["finding"] in d["prompt"] and torch.equal(d["image"], base.image)
 
 
 def test_the_own_lesion_is_the_mask(cases):
-    words = {"finding": "benign mass", "modality": "ultrasound", "anatomy": "breast"}
-    d = OwnLesiond()({"image": cases[0].image, "label": cases[0].label[None], **words})
-    assert np.array_equal(d["mask"][0].numpy().astype(bool), cases[0].label) and "benign mass" in d["prompt"]
+    d = OwnLesiond()(sample_of(cases[0]))
+    assert torch.equal(d["mask"], cases[0].mask) and "benign mass" in d["prompt"]
 
 
 def test_own_and_borrowed_lesions_share_one_stream_and_normal_images_always_borrow(cases):
     transform = OwnOrBorrowedLesiond(cases)
 
-    def drawn(base: Case, seed: int) -> np.ndarray:
-        words = {"finding": base.finding, "modality": "ultrasound", "anatomy": "breast"}
-        return np.asarray(transform.set_random_state(seed)({"image": base.image, "label": base.label[None], **words})["mask"])[0] > 0
+    def drawn(base: MaskedImage, seed: int) -> torch.Tensor:
+        return transform.set_random_state(seed)(sample_of(base))["mask"]
 
-    own = [np.array_equal(drawn(cases[0], seed), cases[0].label) for seed in range(20)]
+    own = [torch.equal(drawn(cases[0], seed), cases[0].mask) for seed in range(20)]
     assert 4 < sum(own) < 16
     assert all(drawn(cases[-1], seed).any() for seed in range(5))
-    assert all(np.array_equal(drawn(cases[0], seed), drawn(cases[0], seed)) for seed in range(6))
+    assert all(torch.equal(drawn(cases[0], seed), drawn(cases[0], seed)) for seed in range(6))
 
 
 @pytest.fixture(scope="module")
 def untrained(random_inpainter) -> Generator:
-    """A generator of random weights with every network that an arm may want."""
+    """A generator of random weights with every network that an arm may need."""
     from monai_diffaug.models.controlnet import build_controlnet
     from monai_diffaug.models.inpainter import load_inpainter
     from monai_diffaug.models.registry import shared_model, spec_of
@@ -177,7 +185,7 @@ def untrained(random_inpainter) -> Generator:
     return Generator(random_inpainter, "nothing", None, "tiny", controlnet, build_semantic_model(inpainter))
 
 
-def made_by(arm: str, cases: list[Case], generator: Generator) -> tuple[Case, Case]:
+def made_by(arm: str, cases: list[MaskedImage], generator: Generator) -> tuple[MaskedImage, MaskedImage]:
     """The first image that an arm makes of the first case, and that case."""
     transform = arm_factory(arm)(cases[:2], generator)
     return next(m for m in (synthesise(transform, cases[:1], 0, k) for k in range(6)) if m is not None), cases[0]
@@ -186,36 +194,36 @@ def made_by(arm: str, cases: list[Case], generator: Generator) -> tuple[Case, Ca
 @pytest.mark.parametrize("arm", [name for name, factory in ARMS.items() if factory and name != "diffaug"])
 def test_generator_arms_make_labelled_images(cases, untrained, arm):
     made, base = made_by(arm, cases, untrained)
-    assert made.image.shape == (1, 128, 128) and made.image.dtype == np.uint8 and made.label.any()
+    assert made.image.shape == (1, 128, 128) and made.image.dtype == torch.uint8 and made.mask.any()
     assert made.finding == base.finding
 
 
 @pytest.mark.parametrize("arm", ["emit_diff", "emit_diff_merged", "emit_diff_two_scales"])
 def test_a_slice_made_from_its_edges_keeps_its_label(cases, untrained, arm):
     made, base = made_by(arm, cases, untrained)
-    assert np.array_equal(made.label, base.label)
-    changed = (made.image != base.image).mean()
+    assert torch.equal(made.mask, base.mask)
+    changed = float((made.image != base.image).float().mean())
     assert 0.1 < changed < 0.75 if arm == "emit_diff_merged" else changed > 0.9
 
 
 def test_a_normal_slice_is_made_from_its_edges_too_and_has_no_own_lesion_to_outline(cases, untrained):
     normal_case = cases[-1:]
-    assert not synthesise(arm_factory("emit_diff")(cases, untrained), normal_case, 0, 0).label.any()
+    assert not synthesise(arm_factory("emit_diff")(cases, untrained), normal_case, 0, 0).mask.any()
     assert synthesise(arm_factory("mila")(cases, untrained), normal_case, 0, 0) is None
 
 
 def test_mila_paints_what_medsam_outlines_and_leaves_the_label(cases, untrained):
     made, base = made_by("mila", cases, untrained)
-    changed = (made.image != base.image)[0]
-    assert changed[base.label].mean() > 0.8 and changed[~made.label].mean() < 0.2
-    assert np.array_equal(base.label, made.label)
+    changed = (made.image != base.image).numpy()[0]
+    assert changed[base.mask_hw].mean() > 0.8 and changed[~made.mask_hw].mean() < 0.2
+    assert torch.equal(base.mask, made.mask)
 
 
 @pytest.mark.parametrize("arm", [name for name, networks in NEEDS.items() if networks])
 def test_an_arm_says_which_option_names_the_network_that_it_lacks(cases, arm):
     (network,) = NEEDS[arm]
     with pytest.raises(ValueError, match=f"--{network.replace('_', '-')} NAME=SOURCE"):
-        arm_factory(arm)(cases, NOBODY)
+        arm_factory(arm)(cases, ALONE)
 
 
 def test_every_arm_is_described_in_one_line_and_declares_its_networks():
@@ -243,14 +251,14 @@ def test_any_dictionary_transform_is_an_arm_by_import_path():
 
 
 def test_synthesis_repeats_and_goes_on_where_it_stopped(tmp_path, cases):
-    transform = arm_factory("copy_paste")(cases, NOBODY)
+    transform = arm_factory("copy_paste")(cases, ALONE)
     whole = load_or_make(tmp_path / "a", transform, cases, 12, seed=3, max_seconds=60)
     first = load_or_make(tmp_path / "b", transform, cases, 12, seed=3, max_seconds=0)
     assert not first.cases
     load_or_make(tmp_path / "b", transform, cases, 8, seed=3, max_seconds=60)
     rest = load_or_make(tmp_path / "b", transform, cases, 12, seed=3, max_seconds=60)
     assert len(whole.cases) == len(rest.cases) == 12 and whole.attempts == rest.attempts
-    assert all(np.array_equal(a.image, b.image) and a.finding == b.finding for a, b in zip(whole.cases, rest.cases, strict=True))
+    assert all(torch.equal(a.image, b.image) and a.finding == b.finding for a, b in zip(whole.cases, rest.cases, strict=True))
 
 
 def test_synthesis_gives_up_on_a_transform_that_changes_nothing(tmp_path, cases):
@@ -271,34 +279,36 @@ def test_classification_learns_and_its_scores_are_right(cases):
 def options_of(out, **changes) -> argparse.Namespace:
     options = downstream.build_parser().parse_args(["--out", str(out), "--steps", "2", "--synthetic", "3"])
     vars(options).update(changes)
-    options.generators = downstream._generators(options)
+    options.generators = downstream.generators_of(options)
     return options
 
 
-def test_the_options_of_the_command_are_the_defaults_of_the_settings_and_reach_the_run(tmp_path, monkeypatch, real_data):
+def test_the_options_of_the_command_are_the_defaults_of_the_settings_and_reach_the_run(tmp_path, monkeypatch, breast):
     defaults = downstream.build_parser().parse_args([])
     assert [getattr(defaults, name) for name in vars(TaskSettings())] == list(vars(TaskSettings()).values())
     wanted = {"steps": 1, "batch_size": 3, "size_px": 48, "synthetic_share": 0.25, "rate": 0.01, "compile": True}
-    monkeypatch.setattr(downstream, "run_one", lambda study, task, real, test, synthetic, settings, seed: [])
-    assert downstream.run_arm(options_of(tmp_path, **wanted), "none", 10, 0)["settings"] == wanted
+    monkeypatch.setattr(downstream, "run_one", lambda *arguments: [])
+    assert downstream.run_arm(options_of(tmp_path, **wanted), breast, "none", 10, 0)["settings"] == wanted
 
 
-def test_a_run_is_kept_and_another_setup_in_its_place_is_refused(tmp_path, real_data, monkeypatch):
-    few = downstream.held_out_cases(STUDY)[:4]
-    monkeypatch.setattr(downstream, "held_out_cases", lambda study: few)
-    result = downstream.run_arm(options_of(tmp_path), "copy_paste", 10, 0)
+def test_a_run_is_kept_and_another_setup_in_its_place_is_refused(tmp_path, breast, monkeypatch):
+    few = downstream.held_out_cases(breast)[:4]
+    monkeypatch.setattr(downstream, "held_out_cases", lambda data: few)
+    result = downstream.run_arm(options_of(tmp_path), breast, "copy_paste", 10, 0)
     assert result["n_synthetic"] == 3 and len(result["images"]) == 4
     assert result["generator"]["seen"] == "no generator"
     monkeypatch.setattr(downstream, "run_one", None)  # a second run would fail
-    assert downstream.run_arm(options_of(tmp_path), "copy_paste", 10, 0)["images"] == json.loads(json.dumps(result["images"]))
+    assert downstream.run_arm(options_of(tmp_path), breast, "copy_paste", 10, 0)["images"] == json.loads(json.dumps(result["images"]))
+    with pytest.raises(ValueError, match="another subset_seed, images_digest"):
+        downstream.run_arm(options_of(tmp_path, subset_seed=1), breast, "copy_paste", 10, 0)
     with pytest.raises(ValueError, match=r"made with another settings; .* delete it, and .*synthetic/copy_paste_n10_s0 with it"):
-        downstream.run_arm(options_of(tmp_path, steps=3), "copy_paste", 10, 0)
+        downstream.run_arm(options_of(tmp_path, steps=3), breast, "copy_paste", 10, 0)
 
 
-def test_a_run_that_is_named_twice_counts_once(tmp_path, monkeypatch):
+def test_a_run_that_is_named_twice_counts_once(tmp_path, monkeypatch, user_datalist):
     called = []
 
-    def run(options, arm, n, seed):
+    def run(options, data, arm, n, seed):
         called.append((arm, n, seed))
         return {"synthesis_s": 0, "training_s": 0, "n_synthetic": 0}
 
@@ -306,26 +316,33 @@ def test_a_run_that_is_named_twice_counts_once(tmp_path, monkeypatch):
     monkeypatch.setattr(downstream, "summarise", lambda runs: [])
     monkeypatch.setattr("monai_diffaug.studies.study_plot.plot_study", lambda summary, file: None)
     arguments = ["--arms", "none,copy_paste,none", "--n-train", "10,10", "--reference", "10", "--seeds", "1", "--out", str(tmp_path)]
-    monkeypatch.setattr("sys.argv", ["downstream", *arguments])
-    downstream.main()
+    downstream.main(["--data", str(user_datalist), *arguments])
     assert called == [("none", 10, 0), ("copy_paste", 10, 0)]
 
 
-def test_a_run_of_other_weights_under_the_same_path_is_refused(tmp_path, real_data, monkeypatch):
+def test_a_run_of_other_weights_under_the_same_path_is_refused(tmp_path, breast, monkeypatch):
     monkeypatch.setattr(downstream, "load_or_make", lambda *args, **options: SyntheticImages([], 0, 0.0))
     monkeypatch.setattr(downstream, "run_one", lambda *args: [])
-    downstream.run_arm(options_of(tmp_path), "mila", 10, 0)
-    downstream.run_arm(options_of(tmp_path), "mila", 10, 0)
+    downstream.run_arm(options_of(tmp_path), breast, "mila", 10, 0)
+    downstream.run_arm(options_of(tmp_path), breast, "mila", 10, 0)
     monkeypatch.setattr(downstream, "digest_of", lambda network, source: "retrained" if network == "medsam" else digest_of(network, source))
     with pytest.raises(ValueError, match="made of another medsam"):
-        downstream.run_arm(options_of(tmp_path), "mila", 10, 0)
+        downstream.run_arm(options_of(tmp_path), breast, "mila", 10, 0)
+
+
+def test_the_positive_finding_is_the_last_of_the_list_or_the_one_named(tmp_path, user_datalist):
+    data = StudyData.open(user_datalist)
+    assert downstream.positive_of(options_of(tmp_path), data) == "malignant nodule"
+    assert downstream.positive_of(options_of(tmp_path, positive="benign nodule"), data) == "benign nodule"
+    with pytest.raises(StudyInputError, match="got 'cyst'"):
+        downstream.positive_of(options_of(tmp_path, positive="cyst"), data)
 
 
 def test_a_generator_must_say_what_it_has_seen(tmp_path):
     with pytest.raises(ValueError, match="say what the generator has seen"):
         options_of(tmp_path, generator=["mine=folder"])
     with pytest.raises(ValueError, match="no generator 'mine'"):
-        downstream.run_arm(options_of(tmp_path), "inpaint@mine", 10, 0)
+        downstream.resolve(options_of(tmp_path).generators, "inpaint@mine")
     known = options_of(tmp_path, generator=["mine=folder"], seen=["mine=40 images"]).generators["mine"]
     assert known == Generator("folder", "40 images", None, None, None, None)
 
@@ -336,30 +353,25 @@ def test_the_networks_of_a_generator_are_named_one_by_one(tmp_path):
     assert generators["mine"].medsam == "m" and generators["mine"].validator is None
     assert generators["shipped"].semantic_controller == "folder2" and generators["shipped"].controlnet == "tiny"
     with pytest.raises(ValueError, match="arm 'diffaug@mine': this arm needs a validator"):
-        downstream.resolve(options_of(tmp_path, **mine), "diffaug@mine")
+        downstream.resolve(options_of(tmp_path, **mine).generators, "diffaug@mine")
     with pytest.raises(ValueError, match="no generator 'yours'"):
         options_of(tmp_path, medsam=["yours=m"])
 
 
 def test_a_run_names_the_networks_that_it_used_and_no_others(tmp_path):
-    options = options_of(tmp_path, arms="x")
-    _, generator, networks = downstream.resolve(options, "mila")
+    generators = options_of(tmp_path).generators
+    _, generator, networks = downstream.resolve(generators, "mila")
     assert downstream.generator_record(generator, networks) == {"source": "tiny", "seen": downstream.SHIPPED_SEEN, "medsam": "tiny"}
-    _, generator, networks = downstream.resolve(options, "copy_paste")
+    _, generator, networks = downstream.resolve(generators, "copy_paste")
     assert downstream.generator_record(generator, networks) == {"source": "", "seen": downstream.NO_GENERATOR}
 
 
-def test_the_exported_datalist_is_what_train_reads(tmp_path, real_data):
-    from monai_diffaug.training.datalist import read_datalist
-    from monai_diffaug.training.labelled_slices import load_slices
-
-    entries = read_datalist(downstream.export_datalist(STUDY, 7, 0, tmp_path))
-    cases = downstream.labelled_cases(STUDY, 7)
-    assert [entry.is_normal for entry in entries] == [case.is_normal for case in cases]
-    lesion, slices = next(c for c in cases if not c.is_normal), load_slices(entries)
-    first = next(s for s in slices if not s.is_normal)
-    assert np.array_equal(first.labelled, lesion.label)
-    assert torch.allclose(first.image[0], torch.from_numpy(lesion.image[0] / np.float32(127.5) - 1), atol=1e-5)
+def test_the_exported_datalist_is_what_train_reads(tmp_path, breast):
+    cases = downstream.labelled_cases(breast, 7)
+    contents = [read_entry(entry) for entry in read_datalist(downstream.export_datalist(breast, 7, 0, tmp_path))]
+    assert [content.entry.is_normal for content in contents] == [case.is_normal for case in cases]
+    for content, case in zip(contents, cases, strict=True):
+        assert torch.equal(content.image, case.image) and torch.equal(content.ids, case.mask.long())
 
 
 def run_of(arm: str, seed: int, dices: list[float]) -> dict:
@@ -415,29 +427,28 @@ def test_a_gain_in_auc_is_paired_by_image_and_seed():
     assert 0 < gain["low"] < gain["value"] < gain["high"] <= 1
 
 
-def test_a_placeholder_in_a_generator_is_the_number_of_labelled_images(tmp_path, monkeypatch, real_data):
+def test_a_placeholder_in_a_generator_is_the_number_of_labelled_images(tmp_path, monkeypatch, breast):
     monkeypatch.setattr(downstream, "load_or_make", lambda *args, **options: SyntheticImages([], 0, 0.0))
     monkeypatch.setattr(downstream, "run_one", lambda *args: [])
     options = options_of(tmp_path, generator=["mine=runs/ft_{n}"], seen=["mine=the {n} images"], medsam=["mine=outliner_{n}"])
     for n in (10, 20):
-        record = downstream.run_arm(options, "mila@mine", n, 0)["generator"]
+        record = downstream.run_arm(options, breast, "mila@mine", n, 0)["generator"]
         assert record == {"source": f"runs/ft_{n}", "seen": f"the {n} images", "medsam": f"outliner_{n}"}
 
 
-def test_the_command_trains_the_reference_too_and_writes_the_table_into_a_text(tmp_path, monkeypatch, capsys):
-    asked = []
+def test_the_command_trains_the_reference_too_and_writes_the_table_into_a_text(tmp_path, monkeypatch, capsys, user_datalist):
+    runs = []
 
-    def run_arm(options, arm, n, seed):
-        asked.append((arm, n, seed))
+    def run_arm(options, data, arm, n, seed):
+        runs.append((arm, n, seed))
         return {**run_of(arm, seed, [0.5, 0.6]), "n_train": n, "synthesis_s": 0.0, "training_s": 0.0}
 
     readme = tmp_path / "README.md"
     readme.write_text("a\n<!-- study-few:start -->\n<!-- study-few:end -->\nb\n")
     monkeypatch.setattr(downstream, "run_arm", run_arm)
     options = ["--arms", "none,copy_paste", "--seeds", "2", "--n-train", "10", "--reference", "20", "--out", str(tmp_path), "--name", "few"]
-    monkeypatch.setattr("sys.argv", ["downstream", *options, "--readme", str(readme)])
-    downstream.main()
-    assert asked == [(arm, n, seed) for seed in (0, 1) for arm, n in (("none", 10), ("copy_paste", 10), ("none", 20))]
+    downstream.main(["--data", str(user_datalist), *options, "--readme", str(readme)])
+    assert runs == [(arm, n, seed) for seed in (0, 1) for arm, n in (("none", 10), ("copy_paste", 10), ("none", 20))]
     summary = json.loads((tmp_path / "summary_few.json").read_text())
     assert [(row["arm"], row["n_train"]) for row in summary] == [("none", 10), ("copy_paste", 10), ("none", 20)]
     assert table_of(summary) in capsys.readouterr().out and f"\n{table_of(summary)}\n\n<!--" in readme.read_text()
@@ -447,7 +458,7 @@ STUDY_RESULTS = sorted((ROOT / "benchmarks" / "results").glob("breast_ultrasound
 
 
 @pytest.mark.parametrize("results", STUDY_RESULTS, ids=lambda file: file.stem)
-def test_the_readme_shows_the_committed_study(results):
-    text = (ROOT / "README.md").read_text()
+def test_the_documentation_shows_the_committed_study(results):
+    text = (ROOT / "docs" / "studies" / "downstream.md").read_text()
     name = results.stem.removeprefix("breast_ultrasound_")
     assert replace_between(text, f"study-{name}", table_of(json.loads(results.read_text())) + "\n") == text

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +9,9 @@ from monai_diffaug.models.controlnet import build_controlnet
 from monai_diffaug.models.inpainter import load_inpainter
 from monai_diffaug.models.registry import ModelSpec
 from monai_diffaug.studies.edge_control import edge_overlap, measure, table
+from monai_diffaug.studies.masked_images import real_lesions
+from monai_diffaug.studies.painter import Painter
+from monai_diffaug.studies.study_images import StudyData
 
 
 def line(row: int, size: int = 20) -> torch.Tensor:
@@ -47,10 +49,10 @@ def test_shapes_must_agree() -> None:
         edge_overlap(line(5), line(5)[0])
 
 
-def test_an_untrained_controlnet_leaves_the_figures_as_without(random_inpainter: str, real_data: Path) -> None:
+def test_an_untrained_controlnet_leaves_the_figures_as_without(random_inpainter: str, breast: StudyData) -> None:
     model = load_inpainter(ModelSpec("inpainter", random_inpainter), torch.device("cpu"))
     network = build_controlnet(model.unet, model.factor)
-    figures = measure(model, network, count=2, num_inference_steps=1, sources=("fundus_disc_cup",))
+    figures = measure(real_lesions(breast, 2), Painter(model, num_inference_steps=1), network)
     assert set(figures) == {"inside the mask", "whole image"}
     for rows in figures.values():
         assert rows["control on"] == rows["control off"] and rows["VAE round trip"]["n"] == 2

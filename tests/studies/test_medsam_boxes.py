@@ -1,17 +1,19 @@
-"""The box-prompted Dice of the embedded MedSAM."""
+"""The box-prompted Dice of a MedSAM."""
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from monai_diffaug.models.medsam import MedSAM
-from monai_diffaug.studies import medsam_boxes as evaluation
-from monai_diffaug.training.embedded.datasets import SOURCES, Sample
+from monai_diffaug.studies.medsam_boxes import box_dice
+from monai_diffaug.studies.study_images import StudyData
 
 
 class FilledBox(MedSAM):
@@ -30,26 +32,25 @@ class FilledBox(MedSAM):
         return mask, torch.ones(1)
 
 
-@pytest.fixture(autouse=True)
-def two_rectangles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Breast ultrasound alone: one image with two rectangular lesions and a speck."""
+@pytest.fixture
+def rectangles(tmp_path: Path) -> StudyData:
+    """One image with two rectangular lesions and a speck."""
     label = np.zeros((256, 256), np.uint8)
     label[20:60, 30:90] = 1
     label[100:140, 30:90] = 2
     label[200, 200] = 1
-
-    def load(name: str, split: str, *_: Any) -> tuple[Sample, ...]:
-        sample = Sample(SOURCES[0], 0, 0, np.zeros((256, 256, 3), np.uint8), label, "")
-        return (sample,) if name == "breast_ultrasound" and split == "validation" else ()
-
-    monkeypatch.setattr(evaluation, "load_samples", load)
-
-
-def test_a_model_that_fills_the_box_is_right_about_rectangles_without_jitter() -> None:
-    assert evaluation.box_dice(model=FilledBox(), jitter_px=0) == {"breast_ultrasound": 1.0}
+    Image.fromarray(np.zeros_like(label)).save(tmp_path / "image.png")
+    Image.fromarray(label).save(tmp_path / "label.png")
+    row = {"image": "image.png", "label": "label.png", "finding": {"1": "benign mass", "2": "malignant mass"}, "dataset": "drawn"}
+    (tmp_path / "list.json").write_text(json.dumps({"modality": "ultrasound", "anatomy": "breast", "validation": [row]}))
+    return StudyData.open(tmp_path / "list.json")
 
 
-def test_the_jitter_is_reproducible_and_costs_dice() -> None:
-    first, second = (evaluation.box_dice(model=FilledBox(), jitter_px=20)["breast_ultrasound"] for _ in range(2))
+def test_a_model_that_fills_the_box_is_right_about_rectangles_without_jitter(rectangles: StudyData) -> None:
+    assert box_dice(rectangles, model=FilledBox(), jitter_px=0) == {"drawn": 1.0}
+
+
+def test_the_jitter_is_reproducible_and_costs_dice(rectangles: StudyData) -> None:
+    first, second = (box_dice(rectangles, model=FilledBox(), jitter_px=20)["drawn"] for _ in range(2))
     assert first == second
     assert 0.8 < first < 0.98

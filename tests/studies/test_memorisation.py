@@ -1,14 +1,12 @@
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 
-from monai_diffaug.commands.cli import main
 from monai_diffaug.studies import memorisation as memorisation_module
+from monai_diffaug.studies.masked_images import real_lesions
 from monai_diffaug.studies.memorisation import lesion_views, memorisation
-from monai_diffaug.studies.regions import real_lesions
+from monai_diffaug.studies.painter import Painter
 
 RNG = np.random.RandomState(0)
 TRAINING = RNG.standard_normal((60, 20))
@@ -67,21 +65,11 @@ def test_wrong_shapes_are_refused():
         memorisation(TRAINING, TRAINING, groups=np.zeros(3))
 
 
-def test_painted_lesions_that_are_training_lesions_are_all_suspects(real_data, random_inpainter, monkeypatch):
-    copies = real_lesions(30, split="train")[:4]
-    monkeypatch.setattr(memorisation_module, "painted_lesions", lambda n, **options: (copies, copies))
-    lesions = memorisation_module.gather(4, model=random_inpainter, training=30)
-    figures, indices = memorisation_module.measure(lesions, model=random_inpainter), [region.index for region in lesions.known]
+def test_painted_lesions_that_are_training_lesions_are_all_suspects(breast, random_inpainter, monkeypatch):
+    copies = real_lesions(breast, 30, section="training")[:4]
+    monkeypatch.setattr(memorisation_module, "painted_lesions", lambda *arguments: (copies, copies))
+    lesions = memorisation_module.gather(breast, 4, Painter(), training=30)
+    figures, indices = memorisation_module.measure(lesions, model=random_inpainter), [one.index for one in lesions.training]
     for found in figures.values():
-        assert found.share_below == 1 and [indices[i] for i in found.nearest] == [region.index for region in copies]
+        assert found.share_below == 1 and [indices[i] for i in found.nearest] == [one.index for one in copies]
     assert f"0.00 to training image {copies[0].index}" in memorisation_module.table(figures, indices, suspects=4)
-
-
-def test_the_command_paints_compares_and_writes(real_data, random_inpainter, tmp_path, capsys):
-    options = ["--model", random_inpainter, "--steps", "1", "--training", "12", "--copies", "2", "--out", str(tmp_path / "m.json")]
-    assert main(["evaluate", "memorisation", "--n", "2", *options]) == 0
-    stored = json.loads((tmp_path / "m.json").read_text())
-    assert len(stored["pixels"]["generated"]) == 2 and len(stored["latents"]["real"]) == 12
-    assert stored["guard"]["n_copies"] == 2 and stored["guard"]["caught"]["exact"] == 1
-    shown = capsys.readouterr().out
-    assert "median ratio" in shown and "mirrored" in shown

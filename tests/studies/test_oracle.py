@@ -1,26 +1,34 @@
 from __future__ import annotations
 
-import numpy as np
+from functools import partial
+
+import pytest
+import torch
 
 from monai_diffaug.studies import downstream
 from monai_diffaug.studies.arms import Generator, arm_factory, synthesise
 from monai_diffaug.studies.oracle import DONORS, real_lesions
 
-STUDY = downstream.STUDIES["breast_ultrasound"]
+
+@pytest.fixture
+def generator(breast) -> Generator:
+    return Generator("tiny", "", more_labelled=partial(downstream.labelled_cases, breast))
 
 
-def test_lesions_come_from_images_that_were_not_given_and_from_no_test_group(real_data):
-    forty = downstream.labelled_cases(STUDY, 40)
+def test_lesions_come_from_images_that_the_study_does_not_train_on_and_from_no_test_group(breast, generator):
+    forty = downstream.labelled_cases(breast, 40)
     arm = arm_factory("monai_diffaug.studies.oracle:real_lesions")
     assert arm is real_lesions
-    transform = arm(forty, Generator("tiny", ""))
+    transform = arm(forty, generator)
     donors = {case.group for case in transform.donors}
-    assert donors - {case.group for case in forty} and not donors & {case.group for case in downstream.held_out_cases(STUDY)}
+    assert donors - {case.group for case in forty} and not donors & {case.group for case in downstream.held_out_cases(breast)}
     assert len(transform.donors) <= DONORS
+    with pytest.raises(ValueError, match="further labelled images"):
+        real_lesions(forty, Generator("tiny", ""))
 
 
-def test_backgrounds_are_those_of_the_labelled_images(real_data):
-    forty = downstream.labelled_cases(STUDY, 40)
-    made = next(c for c in (synthesise(real_lesions(forty, Generator("tiny", "")), forty, 0, i) for i in range(9)) if c is not None)
-    outside = [np.array_equal(case.image[:, ~made.label], made.image[:, ~made.label]) for case in forty]
-    assert any(outside)
+def test_backgrounds_are_those_of_the_labelled_images(breast, generator):
+    forty = downstream.labelled_cases(breast, 40)
+    synthetic = next(c for c in (synthesise(real_lesions(forty, generator), forty, 0, i) for i in range(9)) if c is not None)
+    outside = synthetic.mask == 0
+    assert any(torch.equal(case.image[outside], synthetic.image[outside]) for case in forty)

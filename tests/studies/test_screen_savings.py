@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from torch import Tensor
 
-from monai_diffaug.models.inpainter import load_inpainter
-from monai_diffaug.models.latent_screen import ScreenConfig, ScreenNetwork, save_latent_screen, vae_fingerprint
-from monai_diffaug.models.registry import ModelSpec
+from monai_diffaug.edit.validation_options import Screen
 from monai_diffaug.studies import screen_savings as study
-from monai_diffaug.studies.screen_savings import Judged, auc, rows_of, threshold_that_keeps
+from monai_diffaug.studies.painter import Painter
+from monai_diffaug.studies.screen_savings import ScreenedCandidate, auc, rows_of, threshold_that_keeps
+from monai_diffaug.studies.study_images import StudyData
 
 SECONDS = {"sampling": 1.0, "screening": 0.1, "decoding": 0.2, "validating": 0.3}
 
 
-def judged(*pairs: tuple[float, bool]) -> list[Judged]:
-    return [Judged("breast_ultrasound", i, dice, 1 - dice, accepted, 0.5, SECONDS) for i, (dice, accepted) in enumerate(pairs)]
+def judged(*pairs: tuple[float, bool]) -> list[ScreenedCandidate]:
+    return [ScreenedCandidate("breast_ultrasound", i, dice, 1 - dice, accepted, 0.5, SECONDS) for i, (dice, accepted) in enumerate(pairs)]
 
 
 def test_the_area_under_the_curve_is_the_chance_of_the_right_order() -> None:
@@ -48,37 +46,22 @@ def test_the_threshold_is_the_highest_that_keeps_enough() -> None:
     assert threshold_that_keeps(judged((0.9, False))) == 0
 
 
-def test_what_is_painted_has_a_place_and_the_words_of_its_data_set(real_data: Path) -> None:
-    for source, word in (("breast_ultrasound", "mass"), ("colonoscopy_polyp", "endoscopy of colon, polyp")):
-        places = study.places_of(source, 2, 0)
+def test_what_is_painted_has_a_place_and_the_words_of_its_data_set(packed: Callable[..., Path]) -> None:
+    for name, word in (("breast_ultrasound", "mass"), ("colonoscopy_polyp", "endoscopy of colon, polyp")):
+        places = study.places_of(StudyData.open(packed(name)), 2, 0)
         assert len(places) == 2 and all(word in prompt and bool(region.mask.any()) for region, prompt in places)
 
 
 def test_a_screen_that_passes_everything_gives_the_same_images_and_one_that_passes_nothing_none(
-    real_data: Path, random_inpainter: str
+    breast: StudyData, random_inpainter: str
 ) -> None:
     def everything(latents: Tensor) -> Tensor:
         return torch.full_like(latents[:, :1], 9.0)
 
-    places = study.places_of("breast_ultrasound", 2, 0)
-    options = {"model": random_inpainter, "num_inference_steps": 1, "validator": lambda images: torch.ones_like(images[:, :1])}
-    (plain, *screened), same = study.saving(places, screen=everything, min_screen_dice=0.0, **options)
+    places = study.places_of(breast, 2, 0)
+    painter, validator = Painter(random_inpainter, num_inference_steps=1), lambda images: torch.ones_like(images[:, :1])
+    (plain, *screened), same = study.saving(places, painter, Screen(everything, 0.0), validator=validator)
     assert same == 2 and plain.cpu_seconds > 0 and plain.screened == 0
     assert all((arm.accepted, arm.candidates, arm.screened) == (plain.accepted, plain.candidates, 0) for arm in screened)
-    (_, *refusing), _ = study.saving(places, screen=lambda z: -everything(z), min_screen_dice=0.1, **options)
+    (_, *refusing), _ = study.saving(places, painter, Screen(lambda z: -everything(z), 0.1), validator=validator)
     assert all(arm.accepted == 0 and arm.screened == arm.candidates == 6 for arm in refusing)
-
-
-def test_the_command_prints_both_tables_and_writes_them(
-    real_data: Path, random_inpainter: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    vae = load_inpainter(ModelSpec("inpainter", random_inpainter), torch.device("cpu")).vae
-    save_latent_screen(ScreenNetwork(ScreenConfig(channels=8, vae_fingerprint=vae_fingerprint(vae))), tmp_path / "screen")
-    monkeypatch.setattr(study, "OTHERS", ("colonoscopy_polyp",))
-    out = tmp_path / "figures.json"
-    options = ["--model", random_inpainter, "--screen", str(tmp_path / "screen"), "--steps", "1", "--n", "3", "--n-retry", "1"]
-    monkeypatch.setattr(sys, "argv", ["latent_screen", *options, "--out", str(out)])
-    study.main()
-    printed, figures = capsys.readouterr().out, json.loads(out.read_text())
-    assert "accepted ones that pass" in printed and "s an accepted" in printed
-    assert len(figures["judged"]) == 4 and len(figures["rows"]) == len(study.THRESHOLDS) and len(figures["savings"]) == 3

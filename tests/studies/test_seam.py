@@ -5,7 +5,10 @@ import pytest
 import torch
 
 from monai_diffaug.masks.soft_edge import composite, soft_mask
+from monai_diffaug.studies.masked_images import lesions_of_each
+from monai_diffaug.studies.painter import Painter
 from monai_diffaug.studies.seam import measure_seams, seam, seam_profile, table
+from monai_diffaug.studies.study_images import StudyData
 
 
 @pytest.fixture
@@ -70,8 +73,9 @@ def test_a_mask_without_a_boundary_or_on_another_grid_is_refused(smooth, mask, m
         seam(smooth, smooth, mask)
 
 
-def test_the_command_compares_the_four_ways_of_blending(real_data) -> None:
-    rows = measure_seams(1, sources=("brain_mri_tumour",), num_inference_steps=1)
+def test_the_command_compares_the_four_ways_of_blending(packed) -> None:
+    lesions = lesions_of_each(StudyData.open(packed("brain_mri_tumour")), 1)
+    rows = measure_seams(lesions, Painter(num_inference_steps=1))
     assert [row.name for row in rows] == ["hard", "grow", "inner", "centre"]
     assert all(np.isfinite(row.boundary).all() and row.worst >= row.boundary.to_original - 1e-9 for row in rows)
     assert len(table(rows).splitlines()) == 5

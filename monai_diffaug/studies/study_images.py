@@ -1,0 +1,206 @@
+"""The images of a MONAI datalist as the studies use them: 2-D pictures of 8 bits, each with its findings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from monai_diffaug.geometry.slices import slice_plane, to_slices
+from monai_diffaug.geometry.window import window_of
+from monai_diffaug.prompts import NORMAL
+from monai_diffaug.training.datalist import ANY_VALUE, Entry, read_datalist
+from monai_diffaug.training.read_entry import read_entry
+from monai_diffaug.training.run_settings import TrainingInputError
+
+__all__ = ["TRAINING", "VALIDATION", "VOLUMES", "StudyData", "StudyImage", "StudyInputError", "read_sections"]
+
+TRAINING, VALIDATION, VOLUMES = "training", "validation", "volumes"
+MIN_AREA_PX = 12  # a slice of a volume is used where a finding has as many pixels
+MAX_SLICES = 32  # per volume, evenly spread: neighbouring slices are nearly the same
+
+
+class StudyInputError(TrainingInputError):
+    """The datalist lacks what a study needs, or an option cannot be used; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class StudyImage:
+    """One picture, or one slice of a volume.
+
+    Attributes:
+        image: (C, H, W) uint8, C 1 or 3.
+        findings: word and mask (H, W) of each finding.
+        labelled: (H, W), everything that is labelled.
+        whole: finding of the whole image where nothing has an outline, else "normal tissue".
+        modality, anatomy: words of the prompts.
+        dataset: name of its data set; may be empty.
+        group: number of its group; near-duplicates share one, and so do the slices of a volume.
+        index: "index" of its entry, else the entry's position in the list.
+    """
+
+    image: Tensor
+    findings: tuple[tuple[str, NDArray[np.bool_]], ...]
+    labelled: NDArray[np.bool_]
+    whole: str
+    modality: str
+    anatomy: str
+    dataset: str
+    group: int
+    index: int
+
+    @property
+    def is_normal(self) -> bool:
+        """Nothing is labelled, and the image as a whole shows nothing either."""
+        return self.whole == NORMAL and not self.labelled.any()
+
+
+@dataclass(frozen=True)
+class StudyData:
+    """A datalist, and what of it a study uses.
+
+    Attributes:
+        file: the JSON file, as ``read_datalist`` reads it.
+        datasets: names of the data sets that are used, in their order in the file; ("",) where the entries name none.
+        plane: in which volumes are sliced.
+        window: intensities that become 0 to 255; None takes 0.5 and 99.5 percentiles of each image. 8-bit pictures stay as they are.
+    """
+
+    file: Path
+    datasets: tuple[str, ...]
+    plane: str = "axial"
+    window: tuple[float, float] | None = None
+
+    @classmethod
+    def open(
+        cls,
+        file: Path | str,
+        datasets: Sequence[str] = (),
+        *,
+        preferred: Sequence[str] = (),
+        plane: str = "axial",
+        window: tuple[float, float] | None = None,
+    ) -> StudyData:
+        """The data sets of a file.
+
+        Args:
+            file: the datalist.
+            datasets: the data sets to use, each of which must be there. Empty takes those of ``preferred`` that are, else all.
+            preferred: see ``datasets``.
+            plane, window: see the attributes.
+
+        Raises:
+            StudyInputError: no such data set.
+            TrainingInputError: the datalist cannot be read.
+        """
+        file = Path(file).resolve()
+        sections = read_sections(file)
+        names = tuple(dict.fromkeys(entry.dataset for entries in sections.values() for entry, _ in entries))
+        missing = [name for name in datasets if name not in names]
+        if missing:
+            raise StudyInputError(f"{file} has no data set {missing[0]!r}; it has {', '.join(filter(None, names)) or 'no named ones'}")
+        chosen = [name for name in names if name in (datasets or preferred)]
+        images = dict.fromkeys(entry.dataset for section in (TRAINING, VALIDATION) for entry, _ in sections[section])
+        return cls(file, tuple(chosen) or tuple(images) or names, plane, window)
+
+    @property
+    def title(self) -> str:
+        """The data sets in words."""
+        return ", ".join(name.replace("_", " ") or self.file.stem for name in self.datasets)
+
+    @property
+    def finding_words(self) -> tuple[str, ...]:
+        """The words of all findings, in the order of the file."""
+        entries = [entry for listed in read_sections(self.file).values() for entry, _ in listed if entry.dataset in self.datasets]
+        return tuple(dict.fromkeys(word for entry in entries for word in entry.findings.values()))
+
+    def only(self, *datasets: str) -> StudyData:
+        """The same data, limited to some data sets."""
+        return replace(self, datasets=datasets)
+
+    def require_one(self) -> StudyData:
+        """The same data; refused when it has several data sets, for studies in which lesions move from image to image.
+
+        Raises:
+            StudyInputError: it has.
+        """
+        if len(self.datasets) > 1:
+            names = ", ".join(self.datasets)
+            raise StudyInputError(f"this study needs one data set, and {self.file} has {names}; choose one with --dataset")
+        return self
+
+    def images(self, section: str = VALIDATION) -> list[StudyImage]:
+        """The images of one list of the file, of one data set after the other.
+
+        Raises:
+            StudyInputError: there is none.
+            TrainingInputError: a file cannot be read.
+        """
+        modified = self.file.stat().st_mtime_ns
+        images = [image for name in self.datasets for image in _images(self.file, modified, section, name, self.plane, self.window)]
+        if not images:
+            raise StudyInputError(f'this study needs images in the "{section}" list, and {self.file} has none ({self.title})')
+        return images
+
+
+def read_sections(file: Path) -> dict[str, list[tuple[Entry, dict[str, Any]]]]:
+    """The entries of the lists "training", "validation" and "volumes", each with its row in the file; what the file lacks is empty.
+
+    Raises:
+        TrainingInputError: the datalist cannot be read.
+    """
+    entries = {section: read_datalist(file, section=section) for section in (VALIDATION, VOLUMES)}  # raises where this is no datalist
+    content = json.loads(file.read_text(encoding="utf-8-sig"))
+    entries[TRAINING] = read_datalist(file, section=TRAINING) if content.get(TRAINING) else []
+    return {section: list(zip(listed, content.get(section) or [], strict=True)) for section, listed in entries.items()}
+
+
+def _group_numbers(names: Sequence[str]) -> list[int]:
+    """The names as numbers: their own where all are, else in the order of their first use."""
+    if all(name.isdigit() for name in names):
+        return [int(name) for name in names]
+    numbers = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    return [numbers[name] for name in names]
+
+
+@lru_cache(maxsize=64)
+def _images(
+    file: Path, modified: int, section: str, dataset: str, plane: str, window: tuple[float, float] | None
+) -> tuple[StudyImage, ...]:
+    """The images of one data set; read again when the file is modified."""
+    sections = read_sections(file)
+    everything = [(name, i, entry, row) for name in (TRAINING, VALIDATION) for i, (entry, row) in enumerate(sections[name])]
+    groups = _group_numbers([entry.group or str(entry.image) for *_, entry, _ in everything])
+    return tuple(
+        image
+        for (name, i, entry, row), group in zip(everything, groups, strict=True)
+        if name == section and entry.dataset == dataset
+        for image in _pictures(entry, group, int(row.get("index", i)), plane, window)
+    )
+
+
+def _pictures(entry: Entry, group: int, index: int, plane: str, window: tuple[float, float] | None) -> Iterator[StudyImage]:
+    content = read_entry(entry)
+    cut = slice_plane(content.affine, plane, content.image.ndim - 1)
+    slices, labelled = to_slices(_in_8_bits(content.image, window), cut), to_slices(content.ids, cut)[:, 0].numpy() > 0
+    masks = [(word, to_slices(mask, cut)[:, 0].numpy()) for word, mask in content.masks()]
+    whole = entry.findings.get(ANY_VALUE, NORMAL) if entry.label is None else NORMAL
+    shown = [i for i in range(len(slices)) if not masks or max(int(mask[i].sum()) for _, mask in masks) >= MIN_AREA_PX]
+    for i in shown if cut is None or len(shown) <= MAX_SLICES else shown[:: -(-len(shown) // MAX_SLICES)]:
+        findings = tuple((word, mask[i]) for word, mask in masks if mask[i].any())
+        words = (whole, entry.modality, entry.anatomy, entry.dataset)
+        yield StudyImage(slices[i].contiguous(), findings, labelled[i], *words, group, index)
+
+
+def _in_8_bits(image: Tensor, window: tuple[float, float] | None) -> Tensor:
+    if image.dtype == torch.uint8 and window is None:
+        return image
+    return ((window_of(image, window).to_model(image) + 1) * 127.5).round().to(torch.uint8)
