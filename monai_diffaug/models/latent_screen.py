@@ -103,7 +103,7 @@ class LatentScreen:
         if not any(one == other for one, other in zip(fingerprint.split("-"), self.fingerprint.split("-"), strict=False)):
             raise ValueError(
                 f"the latent screen ({self.source}) was trained on the latents of another VAE (fingerprint {self.fingerprint}, the "
-                f"inpainter's is {fingerprint}); train one for this inpainter with {RECIPE} --model FOLDER, or leave screen= out"
+                f"inpainter's is {fingerprint}); train one for this inpainter with {RECIPE} --inpainter FOLDER, or leave screen= out"
             )
         self._fitting.add(vae)
 
