@@ -95,7 +95,8 @@ def run(options: argparse.Namespace) -> int:
         slice_size,
         write_edit,
     )
-    from monai_diffaug.files.image_file import read_picture, require_same_grid
+    from monai_diffaug.files.image_file import read_picture
+    from monai_diffaug.files.picture import require_same_grid
     from monai_diffaug.masks.label_file import ids_of_file, require_storable
     from monai_diffaug.models.sources import check_model_source
 
@@ -105,12 +106,12 @@ def run(options: argparse.Namespace) -> int:
     region = label = None
     if options.mask or options.label:
         role = "mask" if options.mask else "label"
-        region = read_picture(options.mask or options.label)
+        region = read_picture(options.mask or options.label, layers=True)
         require_same_grid(image, region, role)
         if options.label and region.stored.shape[0] > 1:
-            raise WrongInputError(f"label {region.path} is a colour picture; give one value per voxel")
+            raise WrongInputError(f"label {region.path} has {region.stored.shape[0]} channels or layers; give one class id per voxel")
         if options.mask:
-            # a colour picture of a mask counts where any channel is set
+            # a colour picture of a mask, or a segmentation with layers, counts where any channel is set
             chosen, condition = (region.stored * region.slope + region.inter != 0).any(axis=0, keepdims=True), "non-zero voxels"
         else:
             require_storable(1 if options.label_value is None else options.label_value, region)
@@ -183,7 +184,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _names(options: argparse.Namespace) -> list[str]:
     """Stems of the results."""
-    from monai_diffaug.files.image_file import stem_of
+    from monai_diffaug.files.picture import stem_of
 
     stem = f"{stem_of(options.image)}_diffaug"
     return [f"{stem}_{k}" for k in range(options.n)] if options.n > 1 else [stem]

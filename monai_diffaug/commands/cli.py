@@ -45,7 +45,7 @@ def _explain(error: Exception) -> int:
     from safetensors import SafetensorError
 
     from monai_diffaug.errors import GridMismatchError, MissingExtraError, ModelSourceError
-    from monai_diffaug.files.image_file import ImageFileError
+    from monai_diffaug.files.picture import ImageFileError
 
     if isinstance(error, (GridMismatchError, MissingExtraError, ModelSourceError, ImageFileError)):
         return _fail(str(error), WRONG_INPUT)

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monai_diffaug.errors import MissingExtraError
-from monai_diffaug.files.image_file import Picture, read_picture, write_picture
+from monai_diffaug.files.image_file import read_picture, write_picture
+from monai_diffaug.files.picture import Picture
 from monai_diffaug.files.whole_file import whole_file
 
 __all__ = ["CASES", "DemoRow", "run_demo", "table_of"]

@@ -20,7 +20,8 @@ from monai_diffaug.edit.options import InpaintOptions, Noise
 from monai_diffaug.edit.record import record_key
 from monai_diffaug.errors import ModelSourceError
 from monai_diffaug.files.fidelity import change_outside, local_ssim
-from monai_diffaug.files.image_file import Picture, output_suffix, write_picture
+from monai_diffaug.files.image_file import write_picture
+from monai_diffaug.files.picture import Picture, output_suffix
 from monai_diffaug.files.whole_file import content_hash, whole_file
 from monai_diffaug.geometry.slices import slice_plane, to_slices
 from monai_diffaug.masks.label_file import write_label

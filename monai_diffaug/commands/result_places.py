@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_diffaug.commands.arguments import WrongInputError
-from monai_diffaug.files.image_file import output_suffix
+from monai_diffaug.files.picture import output_suffix
 from monai_diffaug.files.whole_file import content_hash, same_place
 
 __all__ = ["check_result_places"]

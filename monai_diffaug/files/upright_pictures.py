@@ -17,13 +17,21 @@ TO_COLOUR = {**WITHOUT_ALPHA, "P": "RGB", "PA": "RGB", "CMYK": "RGB", "YCbCr": "
 
 
 def visible_colours(picture: Any) -> Any:
-    """Convert a PIL picture of another colour model to grey or RGB."""
+    """Turn a PIL picture as its orientation tag says, and convert one of another colour model to grey or RGB."""
+    picture = _turned(picture)
     return picture.convert(TO_COLOUR[picture.mode]) if picture.mode in TO_COLOUR else picture
 
 
 def class_ids(picture: Any) -> Any:
-    """Drop the transparency of a PIL picture, which is no class; the indices of a palette are the ids."""
+    """Turn a PIL picture as its orientation tag says, and drop its transparency, which is no class; a palette's indices are the ids."""
+    picture = _turned(picture)
     return picture.convert(WITHOUT_ALPHA[picture.mode]) if picture.mode in WITHOUT_ALPHA else picture
+
+
+def _turned(picture: Any) -> Any:
+    from PIL import ImageOps
+
+    return ImageOps.exif_transpose(picture)
 
 
 class UprightPictureReader(PILReader):

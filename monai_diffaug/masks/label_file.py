@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from monai_diffaug.files.image_file import ImageFileError, Picture, write_picture
+from monai_diffaug.files.image_file import write_picture
+from monai_diffaug.files.picture import ImageFileError, Picture
 from monai_diffaug.masks.labels import ID_TOLERANCE, class_ids
 
 __all__ = ["ids_of_file", "require_storable", "write_label"]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from monai_diffaug.files.image_file import ImageFileError
+from monai_diffaug.files.picture import ImageFileError
 from monai_diffaug.files.whole_file import whole_file
 
 __all__ = ["STATE_FILE", "FineTuneSettings", "TrainingInputError", "remember_settings", "require_same_settings"]
@@ -70,7 +70,7 @@ def _before(file: Path) -> dict[str, object]:
     try:
         before = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise TrainingInputError(f"{file} is no JSON ({error}); use --restart to start again, or another --out") from error
+        raise TrainingInputError(f"{file} is no JSON ({error}); use --restart to begin anew, or another --out") from error
     if not isinstance(before, dict):
         raise TrainingInputError(f"{file} holds no settings of a run; use another --out")
     return before
@@ -100,7 +100,7 @@ def require_same_settings(
         differing = [text for text in differing if text.split(" ", 1)[0] not in FREE]
         if differing and (folder / STATE_FILE).is_file():
             raise TrainingInputError(
-                f"{folder.parent} holds a run with other settings: {', '.join(differing)}; use --restart to start again, or another --out"
+                f"{folder.parent} holds a run with other settings: {', '.join(differing)}; use --restart to begin anew, or another --out"
             )
     return now
 

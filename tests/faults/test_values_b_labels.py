@@ -20,10 +20,10 @@ def augment(folder: Path, model: str, label: np.ndarray, *options: str, slope: f
     nib.save(nib.Nifti1Image(volume, np.eye(4)), folder / "img.nii.gz")
     image = nib.Nifti1Image(label, np.eye(4))
     if slope is not None:
-        from monai_diffaug.files.image_file import _write_unscaled
+        from monai_diffaug.files.nifti_volume import write_unscaled
 
         image.header.set_slope_inter(slope, 0)
-        _write_unscaled(image, label, folder / "lab.nii.gz")
+        write_unscaled(image, label, folder / "lab.nii.gz")
     else:
         nib.save(image, folder / "lab.nii.gz")
     quick = ["--num-inference-steps", "1", "--guidance-scale", "1", "--prompt", "MRI of brain, glioma", "-q", "--model", model]

@@ -8,17 +8,11 @@ import itk
 import nibabel as nib
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from monai_diffaug.errors import GridMismatchError
-from monai_diffaug.files.image_file import (
-    ImageFileError,
-    output_suffix,
-    read_picture,
-    require_same_grid,
-    stem_of,
-    write_picture,
-)
+from monai_diffaug.files.image_file import read_picture, write_picture
+from monai_diffaug.files.picture import ImageFileError, output_suffix, require_same_grid, stem_of
 
 OBLIQUE = np.array([[0.0, 0, 3, -20], [-0.9, 0.1, 0, 40], [0.1, 0.9, 0, -7], [0, 0, 0, 1]])
 
@@ -72,9 +66,9 @@ def test_a_scaled_nifti_keeps_its_slope_and_the_stored_bits(tmp_path):
     image = nib.Nifti1Image(array, OBLIQUE)
     image.header.set_slope_inter(0.37, -12.5)
     image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"kept"))
-    from monai_diffaug.files.image_file import _write_unscaled
+    from monai_diffaug.files.nifti_volume import write_unscaled
 
-    _write_unscaled(image, array, tmp_path / "a.nii.gz")
+    write_unscaled(image, array, tmp_path / "a.nii.gz")
     picture = read_picture(tmp_path / "a.nii.gz")
     assert picture.slope == pytest.approx(0.37) and np.array_equal(picture.stored[0], array)
     values, where = edited(picture)
@@ -205,3 +199,115 @@ def test_a_file_without_read_permission_is_not_called_corrupt(tmp_path, monkeypa
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(ImageFileError, match=f"{name}: no right to read it"):
         read_picture(tmp_path / name)
+
+
+def sixteen_bit_colour_png(path: Path) -> None:
+    """A PNG with 16 bits for each of three channels, which Pillow cannot write."""
+    pixels = np.random.default_rng(0).integers(0, 65536, (9, 8, 3)).astype(np.uint16)
+    itk.imwrite(itk.image_from_array(pixels, is_vector=True), str(path))
+
+
+def test_a_colour_png_of_sixteen_bits_is_refused(tmp_path):
+    sixteen_bit_colour_png(tmp_path / "a.png")
+    with pytest.raises(ImageFileError, match=r"a\.png: a colour picture of 16 bits per channel"):
+        read_picture(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_a_picture_with_an_orientation_tag_is_read_as_people_see_it(tmp_path, orientation, suffix):
+    pixels = np.zeros((32, 48, 3), np.uint8)
+    pixels[:8, :16] = 255
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(tmp_path / f"a{suffix}", exif=exif)
+    with Image.open(tmp_path / f"a{suffix}") as opened:
+        visible = np.asarray(ImageOps.exif_transpose(opened))
+    picture = read_picture(tmp_path / f"a{suffix}")
+    assert np.array_equal(picture.stored, visible.transpose(2, 0, 1))
+    assert picture.shape == ((32, 48) if orientation < 5 else (48, 32))
+    write_picture(picture.stored, picture, tmp_path / "b.png")
+    with Image.open(tmp_path / "b.png") as result:
+        assert 0x0112 not in result.getexif() and np.array_equal(np.asarray(result), visible)
+
+
+@pytest.mark.parametrize("suffix", [".mha", ".nrrd"])
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "float32"])
+@pytest.mark.parametrize("dimension", [2, 3])
+def test_itk_files_in_colour_keep_their_type_and_untouched_voxels(tmp_path, suffix, dtype, dimension):
+    array = np.random.RandomState(0).randint(0, 200, (7, 6, 5, 3)[-dimension - 1 :]).astype(dtype)
+    itk.imwrite(itk.image_from_array(array, is_vector=True), str(tmp_path / f"a{suffix}"))
+    picture = read_picture(tmp_path / f"a{suffix}")
+    assert picture.stored.dtype == dtype and np.array_equal(picture.stored, array.transpose(dimension, *reversed(range(dimension))))
+    values, where = edited(picture)
+    write_picture(values, picture, tmp_path / f"b{suffix}")
+    written = read_picture(tmp_path / f"b{suffix}")
+    assert written.stored.dtype == dtype and np.array_equal(written.stored[~where], picture.stored[~where])
+    assert not np.array_equal(written.stored[where], picture.stored[where])
+
+
+def write_layers(path: Path, layers: int) -> np.ndarray:
+    """A segmentation as 3D Slicer writes it when segments overlap: the layers are the first axis of the file."""
+    array = np.zeros((layers, 6, 5, 4), np.uint8)
+    for layer in range(layers):
+        array[layer, layer : layer + 3, 1, 2] = 1
+    header = (
+        f"NRRD0004\ntype: unsigned char\ndimension: 4\nspace: left-posterior-superior\nsizes: {layers} 6 5 4\n"
+        "space directions: none (1,0,0) (0,1,0) (0,0,2)\nkinds: list domain domain domain\nencoding: raw\nspace origin: (1,2,3)\n"
+        "Segment0_Layer:=0\nSegment1_Layer:=1\n\n"
+    )
+    path.write_bytes(header.encode() + array.tobytes(order="F"))
+    return array
+
+
+@pytest.mark.parametrize("layers", [2, 3, 5])
+def test_the_layers_of_a_slicer_segmentation_are_read_for_a_mask(tmp_path, layers):
+    array = write_layers(tmp_path / "a.seg.nrrd", layers)
+    picture = read_picture(tmp_path / "a.seg.nrrd", layers=True)
+    assert np.array_equal(picture.stored, array)
+    assert picture.affine is not None and np.allclose(picture.affine[:3, 3], [-1, -2, 3])
+    if layers != 3:
+        with pytest.raises(ImageFileError, match=f"{layers} channels; grey"):
+            read_picture(tmp_path / "a.seg.nrrd")
+
+
+def test_itk_channels_of_an_unsupported_type_are_not_called_corrupt(tmp_path):
+    (tmp_path / "a.nrrd").write_bytes(
+        b"NRRD0004\ntype: int\ndimension: 3\nsizes: 3 4 4\nkinds: vector domain domain\nencoding: raw\nendian: little\n\n" + bytes(4 * 48)
+    )
+    with pytest.raises(ImageFileError, match=r"a\.nrrd: 3 channel\(s\) of type int cannot be read by ITK's Python package"):
+        read_picture(tmp_path / "a.nrrd")
+
+
+@pytest.mark.parametrize(("unit", "mm"), [("micron", 1e-3), ("meter", 1e3), ("mm", 1.0), ("unknown", 1.0)])
+def test_the_affine_is_in_mm_whatever_the_unit_of_the_file(tmp_path, unit, mm):
+    image = nib.Nifti1Image(np.zeros((3, 4, 5), np.uint8), np.diag([7.0, 7, 9, 1]))
+    image.header.set_xyzt_units(unit)
+    nib.save(image, tmp_path / "a.nii.gz")
+    picture = read_picture(tmp_path / "a.nii.gz")
+    assert np.allclose(picture.affine, np.diag([7 * mm, 7 * mm, 9 * mm, 1]))
+    write_picture(picture.stored, picture, tmp_path / "b.nii.gz")
+    after = nib.load(tmp_path / "b.nii.gz")
+    assert np.array_equal(after.affine, image.affine) and after.header.get_xyzt_units()[0] == unit
+    in_mm = nib.Nifti1Image(np.zeros((3, 4, 5), np.uint8), np.diag([7 * mm, 7 * mm, 9 * mm, 1]))
+    in_mm.header.set_xyzt_units("mm")
+    nib.save(in_mm, tmp_path / "mask.nii.gz")
+    require_same_grid(picture, read_picture(tmp_path / "mask.nii.gz"), "mask")
+
+
+def test_a_rounded_sform_is_the_affine_and_a_label_with_the_exact_one_is_on_the_grid(tmp_path):
+    for name, spacing in (("image", 0.7001), ("label", 0.7)):
+        image = nib.Nifti1Image(np.zeros((512, 512, 3), np.uint8), np.diag([-spacing, spacing, 3, 1]))
+        image.set_qform(np.diag([-0.7, 0.7, 3, 1]), 1)
+        image.set_sform(image.affine, 1)
+        nib.save(image, tmp_path / f"{name}.nii.gz")
+    image, label = read_picture(tmp_path / "image.nii.gz"), read_picture(tmp_path / "label.nii.gz")
+    assert image.affine is not None and np.allclose(image.affine[:2, :2], np.diag([-0.7001, 0.7001]), atol=1e-6)
+    require_same_grid(image, label, "label")
+
+
+def test_a_small_difference_per_voxel_that_adds_up_to_a_voxel_is_another_grid(tmp_path):
+    for name, spacing in (("image", 0.7), ("label", 0.705)):
+        nib.save(nib.Nifti1Image(np.zeros((512, 4, 3), np.uint8), np.diag([spacing, 1, 1, 1])), tmp_path / f"{name}.nii.gz")
+    with pytest.raises(GridMismatchError, match=r"up to 2\.5\d mm away"):
+        require_same_grid(read_picture(tmp_path / "image.nii.gz"), read_picture(tmp_path / "label.nii.gz"), "label")

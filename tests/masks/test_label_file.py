@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from monai_diffaug.files.image_file import ImageFileError, read_picture
+from monai_diffaug.files.image_file import read_picture
+from monai_diffaug.files.picture import ImageFileError
 from monai_diffaug.masks.label_file import ids_of_file, require_storable, write_label
 
 IDS = np.zeros((6, 5, 4), np.int64)
@@ -20,9 +21,9 @@ def scaled_label(path: Path, stored: np.ndarray, slope: float, inter: float = 0.
     """A NIfTI file with these stored numbers and this scaling."""
     image = nib.Nifti1Image(stored, np.eye(4))
     image.header.set_slope_inter(slope, inter)
-    from monai_diffaug.files.image_file import _write_unscaled
+    from monai_diffaug.files.nifti_volume import write_unscaled
 
-    _write_unscaled(image, stored, path)
+    write_unscaled(image, stored, path)
     return path
 
 
