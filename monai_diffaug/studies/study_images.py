@@ -10,22 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from monai_diffaug.geometry.slices import slice_plane, to_slices
-from monai_diffaug.geometry.window import window_of
 from monai_diffaug.prompts import NORMAL
 from monai_diffaug.training.datalist import ANY_VALUE, Entry, read_datalist
-from monai_diffaug.training.read_entry import read_entry
 from monai_diffaug.training.run_settings import TrainingInputError
+from monai_diffaug.training.slice_pictures import pictures_of
 
 __all__ = ["TRAINING", "VALIDATION", "VOLUMES", "StudyData", "StudyImage", "StudyInputError", "read_sections"]
 
 TRAINING, VALIDATION, VOLUMES = "training", "validation", "volumes"
-MIN_AREA_PX = 12  # a slice of a volume is used where a finding has as many pixels
-MAX_SLICES = 32  # per volume, evenly spread: neighbouring slices are nearly the same
 
 
 class StudyInputError(TrainingInputError):
@@ -183,24 +178,12 @@ def _images(
         image
         for (name, i, entry, row), group in zip(everything, groups, strict=True)
         if name == section and entry.dataset == dataset
-        for image in _pictures(entry, group, int(row.get("index", i)), plane, window)
+        for image in _study_images(entry, group, int(row.get("index", i)), plane, window)
     )
 
 
-def _pictures(entry: Entry, group: int, index: int, plane: str, window: tuple[float, float] | None) -> Iterator[StudyImage]:
-    content = read_entry(entry)
-    cut = slice_plane(content.affine, plane, content.image.ndim - 1)
-    slices, labelled = to_slices(_in_8_bits(content.image, window), cut), to_slices(content.ids, cut)[:, 0].numpy() > 0
-    masks = [(word, to_slices(mask, cut)[:, 0].numpy()) for word, mask in content.masks()]
+def _study_images(entry: Entry, group: int, index: int, plane: str, window: tuple[float, float] | None) -> Iterator[StudyImage]:
     whole = entry.findings.get(ANY_VALUE, NORMAL) if entry.label is None else NORMAL
-    shown = [i for i in range(len(slices)) if not masks or max(int(mask[i].sum()) for _, mask in masks) >= MIN_AREA_PX]
-    for i in shown if cut is None or len(shown) <= MAX_SLICES else shown[:: -(-len(shown) // MAX_SLICES)]:
-        findings = tuple((word, mask[i]) for word, mask in masks if mask[i].any())
+    for picture in pictures_of(entry, plane=plane, window=window):
         words = (whole, entry.modality, entry.anatomy, entry.dataset)
-        yield StudyImage(slices[i].contiguous(), findings, labelled[i], *words, group, index)
-
-
-def _in_8_bits(image: Tensor, window: tuple[float, float] | None) -> Tensor:
-    if image.dtype == torch.uint8 and window is None:
-        return image
-    return ((window_of(image, window).to_model(image) + 1) * 127.5).round().to(torch.uint8)
+        yield StudyImage(picture.image, picture.findings, picture.labelled, *words, group, index)

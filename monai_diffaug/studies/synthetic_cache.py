@@ -82,6 +82,13 @@ def _save(file: Path, cases: Sequence[MaskedImage], attempts: int, seconds: floa
 def _read(file: Path, like: MaskedImage) -> tuple[list[MaskedImage], dict[str, Any]]:
     with np.load(file) as archive:
         note: dict[str, Any] = json.loads(str(archive["note"]))
-        pairs = [[torch.from_numpy(archive[f"{name}_{i}"]) for name in ("image", "mask")] for i in range(len(note["findings"]))]
-    words = zip(pairs, note["findings"], strict=True)
-    return [MaskedImage(*pair, finding, modality=like.modality, anatomy=like.anatomy) for pair, finding in words], note
+        return [
+            MaskedImage(
+                image=torch.from_numpy(archive[f"image_{i}"]),
+                mask=torch.from_numpy(archive[f"mask_{i}"]),
+                finding=finding,
+                modality=like.modality,
+                anatomy=like.anatomy,
+            )
+            for i, finding in enumerate(note["findings"])
+        ], note

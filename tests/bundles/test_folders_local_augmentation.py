@@ -8,7 +8,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from PIL import Image
 
 from monai_diffaug import DiffusionLocalInpaintd, LatentValidated, MedSAMMaskd, TextPromptd
 from monai_diffaug.bundles.folders import bundle_folder, bundle_names, copy_bundle
-from monai_diffaug.bundles.items import segmentation_items
+from monai_diffaug.training.slice_pictures import picture_items
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = bundle_folder("local_augmentation") / "configs"
@@ -55,13 +55,19 @@ def random_state() -> Iterator[None]:
     set_determinism(None)
 
 
+@pytest.fixture(scope="session")
+def breast_list(packed: Callable[..., Path]) -> Path:
+    """The datalist of breast ultrasound."""
+    return packed("breast_ultrasound")
+
+
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy_bundle("local_augmentation", tmp_path_factory.mktemp("work") / "bundle")
 
 
 def overrides_for(folder: Path, data: Path, **more: Any) -> dict[str, Any]:
-    return {**TINY, "bundle_root": str(folder), "dataset_dir": str(data), **more}
+    return {**TINY, "bundle_root": str(folder), "data": str(data), **more}
 
 
 def run_bundle(launcher: list[str], folder: Path, configs: list[str], overrides: dict[str, Any]) -> str:
@@ -83,13 +89,13 @@ def run_here(folder: Path, configs: list[str], kind: str, overrides: dict[str, A
 
 
 def held_out_names(data: Path, limit: int | None = None) -> list[str]:
-    return [item["image"].meta["filename_or_obj"] for item in segmentation_items("breast_ultrasound", "validation", str(data), limit=limit)]
+    return [item["image"].meta["filename_or_obj"] for item in picture_items(str(data), "validation", limit=limit)]
 
 
 @pytest.fixture(scope="module")
-def trained(bundle: Path, real_data: Path) -> tuple[Path, str]:
+def trained(bundle: Path, breast_list: Path) -> tuple[Path, str]:
     """A folder with models/model.pt, and what the training printed."""
-    overrides = overrides_for(bundle, real_data, epochs=1)
+    overrides = overrides_for(bundle, breast_list, epochs=1)
     overrides.pop("device")
     return bundle, run_bundle([], bundle, ["train.yaml"], overrides)
 
@@ -103,8 +109,8 @@ def test_training_runs_from_the_command_line_and_leaves_a_checkpoint(trained: tu
     assert "val_mean_dice" in printed
 
 
-def test_the_training_data_passes_through_the_four_transforms(bundle: Path, real_data: Path) -> None:
-    workflow = run_here(bundle, ["train.yaml"], "train", overrides_for(bundle, real_data))
+def test_the_training_data_passes_through_the_four_transforms(bundle: Path, breast_list: Path) -> None:
+    workflow = run_here(bundle, ["train.yaml"], "train", overrides_for(bundle, breast_list))
     assert workflow.check_properties() == []
     dataset = workflow.train_dataset
     steps = [type(step) for step in dataset.transform.flatten().transforms]
@@ -118,49 +124,63 @@ def test_the_training_data_passes_through_the_four_transforms(bundle: Path, real
     assert any(record["score"] >= 0 for record in records), "the validator has judged none"
 
 
-def test_evaluation_scores_each_image_by_its_name(trained: tuple[Path, str], real_data: Path) -> None:
+def test_evaluation_scores_each_image_by_its_name(trained: tuple[Path, str], breast_list: Path) -> None:
     folder, _ = trained
-    workflow = run_here(folder, ["train.yaml", "evaluate.yaml"], "train", overrides_for(folder, real_data))
+    workflow = run_here(folder, ["train.yaml", "evaluate.yaml"], "train", overrides_for(folder, breast_list))
     workflow.run()
     workflow.finalize()
     with (folder / "eval" / "val_mean_dice_raw.csv").open() as file:
         rows = [re.split(r"[\t,]", row[0] if len(row) == 1 else ",".join(row)) for row in csv.reader(file)]
     names = [Path(row[0]).name for row in rows[1:]]
-    assert names == held_out_names(real_data, limit=4)
+    assert names == held_out_names(breast_list, limit=4)
     assert (folder / "eval" / "metrics.csv").is_file()
 
 
-def test_inference_writes_a_mask_for_each_image_on_its_own_grid(trained: tuple[Path, str], real_data: Path, tmp_path: Path) -> None:
+def test_inference_writes_a_mask_for_each_image_on_its_own_grid(trained: tuple[Path, str], breast_list: Path, tmp_path: Path) -> None:
     folder, _ = trained
-    overrides = {"bundle_root": str(folder), "dataset_dir": str(real_data), "limit": 3, "spatial_size": [64, 64], "device": "cpu"}
+    overrides = {"bundle_root": str(folder), "data": str(breast_list), "limit": 3, "spatial_size": [64, 64], "device": "cpu"}
     workflow = run_here(folder, ["inference.yaml"], "infer", {**overrides, "output_dir": str(tmp_path)})
     assert workflow.check_properties() == []
     workflow.run()
-    names = held_out_names(real_data, limit=3)
+    names = held_out_names(breast_list, limit=3)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(f"{Path(name).stem}_mask.png" for name in names)
     for path in tmp_path.iterdir():
         pixels = np.asarray(Image.open(path))
         assert pixels.shape == (256, 256) and set(np.unique(pixels)) <= {0, 255}
 
 
-def test_the_written_mask_is_upright_and_not_shifted(bundle: Path, real_data: Path, tmp_path: Path) -> None:
+def test_the_written_mask_is_upright_and_not_shifted(bundle: Path, breast_list: Path, tmp_path: Path) -> None:
     """A network that marks what is brighter than a quarter: the file must be exactly that picture."""
     conv = {"_target_": "torch.nn.Conv2d", "in_channels": 1, "out_channels": 2, "kernel_size": 1}
-    overrides = {"dataset_dir": str(real_data), "limit": 2, "spatial_size": [256, 256], "device": "cpu", "output_dir": str(tmp_path)}
+    overrides = {"data": str(breast_list), "limit": 2, "spatial_size": [256, 256], "device": "cpu", "output_dir": str(tmp_path)}
     workflow = run_here(bundle, ["inference.yaml"], "infer", {**overrides, "network_def": conv, "handlers": []})
     network = workflow.network_def
     with torch.no_grad():
         network.weight.copy_(torch.tensor([0.0, 1.0]).reshape(2, 1, 1, 1))
         network.bias.copy_(torch.tensor([0.25, 0.0]))
     workflow.run()
-    for item in segmentation_items("breast_ultrasound", "validation", str(real_data), limit=2):
+    for item in picture_items(str(breast_list), "validation", limit=2):
         image = item["image"].as_tensor()[0].numpy()
         pixels = np.asarray(Image.open(tmp_path / f"{Path(item['image'].meta['filename_or_obj']).stem}_mask.png"))
         assert (image != image.T).any()
         np.testing.assert_array_equal(pixels == 255, image.astype(np.float32) / 255 > 0.25)
 
 
-def test_two_processes_train_one_network_with_different_noise(bundle: Path, real_data: Path, tmp_path: Path) -> None:
+def test_any_datalist_is_trained_on_and_segmented(bundle: Path, user_datalist: Path, tmp_path: Path) -> None:
+    """Pictures of several sizes and a volume, with other words; the masks lie on their grids."""
+    words = {"anatomy": "thyroid", "finding": ["benign nodule", "malignant nodule"], "limit": None}
+    overrides = overrides_for(bundle, user_datalist, epochs=1, ckpt_dir=str(tmp_path), **words)
+    workflow = run_here(bundle, ["train.yaml"], "train", overrides)
+    workflow.run()
+    workflow.finalize()
+    inference = {"ckpt_path": str(tmp_path / "model.pt"), "spatial_size": [64, 64], "output_dir": str(tmp_path / "masks"), "device": "cpu"}
+    run_here(bundle, ["inference.yaml"], "infer", {**inference, "data": str(user_datalist)}).run()
+    sizes = {path.name: np.asarray(Image.open(path)).shape for path in (tmp_path / "masks").iterdir()}
+    assert sizes["validation0_mask.png"] == (112, 112) and sizes["validation1_mask.png"] == (104, 112)
+    assert len(sizes) == 12 + 4 and "validation_image_slice002_mask.png" in sizes
+
+
+def test_two_processes_train_one_network_with_different_noise(bundle: Path, breast_list: Path, tmp_path: Path) -> None:
     tell = bundle / "configs" / "tell.yaml"
     tell.write_text(
         "run:\n"
@@ -168,7 +188,7 @@ def test_two_processes_train_one_network_with_different_noise(bundle: Path, real
         "  - $print('rank', dist.get_rank(), dist.get_world_size(), monai.utils.get_seed(), "
         "sum(p.double().abs().sum().item() for p in @network.parameters()))\n"
     )
-    overrides = overrides_for(bundle, real_data, epochs=1, ckpt_dir=str(tmp_path))
+    overrides = overrides_for(bundle, breast_list, epochs=1, ckpt_dir=str(tmp_path))
     overrides.pop("device")
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     printed = run_bundle(launcher, bundle, ["train.yaml", "multi_gpu_train.yaml", "tell.yaml"], overrides)
@@ -228,18 +248,3 @@ def test_copying_a_bundle_never_overwrites(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     with pytest.raises(FileExistsError, match="mine"):
         copy_bundle("local_augmentation", tmp_path / "mine")
-
-
-def test_items_hold_no_image_of_the_other_split_and_spread_over_theirs(real_data: Path) -> None:
-    train = segmentation_items("breast_ultrasound", "train", str(real_data), limit=9)
-    names = set(held_out_names(real_data))
-    assert len(train) == 9 and not names & {item["image"].meta["filename_or_obj"] for item in train}
-    assert {int(item["label"].max()) for item in train} == {0, 1, 2}
-    assert all(item["image"].shape == item["label"].shape == (1, 256, 256) and item["image"].dtype == torch.uint8 for item in train)
-
-
-def test_a_folder_without_the_data_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="breast_ultrasound.npz"):
-        segmentation_items("breast_ultrasound", "train", str(tmp_path))
-    with pytest.raises(ValueError, match="limit"):
-        segmentation_items("breast_ultrasound", "train", str(tmp_path), limit=0)
