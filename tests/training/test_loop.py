@@ -115,6 +115,7 @@ sys.exit(main(["train", "inpaint", "--data", sys.argv[1], "--out", sys.argv[2], 
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_to_the_command_saves_the_last_step_prints_a_line_and_ends_with_its_code(tmp_path, datalist, number, code):
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]), "OMP_NUM_THREADS": "1"}

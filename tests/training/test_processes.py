@@ -154,6 +154,7 @@ class Both:
         pass
 
 
+@pytest.mark.slow
 def test_both_processes_end_with_the_weights_of_one_that_sees_all_data(results, tmp_path):
     (first, second), _ = results
     assert first["weights"] == second["weights"]
@@ -163,6 +164,7 @@ def test_both_processes_end_with_the_weights_of_one_that_sees_all_data(results, 
     assert first["weights"] == pytest.approx([float(toy.shared.detach()), float(toy.other.detach())], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_one_process_writes_and_draws(results):
     (first, second), folder = results
     assert first["calls"] == ["draw", "write"] and second["calls"] == []
@@ -172,11 +174,13 @@ def test_one_process_writes_and_draws(results):
     assert settings["steps"] == 30
 
 
+@pytest.mark.slow
 def test_each_process_draws_other_crops_and_new_ones_when_the_run_is_resumed(results):
     (first, second), _ = results
     assert first["seeds"] == [20] and second["seeds"] == [20 + 1_000_003]
 
 
+@pytest.mark.slow
 def test_the_progress_is_that_of_the_first_process(results):
     (first, second), _ = results
     assert first["clock"] == second["clock"] and len(first["clock"]) > 1
@@ -193,6 +197,7 @@ def test_alone_nothing_is_averaged_and_the_device_stays(monkeypatch):
     assert local_device("cuda") == "cuda"
 
 
+@pytest.mark.slow
 def test_what_fails_in_one_process_fails_in_both_and_the_one_says_why(tmp_path):
     run_two(FAILING, tmp_path)
     first, second = (json.loads((tmp_path / f"failed{rank}.json").read_text()) for rank in (0, 1))
@@ -257,6 +262,7 @@ with joined("cpu"):
 """
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path):
     run_two(STOPPED, tmp_path)
     first, second = (json.loads((tmp_path / f"stopped{rank}.json").read_text()) for rank in (0, 1))
