@@ -46,6 +46,7 @@ def decode(model: Inpainter, candidates: list[Candidate], settings: RepaintSetti
         torch.OutOfMemoryError: a single slice does not fit into memory.
     """
     pictures: dict[int, Tensor] = {}
+    resample = settings.options.region.resample
     sampled = [(i, candidate) for i, candidate in enumerate(candidates) if candidate.patches]
     for _, group in groupby(sampled, key=lambda pair: pair[1].latents.shape[-1]):
         same_size = list(group)
@@ -57,15 +58,16 @@ def decode(model: Inpainter, candidates: list[Candidate], settings: RepaintSetti
         parts = decoded.split([len(candidate.patches) for _, candidate in same_size])
         pictures.update((i, part) for (i, _), part in zip(same_size, parts, strict=True))
     return [
-        _assemble(candidate, pictures[i]) if candidate.patches else Outcome(None, 0, "empty mask") for i, candidate in enumerate(candidates)
+        _assemble(candidate, pictures[i], resample) if candidate.patches else Outcome(None, 0, "empty mask")
+        for i, candidate in enumerate(candidates)
     ]
 
 
-def _assemble(candidate: Candidate, pictures: Tensor) -> Outcome:
+def _assemble(candidate: Candidate, pictures: Tensor, resample: str) -> Outcome:
     """The volume with its pictures (P, 3, size, size) put back."""
     if not bool(torch.isfinite(pictures).all()):
         return Outcome(None, 0, "the model returned non-finite values")
     spread = pictures.flatten(1).amax(1) - pictures.flatten(1).amin(1)
     if bool((spread < CONSTANT).any()):
         return Outcome(None, 0, "the model returned a constant picture")
-    return Outcome(put_back(candidate.stack, candidate.patches, pictures), candidate.n_slices, "")
+    return Outcome(put_back(candidate.stack, candidate.patches, pictures, resample), candidate.n_slices, "")

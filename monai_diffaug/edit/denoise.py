@@ -101,9 +101,9 @@ def denoise(models: Models, stacks: list[Stack], settings: RepaintSettings, look
     Raises:
         torch.OutOfMemoryError: a single slice does not fit into memory.
     """
-    model, edge = models.inpainter, settings.options.soft_edge
+    model, edge, resample = models.inpainter, settings.options.soft_edge, settings.options.region.resample
     pieces = [
-        _Piece(owner, stack, cut_patch(stack, square, edge.width_px(square.roi.side, stack.pixel_mm), edge.mode))
+        _Piece(owner, stack, cut_patch(stack, square, edge.width_px(square.roi.side, stack.pixel_mm), edge.mode, resample))
         for owner, stack in enumerate(stacks)
         for square in _squares(model, stack, settings)
     ]
@@ -142,7 +142,7 @@ def _squares(model: Inpainter, stack: Stack, settings: RepaintSettings) -> list[
     if region.whole_slice:
         return whole_slices(stack.masks, stack.indices, model.multiple_px)
     least_side = partial(settings.options.soft_edge.least_side, pixel_mm=stack.pixel_mm)
-    return squares_of(stack.masks, stack.indices, model.size_px, region.context, least_side=least_side)
+    return squares_of(stack.masks, stack.indices, model.size_px, region.context, least_side=least_side, least_context=region.least_context)
 
 
 def _stacked(squares: list[Tensor], model: Inpainter) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 
 from monai_diffaug.edit.record import RECORD_POSTFIX
 from monai_diffaug.edit.signature import option_group
+from monai_diffaug.geometry.roi import RESAMPLINGS
 from monai_diffaug.geometry.slices import PLANES
 from monai_diffaug.geometry.window import Window
 from monai_diffaug.masks.soft_edge import SOFT_MODES
@@ -101,20 +102,31 @@ class Region:
     Args:
         context: side of the square around the mask, or around each lesion of several far apart, as a multiple of the mask's extent.
             The square is resampled to the model's size.
+        least_context: where the square would be larger than the model's size (in pixels), its side becomes this multiple of the mask's
+            extent, but not less than the model's size: less context, and less texture lost by resampling. None keeps ``context``.
+        resample: "bilinear" or "bicubic" (both antialiased): how the square of the image and the repainted patch are resampled. Bicubic
+            keeps more of the fine texture; masks are always resampled bilinearly.
         whole_slice: show the model whole slices at their own resolution instead.
 
     Raises:
-        ValueError: ``context`` is less than 1.
+        ValueError: ``context`` is less than 1, ``least_context`` not in [1, ``context``], or ``resample`` unknown.
 
+    >>> Region(resample="bicubic", least_context=1.5)  # keep texture
+    Region(least_context=1.5, resample='bicubic')
     >>> Region(whole_slice=True)
     Region(whole_slice=True)
     """
 
     context: float = 2.0
     whole_slice: bool = False
+    least_context: float | None = None
+    resample: str = "bilinear"
 
     def __post_init__(self) -> None:
         _check(self.context >= 1.0, f"region context must be >= 1, got {self.context}")
+        in_range = self.least_context is None or 1.0 <= self.least_context <= self.context
+        _check(in_range, f"region least_context must be None or in [1, context {self.context}], got {self.least_context}")
+        _check(self.resample in RESAMPLINGS, f"region resample must be one of {', '.join(RESAMPLINGS)}, got {self.resample!r}")
 
 
 @option_group
@@ -148,6 +160,8 @@ class Run:
 @dataclass(frozen=True)
 class ControlNet:
     """A ControlNet that keeps edges (EMIT-Diff).
+
+    In a Bundle write ``_target_: monai_diffaug.ControlNet``: the short name means a network of MONAI.
 
     Args:
         source: "tiny" (embedded), a folder, a hub id or a live diffusers ``ControlNetModel``.

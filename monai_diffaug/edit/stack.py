@@ -99,7 +99,7 @@ def open_stack(
     return Stack(volume, slab, slices, masks, plane, touched(masks), window, pixel_mm, prompt, seed, controls)
 
 
-def cut_patch(stack: Stack, square: Square, soft_width_px: float, soft_mode: str) -> Patch:
+def cut_patch(stack: Stack, square: Square, soft_width_px: float, soft_mode: str, resample: str = "bilinear") -> Patch:
     """Crop one square of a slice, its mask and its control to the model's size.
 
     Args:
@@ -107,10 +107,11 @@ def cut_patch(stack: Stack, square: Square, soft_width_px: float, soft_mode: str
         square: slice, position and mask.
         soft_width_px: standard deviation of the soft edge in pixels of the slice.
         soft_mode: see ``monai_diffaug.masks.soft_edge.soft_mask``.
+        resample: of the image, see ``monai_diffaug.geometry.roi.resize``; masks and control are always bilinear.
     """
     row, roi, size, mask, part = square
     soft = soft_mask(mask, soft_width_px, soft_mode)
-    image = resize(stack.window.to_model(square_from(stack.slices[row], roi)), size).expand(3, -1, -1)
+    image = resize(stack.window.to_model(square_from(stack.slices[row], roi)), size, resample).expand(3, -1, -1)
     weights = crop(soft[None], roi, size)
     shrunk = roi.side > size
     core = _support(crop((mask != 0).float()[None], roi, size), 0.5, shrunk)
@@ -129,10 +130,16 @@ def _support(weights: Tensor, threshold: float, shrunk: bool) -> Tensor:
     return (above | (weights > 0) & ~near).float()
 
 
-def put_back(stack: Stack, patches: list[Patch], pictures: Tensor) -> Tensor:
+def put_back(stack: Stack, patches: list[Patch], pictures: Tensor, resample: str = "bilinear") -> Tensor:
     """The volume with pictures (P, 3, size, size) composited in: (C, H, W[, D]), bit-identical outside the soft masks.
 
     Under the soft edge around a mask, intensities beyond the window are added to the picture: bone stays bone in a soft tissue window.
+
+    Args:
+        stack: the slices.
+        patches: the squares, one per picture.
+        pictures: in [-1, 1].
+        resample: of the pictures, see ``monai_diffaug.geometry.roi.resize``.
     """
     result = stack.slices.clone()
     for patch, picture in zip(patches, pictures, strict=True):
@@ -141,7 +148,7 @@ def put_back(stack: Stack, patches: list[Patch], pictures: Tensor) -> Tensor:
         if image.shape[0] == 1:
             picture = picture.mean(0, keepdim=True)
         hidden = stack.window.beyond(image.float()) * (stack.masks[patch.row] == 0)
-        canvas = paste(image.float() - hidden, stack.window.to_image(picture), patch.roi) + hidden
+        canvas = paste(image.float() - hidden, stack.window.to_image(picture), patch.roi, resample) + hidden
         result[patch.row] = composite(image, canvas, patch.soft[None])
     volume = stack.volume.clone(memory_format=torch.contiguous_format)
     stack.slab.of(volume).copy_(from_slices(result, stack.plane))

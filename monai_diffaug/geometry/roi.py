@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Extent", "Roi", "crop", "extent_of", "paste", "resize", "roi_around", "roi_around_extent", "square_from"]
+__all__ = ["RESAMPLINGS", "Extent", "Roi", "crop", "extent_of", "paste", "resize", "roi_around", "roi_around_extent", "square_from"]
 
+RESAMPLINGS = ("bilinear", "bicubic")
 NATIVE_RANGE = (0.8, 1.1)  # sides in this range of the model's size become the model's size, so that nothing is resampled
 
 
@@ -50,7 +51,13 @@ def extent_of(mask: Tensor) -> Extent:
 
 
 def roi_around(
-    mask: Tensor, size: int, context: float = 2.0, min_side: int = 32, *, least_side: Callable[[int], float] | None = None
+    mask: Tensor,
+    size: int,
+    context: float = 2.0,
+    min_side: int = 32,
+    *,
+    least_side: Callable[[int], float] | None = None,
+    least_context: float | None = None,
 ) -> Roi:
     """The square around a mask that is the model's input.
 
@@ -61,6 +68,8 @@ def roi_around(
         min_side: smallest side in pixels.
         least_side: longer extent of the mask in pixels -> smallest side, if it needs more than ``context``; the side is never longer
             than the image's longer side.
+        least_context: if the side exceeds ``size``, it becomes the larger of ``size`` and this multiple of the mask's longer extent, so
+            that less of the texture is lost by resampling; None keeps ``context``.
 
     Raises:
         ValueError: empty mask.
@@ -70,7 +79,9 @@ def roi_around(
     >>> roi_around(mask, size=64)
     Roi(top=30, left=25, side=40)
     """
-    return roi_around_extent(extent_of(mask), (mask.shape[0], mask.shape[1]), size, context, min_side, least_side=least_side)
+    return roi_around_extent(
+        extent_of(mask), (mask.shape[0], mask.shape[1]), size, context, min_side, least_side=least_side, least_context=least_context
+    )
 
 
 def roi_around_extent(
@@ -81,12 +92,15 @@ def roi_around_extent(
     min_side: int = 32,
     *,
     least_side: Callable[[int], float] | None = None,
+    least_context: float | None = None,
 ) -> Roi:
     """``roi_around`` from the extent of the mask and the image's size in pixels (height, width)."""
     top, bottom, left, right = extent
     longer = max(bottom - top, right - left) + 1
     needed = longer if least_side is None else math.ceil(least_side(longer))
     side = max(round(context * longer), min_side, needed)
+    if least_context is not None and side > size:
+        side = max(round(min(least_context, context) * longer), size, needed)
     if NATIVE_RANGE[0] * size <= side <= NATIVE_RANGE[1] * size and longer < size and needed <= size:
         side = size
     side = max(min(side, max(size_hw)), longer)
@@ -119,16 +133,27 @@ def square_from(image: Tensor, roi: Roi) -> Tensor:
     return image.index_select(-2, rows).index_select(-1, columns)
 
 
-def resize(square: Tensor, size: int) -> Tensor:
-    """(C, n, n) -> (C, size, size), antialiased bilinear; unchanged if n equals ``size``."""
+def resize(square: Tensor, size: int, resample: str = "bilinear") -> Tensor:
+    """(C, n, n) -> (C, size, size), antialiased; unchanged if n equals ``size``.
+
+    Args:
+        square: pixels, in any unit.
+        size: new side in pixels.
+        resample: "bilinear", or "bicubic": keeps more of the fine texture; clamped to the range of ``square``, which it would overshoot.
+
+    >>> stripes = (torch.arange(16.0) // 2 % 2).expand(1, 16, 16)
+    >>> smooth, sharp = (resize(resize(stripes, 24, mode), 16, mode) for mode in RESAMPLINGS)
+    >>> bool(smooth.std() < sharp.std() < stripes.std()), sharp.min().item(), sharp.max().item()
+    (True, 0.0, 1.0)
+    """
     if square.shape[-1] == size:
         return square
-    resized: Tensor = F.interpolate(square[None], (size, size), mode="bilinear", antialias=True, align_corners=False)[0]
-    return resized
+    resized: Tensor = F.interpolate(square[None], (size, size), mode=resample, antialias=True, align_corners=False)[0]
+    return resized if resample == "bilinear" else resized.clamp(square.min(), square.max())
 
 
-def paste(canvas: Tensor, patch: Tensor, roi: Roi) -> Tensor:
-    """A copy of ``canvas`` (C, h, w) with ``patch`` (C, size, size) resized into the square.
+def paste(canvas: Tensor, patch: Tensor, roi: Roi, resample: str = "bilinear") -> Tensor:
+    """A copy of ``canvas`` (C, h, w) with ``patch`` (C, size, size) resized into the square, see ``resize``.
 
     >>> paste(torch.zeros(1, 2, 3), torch.ones(1, 2, 2), Roi(1, 1, 2)).tolist()
     [[[0.0, 0.0, 0.0], [0.0, 1.0, 1.0]]]
@@ -136,7 +161,7 @@ def paste(canvas: Tensor, patch: Tensor, roi: Roi) -> Tensor:
     height, width = canvas.shape[-2:]
     top, left = max(roi.top, 0), max(roi.left, 0)
     bottom, right = min(roi.top + roi.side, height), min(roi.left + roi.side, width)
-    native = resize(patch, roi.side)
+    native = resize(patch, roi.side, resample)
     result = canvas.clone()
     result[..., top:bottom, left:right] = native[..., top - roi.top : bottom - roi.top, left - roi.left : right - roi.left].to(canvas)
     return result

@@ -44,6 +44,7 @@ def squares_of(
     min_side: int = 32,
     *,
     least_side: Callable[[int], float] | None = None,
+    least_context: float | None = None,
 ) -> list[Square]:
     """Squares around the masks of some slices of a stack, see ``roi_around``.
 
@@ -54,7 +55,7 @@ def squares_of(
         masks: (S, 1, h, w), non-zero means repaint.
         rows: indices of the slices with a mask.
         size: the model's image size in pixels.
-        context, min_side, least_side: see ``roi_around``.
+        context, min_side, least_side, least_context: see ``roi_around``.
 
     >>> mask = torch.zeros(1, 1, 300, 300)
     >>> mask[..., 10:30, 10:30] = mask[..., 250:270, 250:270] = 1
@@ -64,7 +65,7 @@ def squares_of(
     size_hw = (masks.shape[-2], masks.shape[-1])
 
     def around(extent: Extent) -> Roi:
-        return roi_around_extent(extent, size_hw, size, context, min_side, least_side=least_side)
+        return roi_around_extent(extent, size_hw, size, context, min_side, least_side=least_side, least_context=least_context)
 
     whole = {row: around(extent_of(masks[row, 0])) for row in rows}
     if all(roi.side <= size for roi in whole.values()):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -192,3 +194,15 @@ def test_a_default_type_that_the_user_has_set_changes_nothing(fast) -> None:
     finally:
         torch.set_default_dtype(torch.float32)
     assert torch.equal(got, expected) and region.dtype == torch.float32
+
+
+def test_bicubic_resampling_and_less_context_change_the_edit_and_nothing_outside_its_soft_mask(fast: dict[str, object]) -> None:
+    image, mask = picture((160, 180)), torch.zeros(1, 160, 180)
+    mask[:, 30:110, 40:100] = 1
+    edits = []
+    for region in (Region(), Region(resample="bicubic"), Region(resample="bicubic", least_context=1.2)):
+        transform = DiffusionLocalInpaint(**fast, options=InpaintOptions(region=region, soft_edge=SoftEdge(width_px_at_512=16)))
+        result, soft = transform.apply(image, mask, PROMPT, seed=4).image, transform.soft_region(image, mask)
+        assert torch.equal(result[soft == 0], image[soft == 0])
+        edits.append(result)
+    assert all(float((one - other)[mask > 0].abs().mean()) > 1e-3 for one, other in pairwise(edits))

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from monai_diffaug.edit.options import SoftEdge
+from monai_diffaug.edit.options import Region, SoftEdge
 
 
 def test_an_edge_is_hard_at_a_width_of_zero_in_the_unit_that_counts() -> None:
@@ -28,3 +28,20 @@ def test_an_edge_wider_than_any_square_needs_a_large_one() -> None:
 def test_an_edge_that_does_not_grow_needs_no_larger_square() -> None:
     assert SoftEdge(width_mm=9.0, mode="inner").least_side(20, pixel_mm=0.5) == 20
     assert SoftEdge(width_px_at_512=0).least_side(20, pixel_mm=0.5) == 20
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"resample": "nearest"}, "resample must be one of bilinear, bicubic, got 'nearest'"),
+        ({"least_context": 0.9}, r"least_context must be None or in \[1, context 2.0\], got 0.9"),
+        ({"least_context": 3.0}, r"least_context must be None or in \[1, context 2.0\], got 3.0"),
+    ],
+)
+def test_a_region_out_of_range_is_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Region(**options)
+
+
+def test_the_options_that_keep_texture_are_off_by_default() -> None:
+    assert (Region().resample, Region().least_context) == ("bilinear", None)

@@ -43,3 +43,18 @@ def test_intensities_beyond_the_window_stay_around_the_mask_and_go_inside_it() -
     outside = mask == 0
     assert float((result - image)[outside].abs().max()) < 1e-3
     assert float(result[0, 45, 49]) == pytest.approx(240)
+
+
+def test_bicubic_patches_keep_texture_that_bilinear_ones_lose_and_touch_nothing_else() -> None:
+    image = torch.rand(1, 96, 96, generator=torch.Generator().manual_seed(0))
+    mask = torch.zeros(1, 96, 96)
+    mask[:, 30:60, 30:60] = 1
+    stack = stack_of(image, mask, Window(0, 1))
+    kept = {}
+    for resample in ("bilinear", "bicubic"):
+        patch = cut_patch(stack, square(mask, 96), 2.0, "grow", resample)
+        result = put_back(stack, [patch], patch.image[None], resample)
+        outside = patch.soft[None] == 0
+        assert torch.equal(result[outside], image[outside]) and not torch.equal(result, image)
+        kept[resample] = float(result[mask > 0].std() / image[mask > 0].std())
+    assert 1.2 * kept["bilinear"] < kept["bicubic"] < 1

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from monai_diffaug.geometry.roi import Roi, crop, paste, roi_around
+from monai_diffaug.geometry.roi import Roi, crop, paste, resize, roi_around
 
 
 def box_mask(height: int, width: int, top: int, left: int, rows: int, columns: int) -> torch.Tensor:
@@ -53,3 +53,24 @@ def test_least_side_enlarges_the_square_up_to_the_image() -> None:
     assert roi_around(mask, 128, least_side=lambda extent: extent + 59.2) == Roi(110, 105, 80)
     assert roi_around(mask, 128, least_side=lambda extent: 104.0).side == 128 != roi_around(mask, 128).side
     assert roi_around(mask, 128, least_side=lambda extent: 1e9).side == 300
+
+
+@pytest.mark.parametrize(("extent", "side"), [(30, 60), (54, 128), (80, 128), (100, 150), (140, 210)])
+def test_least_context_reduces_only_squares_that_are_larger_than_the_model(extent: int, side: int) -> None:
+    mask = box_mask(400, 400, 120, 120, extent, 10)
+    assert roi_around(mask, 128, least_context=1.5).side == side
+    assert roi_around(mask, 128).side == (128 if extent == 54 else 2 * extent)
+
+
+def test_least_context_leaves_room_for_the_soft_edge_and_never_adds_context() -> None:
+    mask = box_mask(400, 400, 120, 120, 100, 10)
+    assert roi_around(mask, 128, least_side=lambda extent: extent + 80, least_context=1.5).side == 180
+    assert roi_around(mask, 128, 1.6, least_context=1.9).side == 160
+
+
+def test_bicubic_keeps_more_fine_texture_there_and_back_within_the_range_of_the_pixels() -> None:
+    texture = torch.rand(1, 96, 96, generator=torch.Generator().manual_seed(0))
+    smooth, sharp = (resize(resize(texture, 128, mode), 96, mode) for mode in ("bilinear", "bicubic"))
+    assert 1.2 * float(smooth.std()) < float(sharp.std()) < float(texture.std())
+    assert texture.min() <= sharp.min() and sharp.max() <= texture.max()
+    assert torch.equal(resize(texture, 96, "bicubic"), texture)

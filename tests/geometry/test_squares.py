@@ -65,6 +65,15 @@ def test_squares_never_have_more_pixels_than_the_slice() -> None:
     assert torch.equal(square.mask, scattered[0]) and square.roi.side > 32
 
 
+def test_less_context_for_a_large_lesion_leaves_the_square_of_a_small_one_as_it_is() -> None:
+    mask = masked(FAR[0])
+    mask[:, 250:350, 300:400] = 1
+    stack = mask[None]
+    (small, large), (_, reduced) = squares_of(stack, [0], SIZE_PX), squares_of(stack, [0], SIZE_PX, least_context=1.5)
+    assert (large.roi.side, reduced.roi.side) == (200, 150)
+    assert squares_of(stack, [0], SIZE_PX, least_context=1.5)[0].roi == small.roi
+
+
 def test_a_lesion_keeps_its_number_from_slice_to_slice() -> None:
     empty = torch.zeros(1, 400, 500)
     volume = torch.stack([empty, masked(FAR[1]), masked(*FAR), masked(*FAR), empty, empty, masked((180, 250))], dim=-1)
