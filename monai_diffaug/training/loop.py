@@ -258,7 +258,8 @@ def fine_tune(trainee: Trainee, settings: FineTuneSettings, out: Path | str) -> 
     finally:
         record.close()
     if stopped:
-        logger.warning("stopped at step %d; the same command goes on from there", spent.steps)
+        if is_writer():
+            logger.warning("stopped at step %d; the same command goes on from there", spent.steps)
         _end_as(stopped)
     return spent.steps
 

@@ -3,7 +3,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
+from collections import Counter
 from dataclasses import asdict
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -158,6 +161,24 @@ def test_a_semantic_controller_is_trained_for_the_given_encoder_and_loads(tmp_pa
 def test_options_without_a_meaning_are_refused_before_anything_is_read(tmp_path, recipe, option, message):
     with pytest.raises(TrainingInputError, match=message):
         train.run(options(recipe, "--data", str(tmp_path / "none.json"), "--out", str(tmp_path / "o"), *option))
+
+
+def written_commands() -> list[str]:
+    """The commands in the recipes' docstrings and in the model card."""
+    texts = [train._recipe_class(name).__doc__ for name in train.RECIPES]
+    texts.append((Path(train.__file__).parents[1] / "weights/tiny/README.md").read_text(encoding="utf-8"))
+    return re.findall(r"monai-diffaug train (.+)", "\n".join(texts).replace("\\\n", " "))
+
+
+@pytest.mark.parametrize("command", written_commands())
+def test_the_commands_of_the_docstrings_and_of_the_model_card_are_accepted(command):
+    chosen = options(*command.split())
+    train._recipe_class(chosen.recipe).check(train._settings(chosen, "cpu"))
+
+
+def test_each_recipe_says_how_its_embedded_model_is_trained():
+    fresh = [command.split()[0] for command in written_commands() if "--model fresh" in command]
+    assert Counter(fresh) == dict.fromkeys(train.RECIPES, 2)  # in its docstring and in the model card
 
 
 def test_every_recipe_can_be_imported():
