@@ -234,6 +234,7 @@ def _denoise_batch(
         generators=[
             slice_generators(piece.stack.seed, [piece.patch.position], STOCHASTIC_STEP + piece.patch.part * PURPOSES)[0] for piece in pieces
         ],
+        noise_gain=settings.options.noise.gain,
         look=None if look is None else (look.after, partial(_accepted, look, pieces)),
     )
 

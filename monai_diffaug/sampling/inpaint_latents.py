@@ -42,6 +42,7 @@ def inpaint_latents(
     guidance_interval: tuple[float, float] = (0.0, 1.0),
     trajectory: Tensor | None = None,
     generators: list[torch.Generator] | None = None,
+    noise_gain: float = 0.0,
     look: tuple[float, Callable[[Tensor], bool]] | None = None,
 ) -> Tensor:
     """Repaint latents inside a mask.
@@ -68,6 +69,7 @@ def inpaint_latents(
             it a step costs one UNet evaluation instead of two.
         trajectory: (n + 1, B, 4, h, w) of ``invert_latents``: the originals for the replaced region, instead of noised ``clean``.
         generators: one per sample, for stochastic schedulers.
+        noise_gain: amplifies the predicted noise of DDIM, see ``monai_diffaug.sampling.step.noise_factor``.
         look: (share, accept): after that share of the steps, in (0, 1], ``accept`` gets the clean latents (B, 4, h, w) predicted so
             far. If it returns False, the run ends and returns them; otherwise the result does not depend on ``look``.
 
@@ -75,7 +77,8 @@ def inpaint_latents(
         (B, 4, h, w) scaled latents.
 
     Raises:
-        ValueError: no negative context although guidance needs one, an empty guidance interval, or as ``prepare_schedule``.
+        ValueError: no negative context although guidance needs one, an empty guidance interval, a noise gain for another scheduler than
+            DDIM, or as ``prepare_schedule``.
 
     >>> from diffusers import DDIMScheduler
     >>> clean, mask = torch.zeros(1, 4, 2, 2), torch.tensor([[[[1.0, 0.0], [0.0, 0.0]]]])
@@ -98,7 +101,7 @@ def inpaint_latents(
     replaces_outside = masked is None or soft is not None
     states = torch.cat([negative_context, context]) if guided and negative_context is not None else context
     shares_latents = bool(getattr(denoise, "shares_latents", False))
-    step = make_step(scheduler, timesteps, generators)
+    step = make_step(scheduler, timesteps, generators, noise_gain=noise_gain)
     look_step = -1 if look is None else max(math.ceil(look[0] * len(timesteps)) - 1, 0)
     for i, timestep in enumerate(timesteps):
         model_input = scheduler.scale_model_input(latents, timestep)

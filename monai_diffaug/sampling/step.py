@@ -10,15 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Step", "linear_coefficients", "make_step", "predicted_clean"]
+__all__ = ["Step", "linear_coefficients", "make_step", "noise_factor", "predicted_clean"]
 
 Step = Callable[[int, Tensor, Tensor], Tensor]
 """(index of the timestep, the UNet's prediction, latents) -> latents of the next noise level."""
 
+TEXTURE_SIGNAL = 0.25  # alpha_bar from which the noise is amplified: layout is decided below it, texture above
 DDIM = "diffusers.schedulers.scheduling_ddim", "DDIMScheduler"
 
 
-def make_step(scheduler: Any, timesteps: Tensor, generators: list[torch.Generator] | None = None) -> Step:
+def make_step(scheduler: Any, timesteps: Tensor, generators: list[torch.Generator] | None = None, *, noise_gain: float = 0.0) -> Step:
     """The step of a scheduler for the timesteps of a run.
 
     DDIM without noise (eta 0), clipping and thresholding is linear in latents and prediction. Its step is one scaling and one addition,
@@ -28,6 +29,10 @@ def make_step(scheduler: Any, timesteps: Tensor, generators: list[torch.Generato
         scheduler: a diffusers scheduler after ``set_timesteps``; its steps may change its state.
         timesteps: of the run, from the noisiest on.
         generators: one per sample, for stochastic schedulers.
+        noise_gain: amplifies the predicted noise, see ``noise_factor``; 0 leaves the step as it is.
+
+    Raises:
+        ValueError: ``noise_gain`` for a scheduler whose step is not that of DDIM.
 
     >>> from diffusers import DDIMScheduler
     >>> scheduler = DDIMScheduler(clip_sample=False)
@@ -38,7 +43,12 @@ def make_step(scheduler: Any, timesteps: Tensor, generators: list[torch.Generato
     >>> torch.allclose(step(0, prediction, latents), expected)
     True
     """
-    coefficients = linear_coefficients(scheduler, timesteps)
+    coefficients = linear_coefficients(scheduler, timesteps, noise_gain)
+    if coefficients is None and noise_gain > 0:
+        raise ValueError(
+            f"noise gain {noise_gain:g} needs a DDIMScheduler without clip_sample and thresholding, got {type(scheduler).__name__}; "
+            "use Noise(gain=0), or give the pipeline DDIMScheduler.from_config(scheduler.config, clip_sample=False)"
+        )
     if coefficients is not None:
         pairs = coefficients
 
@@ -57,7 +67,24 @@ def make_step(scheduler: Any, timesteps: Tensor, generators: list[torch.Generato
     return scheduled
 
 
-def linear_coefficients(scheduler: Any, timesteps: Tensor) -> list[tuple[float, float]] | None:
+def noise_factor(alpha_bar: float, gain: float) -> float:
+    """Factor of the noise term of a step: 1 + ``gain`` once ``alpha_bar`` exceeds 0.25, else 1.
+
+    A denoiser predicts less noise than there is, since it takes some of the texture for noise as well, and the result is too smooth. A
+    little more noise than predicted makes up for it, like S_noise of Karras et al. 2022, "Elucidating the design space of diffusion-based
+    generative models", which scales the fresh noise of a stochastic sampler; this sampler has none, and scales the predicted noise.
+
+    Args:
+        alpha_bar: share of the image in the variance of the latents before the step, in [0, 1].
+        gain: >= 0.
+
+    >>> noise_factor(0.2, 0.1), noise_factor(0.3, 0.1)
+    (1.0, 1.1)
+    """
+    return 1.0 + gain if alpha_bar > TEXTURE_SIGNAL else 1.0
+
+
+def linear_coefficients(scheduler: Any, timesteps: Tensor, noise_gain: float = 0.0) -> list[tuple[float, float]] | None:
     """Pairs (keep, move) with next latents = keep * latents + move * prediction; None if the scheduler's step is not linear.
 
     Clean latents x0 and noise e follow from latents and prediction. With b = alpha_bar of the next timestep the next latents are
@@ -66,6 +93,7 @@ def linear_coefficients(scheduler: Any, timesteps: Tensor) -> list[tuple[float, 
     Args:
         scheduler: a diffusers scheduler after ``set_timesteps``.
         timesteps: of the run.
+        noise_gain: see ``noise_factor``.
     """
     kind = type(scheduler)
     if (kind.__module__, kind.__name__) != DDIM or scheduler.config.clip_sample or scheduler.config.thresholding:
@@ -80,7 +108,7 @@ def linear_coefficients(scheduler: Any, timesteps: Tensor) -> list[tuple[float, 
         if parts is None:
             return None
         (clean_l, clean_p), (noise_l, noise_p) = parts
-        signal, sigma = math.sqrt(b), math.sqrt(1 - b)
+        signal, sigma = math.sqrt(b), math.sqrt(1 - b) * noise_factor(a, noise_gain)
         pairs.append((signal * clean_l + sigma * noise_l, signal * clean_p + sigma * noise_p))
     return pairs
 

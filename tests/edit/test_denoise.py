@@ -206,3 +206,24 @@ def test_bicubic_resampling_and_less_context_change_the_edit_and_nothing_outside
         assert torch.equal(result[soft == 0], image[soft == 0])
         edits.append(result)
     assert all(float((one - other)[mask > 0].abs().mean()) > 1e-3 for one, other in pairwise(edits))
+
+
+def test_noise_gain_gives_the_embedded_model_more_fine_texture_and_another_solver_refuses_it(random_inpainter: str) -> None:
+    def fine_texture(gain: float) -> float:
+        transform = DiffusionLocalInpaint(guidance_scale=1.0, options=InpaintOptions(noise=Noise(gain=gain)))
+        inside = edit(transform)[square_mask() > 0].view(14, 12)
+        return float(inside.diff(dim=0).std() + inside.diff(dim=1).std())
+
+    assert fine_texture(0.3) > 1.1 * fine_texture(0.0)
+    transform = DiffusionLocalInpaint(with_scheduler(random_inpainter), options=InpaintOptions(noise=Noise(gain=0.3)))
+    with pytest.raises(ValueError, match="got UniPCMultistepScheduler; use Noise"):
+        edit(transform)
+
+
+def with_scheduler(source: str) -> object:
+    """A live pipeline with a multistep solver."""
+    from diffusers import StableDiffusionInpaintPipeline, UniPCMultistepScheduler
+
+    pipeline = StableDiffusionInpaintPipeline.from_pretrained(source, safety_checker=None, local_files_only=True)
+    pipeline.scheduler = UniPCMultistepScheduler.from_config(pipeline.scheduler.config)
+    return pipeline

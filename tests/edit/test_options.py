@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from monai_diffaug.edit.options import Region, SoftEdge
+from monai_diffaug.edit.options import Noise, Region, SoftEdge
 
 
 def test_an_edge_is_hard_at_a_width_of_zero_in_the_unit_that_counts() -> None:
@@ -44,4 +44,11 @@ def test_a_region_out_of_range_is_refused(options: dict[str, object], message: s
 
 
 def test_the_options_that_keep_texture_are_off_by_default() -> None:
-    assert (Region().resample, Region().least_context) == ("bilinear", None)
+    assert (Region().resample, Region().least_context, Noise().gain) == ("bilinear", None, 0.0)
+
+
+def test_a_noise_gain_out_of_range_or_with_inverted_noise_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"noise gain must be in \[0, 1\], got -0.1"):
+        Noise(gain=-0.1)
+    with pytest.raises(ValueError, match="noise gain 0.1 needs source 'random', got 'inverted'"):
+        Noise(source="inverted", gain=0.1)

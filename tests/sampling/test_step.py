@@ -9,7 +9,7 @@ import torch
 from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, UniPCMultistepScheduler
 
 from monai_diffaug.sampling.schedule import prepare_schedule
-from monai_diffaug.sampling.step import linear_coefficients, make_step
+from monai_diffaug.sampling.step import linear_coefficients, make_step, predicted_clean
 
 CPU = torch.device("cpu")
 
@@ -93,3 +93,35 @@ def test_a_stochastic_scheduler_draws_from_the_generators_of_the_samples() -> No
 
     one, other = stepped((1, 2)), stepped((1, 3))
     assert torch.equal(one[0], other[0]) and not torch.equal(one[1], other[1])
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_noise_gain_adds_that_share_of_the_noise_once_a_quarter_of_the_variance_is_image(prediction_type: str) -> None:
+    scheduler, timesteps = prepare_schedule(ddim(prediction_type=prediction_type, timestep_spacing="trailing"), 12, 1.0, CPU)
+    plain, amplified = make_step(scheduler, timesteps), make_step(scheduler, timesteps, noise_gain=0.2)
+    generator = torch.Generator().manual_seed(0)
+    latents, prediction = torch.randn(2, 1, 4, 4, 4, generator=generator)
+    amplified_steps = 0
+    for i, timestep in enumerate(timesteps.tolist()):
+        before, after = plain(i, prediction, latents), amplified(i, prediction, latents)
+        if scheduler.alphas_cumprod[timestep] <= 0.25:
+            assert torch.equal(before, after)
+            continue
+        amplified_steps += 1
+        following = timestep - 1000 // 12
+        left = scheduler.alphas_cumprod[following] if following >= 0 else scheduler.final_alpha_cumprod
+        noise_term = before - left.sqrt() * predicted_clean(scheduler, timesteps[i], latents, prediction)
+        torch.testing.assert_close(after - before, 0.2 * noise_term, rtol=1e-3, atol=1e-4)
+    assert 2 <= amplified_steps < 12
+
+
+def test_a_noise_gain_of_zero_is_the_same_step_to_the_bit() -> None:
+    scheduler, timesteps = prepare_schedule(ddim(prediction_type="v_prediction"), 12, 1.0, CPU)
+    assert linear_coefficients(scheduler, timesteps, 0.0) == linear_coefficients(scheduler, timesteps)
+
+
+@pytest.mark.parametrize("scheduler", [UniPCMultistepScheduler(), EulerAncestralDiscreteScheduler(), ddim(clip_sample=True)])
+def test_noise_gain_for_another_step_than_that_of_ddim_is_refused(scheduler: Any) -> None:
+    scheduler, timesteps = prepare_schedule(scheduler, 4, 1.0, CPU)
+    with pytest.raises(ValueError, match=f"noise gain 0.1 needs a DDIMScheduler .*, got {type(scheduler).__name__}; use Noise"):
+        make_step(scheduler, timesteps, noise_gain=0.1)
