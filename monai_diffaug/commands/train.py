@@ -114,6 +114,13 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--freeze-encoder", action="store_true", help="vae, medsam: train the decoder alone")
     parser.add_argument(
+        "--texture-weight",
+        type=_not_negative,
+        default=0.0,
+        metavar="W",
+        help="vae, inpaint: weight of a loss that makes the decoder keep fine texture, e.g. 0.15; default 0",
+    )
+    parser.add_argument(
         "--prediction-type", default="sample", choices=("sample", "epsilon"), help="validator with fresh weights; default sample"
     )
     parser.add_argument("--batch-size", type=positive, default=8, metavar="N", help="crops per step, in each process; default 8")
@@ -240,6 +247,13 @@ def _share(text: str) -> tuple[str, float]:
     if not (name and equals and 0 <= value <= 1):
         raise argparse.ArgumentTypeError(f"expected NAME=SHARE with a share in [0, 1], got {text!r}")
     return name, value
+
+
+def _not_negative(text: str) -> float:
+    value = finite(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be 0 or more, got {text}")
+    return value
 
 
 def _above_zero(text: str) -> float:

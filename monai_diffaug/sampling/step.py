@@ -70,9 +70,9 @@ def make_step(scheduler: Any, timesteps: Tensor, generators: list[torch.Generato
 def noise_factor(alpha_bar: float, gain: float) -> float:
     """Factor of the noise term of a step: 1 + ``gain`` once ``alpha_bar`` exceeds 0.25, else 1.
 
-    A denoiser predicts less noise than there is, since it takes some of the texture for noise as well, and the result is too smooth. A
-    little more noise than predicted makes up for it, like S_noise of Karras et al. 2022, "Elucidating the design space of diffusion-based
-    generative models", which scales the fresh noise of a stochastic sampler; this sampler has none, and scales the predicted noise.
+    A denoiser removes slightly too much noise, since its prediction regresses towards the mean, and the result is too smooth. More noise
+    makes up for it, as S_noise of Karras et al. 2022, "Elucidating the design space of diffusion-based generative models", does for the
+    fresh noise of a stochastic sampler; DDIM draws none, so the predicted noise is scaled.
 
     Args:
         alpha_bar: share of the image in the variance of the latents before the step, in [0, 1].

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from monai_diffaug.models.inpainter import Inpainter
 from monai_diffaug.training.crop_sampler import CropSampler
+from monai_diffaug.training.texture_loss import texture_loss
 
 __all__ = ["POOR_DB", "decoder_loss", "decoder_modules", "is_poor", "psnr_db", "reconstruction_loss"]
 
@@ -25,10 +26,22 @@ DECODED_CROPS = 4  # per step
 WINDOW_SHARE = 2  # windows of half the crop's side are decoded: they cost a quarter, so more crops can be decoded
 
 
-def reconstruction_loss(decoded: Tensor, target: Tensor) -> Tensor:
-    """mean |d| + 2 mean d^2 + 0.5 (mean |D_x d| + mean |D_y d|) of the error d; D are finite differences, which keep edges and speckle."""
+def reconstruction_loss(decoded: Tensor, target: Tensor, texture_weight: float = 0.0) -> Tensor:
+    """mean |d| + 2 mean d^2 + 0.5 (mean |D_x d| + mean |D_y d|) of the error d; D are finite differences, which keep edges and speckle.
+
+    Args:
+        decoded: (B, 3, H, W) in [-1, 1].
+        target: the same.
+        texture_weight: of ``texture_loss``, which is added when it is above 0.
+
+    >>> target = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    >>> flat = torch.full_like(target, 0.5)
+    >>> bool(reconstruction_loss(flat, target) < reconstruction_loss(flat, target, texture_weight=0.15))
+    True
+    """
     gradient = F.l1_loss(decoded.diff(dim=-1), target.diff(dim=-1)) + F.l1_loss(decoded.diff(dim=-2), target.diff(dim=-2))
-    return F.l1_loss(decoded, target) + 2 * F.mse_loss(decoded, target) + 0.5 * gradient
+    loss = F.l1_loss(decoded, target) + 2 * F.mse_loss(decoded, target) + 0.5 * gradient
+    return loss + texture_weight * texture_loss(decoded, target) if texture_weight > 0 else loss
 
 
 def psnr_db(decoded: Tensor, images: Tensor) -> float:
@@ -54,7 +67,7 @@ def decoder_modules(model: Inpainter) -> dict[str, nn.Module]:
     return {f"vae_{name}": part.requires_grad_(True) for name, part in parts.items() if part is not None}
 
 
-def decoder_loss(model: Inpainter, latents: Tensor, images: Tensor, generator: torch.Generator) -> Tensor:
+def decoder_loss(model: Inpainter, latents: Tensor, images: Tensor, generator: torch.Generator, texture_weight: float = 0.0) -> Tensor:
     """The ``reconstruction_loss`` of one window of a few crops.
 
     Args:
@@ -62,6 +75,7 @@ def decoder_loss(model: Inpainter, latents: Tensor, images: Tensor, generator: t
         latents: (B, 4, h, w), scaled.
         images: (B, 3, h * f, w * f) in [-1, 1], the crops.
         generator: places the window.
+        texture_weight: see ``reconstruction_loss``.
     """
     latents, images = latents[:DECODED_CROPS], images[:DECODED_CROPS]
     side = max(latents.shape[-1] // WINDOW_SHARE, 1)
@@ -69,4 +83,4 @@ def decoder_loss(model: Inpainter, latents: Tensor, images: Tensor, generator: t
     f = model.factor
     window = images[..., top * f : (top + side) * f, left * f : (left + side) * f]
     decoded = model.decode(latents[..., top : top + side, left : left + side])
-    return reconstruction_loss(decoded, window.to(decoded))
+    return reconstruction_loss(decoded, window.to(decoded), texture_weight)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -46,6 +47,7 @@ class FineTuneSettings:
     shares: Mapping[str, float] = field(default_factory=dict)  # data set -> its share of the draws; the others share the rest equally
     decoder: bool | None = None  # inpaint: train the autoencoder's decoder too; None where a small model reproduces the images badly
     freeze_encoder: bool = False  # vae, medsam: train the decoder alone
+    texture_weight: float = 0.0  # vae, inpaint: weight of the ``texture_loss`` of the autoencoder's decoder, e.g. 0.15
     inpainter: str = "tiny"  # controlnet, semantic-controller, latent-screen: source of the inpainter that the model is for
     vae: str = "tiny"  # inpaint, validator, with fresh weights: source of the autoencoder on whose latents they work
     encoder: str = "tiny"  # semantic-controller with fresh weights: source of the MedSAM whose features it predicts
@@ -62,6 +64,8 @@ class FineTuneSettings:
             raise ValueError(f"precision must be 'float32' or 'bfloat16', got {self.precision!r}")
         if self.prediction_type not in ("sample", "epsilon"):
             raise ValueError(f"prediction_type must be 'sample' or 'epsilon', got {self.prediction_type!r}")
+        if not 0 <= self.texture_weight < math.inf:
+            raise ValueError(f"texture_weight must be >= 0 and finite, got {self.texture_weight}")
         if self.rank < 1 or self.batch_size < 1:
             raise ValueError(f"rank and batch_size must be >= 1, got {self.rank} and {self.batch_size}")
 

@@ -120,7 +120,7 @@ def test_every_setting_can_be_given_on_the_command_line():
     values = ("--minutes", "2", "--lora", "--rank", "4", "--text-encoder", "--batch-size", "3", "--rate", "0.1", "--seed", "5")
     more = ("--precision", "bfloat16", "--pictures", "1", "--tensorboard", "--share", "a=0.25", "--share", "b=0.5", "--no-decoder")
     sources = ("--model", "m", "--inpainter", "i", "--vae", "v", "--encoder", "e", "--validator", "j")
-    rest = ("--freeze-encoder", "--prediction-type", "epsilon")
+    rest = ("--freeze-encoder", "--texture-weight", "0.1", "--prediction-type", "epsilon")
     chosen = options("inpaint", "--data", "d.json", "--out", "o", *values, *more, *sources, *rest)
     given, defaults = asdict(train._settings(chosen, "cuda:1")), asdict(FineTuneSettings())
     assert given["shares"] == {"a": 0.25, "b": 0.5} and given["vae"] == "v" and given["decoder"] is False
@@ -152,6 +152,7 @@ def test_a_semantic_controller_is_trained_for_the_given_encoder_and_loads(tmp_pa
     [
         ("medsam", ("--encoder", "a"), "--encoder has no meaning for medsam"),
         ("medsam", ("--text-encoder",), "--text-encoder has no meaning for medsam"),
+        ("controlnet", ("--texture-weight", "0.1"), "--texture-weight has no meaning for controlnet"),
         ("validator", ("--no-decoder",), "--decoder has no meaning for validator"),
         ("semantic-controller", ("--lora",), "--lora has no meaning for semantic-controller"),
         ("inpaint", ("--vae", "a"), "--vae is for --model fresh"),

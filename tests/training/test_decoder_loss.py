@@ -14,7 +14,8 @@ from monai_diffaug.training.decoder_loss import decoder_loss, psnr_db, reconstru
 from monai_diffaug.training.labelled_slices import load_slices
 from monai_diffaug.training.loop import fine_tune
 from monai_diffaug.training.recipes.inpaint_recipe import InpaintRecipe
-from monai_diffaug.training.run_settings import FineTuneSettings
+from monai_diffaug.training.run_settings import FineTuneSettings, TrainingInputError
+from monai_diffaug.training.texture_loss import texture_loss
 
 SETTINGS = FineTuneSettings(minutes=None, steps=2, batch_size=2, pictures=0)
 
@@ -40,6 +41,25 @@ def test_the_loss_counts_lost_edges():
     flat, weak = torch.full_like(target, 0.5), target * 0.5 + 0.25
     assert reconstruction_loss(target, target) == 0
     assert reconstruction_loss(weak, target) < reconstruction_loss(flat, target)
+
+
+def test_a_texture_weight_adds_that_share_of_the_texture_loss():
+    target = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    flat = torch.full_like(target, 0.5)
+    added = reconstruction_loss(flat, target, 0.15) - reconstruction_loss(flat, target)
+    torch.testing.assert_close(added, 0.15 * texture_loss(flat, target))
+    assert torch.equal(reconstruction_loss(flat, target, 0.0), reconstruction_loss(flat, target))
+
+
+def test_a_texture_weight_needs_a_decoder_that_is_trained_and_raises_its_loss(slices):
+    with pytest.raises(TrainingInputError, match="leaves the decoder as it is; add --decoder"):
+        InpaintRecipe(replace(SETTINGS, texture_weight=0.15), slices)
+    losses = []
+    for weight in (0.0, 0.15):
+        recipe = InpaintRecipe(replace(SETTINGS, texture_weight=weight, decoder=True), slices)
+        recipe.reseed(0)
+        losses.append(float(recipe.loss().detach()))
+    assert losses[1] > losses[0] + 0.01
 
 
 def test_the_signal_to_noise_ratio_is_that_of_a_range_of_two():
@@ -93,6 +113,8 @@ def test_the_window_of_the_latents_is_that_of_the_image(monkeypatch):
     images = Exact().decode(latents)
     generator = torch.Generator().manual_seed(0)
     seen = []
-    monkeypatch.setattr(decoder, "reconstruction_loss", lambda out, target: seen.append(target.clone()) or (out - target).abs().sum())
+    monkeypatch.setattr(
+        decoder, "reconstruction_loss", lambda out, target, weight: seen.append(target.clone()) or (out - target).abs().sum()
+    )
     assert all(float(decoder_loss(Exact(), latents, images, generator)) == 0 for _ in range(8))
     assert seen[0].shape == (4, 3, 16, 16) and not all(torch.equal(seen[0], other) for other in seen)

@@ -13,6 +13,7 @@ OTHER_VALUES = {
     "text_encoder": True,
     "decoder": False,
     "freeze_encoder": True,
+    "texture_weight": 0.1,
     "inpainter": "a",
     "vae": "a",
     "encoder": "a",

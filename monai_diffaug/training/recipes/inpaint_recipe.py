@@ -23,6 +23,7 @@ from monai_diffaug.training.encoded_ring import EncodedRing
 from monai_diffaug.training.lora import CLIP_ATTENTION, UNET_ATTENTION, add_adapters, merged
 from monai_diffaug.training.recipe import Recipe
 from monai_diffaug.training.recipes.vae_recipe import load_vae
+from monai_diffaug.training.run_settings import TrainingInputError
 from monai_diffaug.training.sample_pictures import draw_inpainted
 
 __all__ = ["ADAPTER_NOTE", "InpaintRecipe"]
@@ -42,7 +43,8 @@ class InpaintRecipe(Recipe):
     The loss is ``lesion_weighted_loss``: min-SNR weighted (Hang et al., ICCV 2023) and twice as large under the mask. A tenth of the
     captions is empty, for classifier-free guidance (Ho and Salimans, 2022). Fresh weights have the embedded architecture: v-prediction
     with zero terminal SNR (Lin et al., WACV 2024), text encoder and tokenizer of the package's vocabulary, both trained, on the latents of
-    ``vae``. The autoencoder stays as it is, except for the decoder where it reproduces the images badly (see ``training.decoder_loss``).
+    ``vae``. The autoencoder stays as it is, except for the decoder where it reproduces the images badly (see ``training.decoder_loss``);
+    ``texture_weight`` adds ``texture_loss`` to the loss of that decoder.
 
     The embedded inpainter::
 
@@ -53,10 +55,11 @@ class InpaintRecipe(Recipe):
 
     Raises:
         ModelSourceError: nothing loadable under one of the sources.
+        TrainingInputError: ``texture_weight`` where the decoder is not trained.
     """
 
     name = "inpaint"
-    options = ("lora", "text_encoder", "decoder", "vae")
+    options = ("lora", "text_encoder", "decoder", "texture_weight", "vae")
 
     def build(self) -> None:
         settings = self.settings
@@ -76,6 +79,8 @@ class InpaintRecipe(Recipe):
         is_small = sum(p.numel() for p in self.model.unet.parameters()) < SMALL
         self.rate = FRESH_RATE if self.is_fresh else RATES[(is_small, settings.lora)]
         self.trains_decoder = self._needs_decoder(is_small) if settings.decoder is None else settings.decoder
+        if settings.texture_weight > 0 and not self.trains_decoder:
+            raise TrainingInputError("--texture-weight is of the decoder's loss, and this run leaves the decoder as it is; add --decoder")
         if self.trains_decoder:
             self.modules = {**self.modules, **decoder_modules(self.model)}
 
@@ -110,7 +115,7 @@ class InpaintRecipe(Recipe):
         noise = torch.randn(latents.shape, generator=self.generator)
         crops, context = EncodedCrops(latents, mask, masked), self._context(captions)
         loss = denoising_loss(self.model, self.model.denoise, crops, context, steps, noise)
-        return loss + decoder_loss(self.model, latents, images[0], self.generator) if images else loss
+        return loss + decoder_loss(self.model, latents, images[0], self.generator, self.settings.texture_weight) if images else loss
 
     def draw(self, file: Path) -> None:
         self.model.forget_prompts()

@@ -14,6 +14,7 @@ from monai_diffaug.training.loop import fine_tune
 from monai_diffaug.training.recipes.inpaint_recipe import InpaintRecipe
 from monai_diffaug.training.recipes.vae_recipe import VaeRecipe, load_vae
 from monai_diffaug.training.run_settings import FineTuneSettings, TrainingInputError
+from monai_diffaug.training.texture_loss import band_energies
 
 SETTINGS = FineTuneSettings(model="fresh", minutes=None, steps=2, batch_size=2, pictures=1)
 
@@ -72,6 +73,34 @@ def test_training_lowers_the_error_on_the_images(slices):
         loss.backward()
         optimizer.step()
     assert reached_db() > first + 3
+
+
+def test_the_texture_weight_raises_the_fine_energy_of_a_blurry_decoder_more_than_the_plain_loss(slices):
+    """The energy of the finest band of decoded crops over that of the crops, after a few steps from the embedded weights, blurred."""
+
+    def reached(weight: float) -> tuple[float, float]:
+        recipe = VaeRecipe(replace(SETTINGS, model="tiny", freeze_encoder=True, texture_weight=weight, batch_size=4), slices)
+        recipe.reseed(0)
+        with torch.no_grad():  # a decoder that shows half of the fine detail
+            recipe.vae.decoder.conv_out.weight *= 0.5
+            recipe.vae.decoder.conv_out.weight += 0.5 * recipe.vae.decoder.conv_out.weight.mean((2, 3), keepdim=True)
+        crops = recipe._draw(recipe.crops, 8)
+
+        @torch.no_grad()
+        def fine_share() -> float:
+            decoded = recipe.vae.decode(recipe.vae.encode(crops).latent_dist.mode()).sample
+            return float((band_energies(decoded)[0].mean() / band_energies(crops)[0].mean()).sqrt())
+
+        before, optimizer = fine_share(), torch.optim.AdamW(recipe.vae.decoder.parameters(), lr=recipe.rate)
+        for _ in range(12):
+            loss = recipe.loss()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        return before, fine_share()
+
+    (blurry, plain), (_, textured) = reached(0.0), reached(0.5)
+    assert textured > max(blurry, plain) + 0.05, (blurry, plain, textured)
 
 
 def test_fresh_weights_have_the_names_and_shapes_of_the_embedded_ones():
