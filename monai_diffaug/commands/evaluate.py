@@ -14,6 +14,7 @@ STUDIES = {
     "embedded": ("monai_diffaug.studies.embedded_goals", "the embedded models against their goals"),
     "local-noise": ("monai_diffaug.studies.local_noise", "similarity inside and outside the mask against the noise scale"),
     "seam": ("monai_diffaug.studies.seam", "the jump across the mask's boundary, soft against hard"),
+    "texture": ("monai_diffaug.studies.texture", "the texture of painted lesions against that of the real ones they replace"),
     "edges": ("monai_diffaug.studies.edge_control", "how well a ControlNet's edges are obeyed"),
     "prompts": ("monai_diffaug.studies.prompt_obedience", "whether the findings of the prompts are what is painted"),
     "validator": ("monai_diffaug.studies.acceptance", "what the validator accepts of good and of deliberately bad samples"),
