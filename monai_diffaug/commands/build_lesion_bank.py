@@ -42,6 +42,7 @@ def run(options: argparse.Namespace) -> int:
     from monai_diffaug.data.lesion_bank import LesionBank
 
     try:
+        LesionBank.require_replaceable(options.out)
         bank = LesionBank.from_datalist(
             options.data,
             section=options.section,

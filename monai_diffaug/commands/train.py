@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
 import shutil
 from dataclasses import fields
 from importlib import import_module
@@ -21,6 +23,7 @@ from monai_diffaug.commands.arguments import (
     whole,
     window,
 )
+from monai_diffaug.files.whole_file import locked_folder, whole_file
 
 if TYPE_CHECKING:
     from monai_diffaug.training.datalist import Entry
@@ -187,11 +190,14 @@ def _train(
 
     from monai_diffaug.training.labelled_slices import load_slices
     from monai_diffaug.training.loop import TRAINING_FOLDER, fine_tune
+    from monai_diffaug.training.model_folder import require_own_folder
     from monai_diffaug.training.processes import failing_together, is_writer
     from monai_diffaug.training.run_settings import TrainingInputError, require_same_settings
 
     progress = shows_progress(options)
     with failing_together(torch.device(settings.device)):
+        if is_writer():
+            require_own_folder(options.out, options.out / TRAINING_FOLDER)
         if not options.restart:  # before the images are read, which takes long
             require_same_settings(options.out / TRAINING_FOLDER, recipe_class.name, settings)
         slices = load_slices(training, plane=options.plane, window=options.window, progress=progress)
@@ -203,9 +209,15 @@ def _train(
         except ValueError as error:  # the files are there, but are no such model
             others = [f"--{name} {getattr(options, name)}" for name in OTHER_MODELS if getattr(options, name) != "tiny"]
             raise WrongInputError(f"{' with '.join([f'--model {settings.model}', *others])} cannot be used: {error}") from error
-        if options.restart and is_writer():
-            _forget(options.out)
-    steps = fine_tune(recipe, settings, options.out)
+    with contextlib.ExitStack() as stack:
+        with failing_together(torch.device(settings.device)):
+            if is_writer():
+                options.out.mkdir(parents=True, exist_ok=True)
+                if not stack.enter_context(locked_folder(options.out, wait=False)):
+                    raise WrongInputError(f"another run writes to --out {options.out} now; wait for it, or give another --out")
+                if options.restart:
+                    _forget(options.out, options.recipe)
+        steps = fine_tune(recipe, settings, options.out)
     if not options.quiet and is_writer():
         print(f"{steps} steps on {sum(s.has_lesion for s in slices)} lesions of {len(training)} images: {_used_as(options)}")
 
@@ -229,12 +241,17 @@ def _keep_apart(options: argparse.Namespace) -> None:
             raise WrongInputError(f"--out {options.out} is the folder of --{name}, which the run would replace; give another --out")
 
 
-def _forget(out: Path) -> None:
+def _forget(out: Path, recipe: str) -> None:
     """Remove the files of an earlier run, pictures and events too: they would mix with the new ones."""
     from monai_diffaug.training.loop import TRAINING_FOLDER
     from monai_diffaug.training.recipes.inpaint_recipe import ADAPTER_NOTE
+    from monai_diffaug.training.run_settings import SETTINGS_FILE
 
-    for pattern in ("state.ckpt", "settings.json", "log.jsonl", "samples/step_*.png", "tensorboard/events.out.tfevents.*"):
+    settings = out / TRAINING_FOLDER / SETTINGS_FILE
+    if settings.is_file():  # it stays, because it marks the folder as that of a run
+        with whole_file(settings) as part:
+            part.write_text(json.dumps({"recipe": recipe}) + "\n", encoding="utf-8")
+    for pattern in ("state.ckpt", "log.jsonl", "samples/step_*.png", "tensorboard/events.out.tfevents.*"):
         for file in (out / TRAINING_FOLDER).glob(pattern):
             file.unlink()
     if (out / ADAPTER_NOTE).is_file():

@@ -222,8 +222,9 @@ class LesionBank:
         return cls.of(samples, label_value=label_value, group_key=group_key, plane=plane, window=window)
 
     def save(self, path: str | Path) -> Path:
-        """Write the bank as ``.npz`` (never an incomplete file); returns the path."""
+        """Write the bank as ``.npz`` (never an incomplete file); returns the path. ValueError if a file there is no lesion bank."""
         target = Path(path)
+        self.require_replaceable(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         window = np.asarray(() if self.window is None else self.window, np.float64)
         with whole_file(target) as part, part.open("wb") as file:
@@ -237,6 +238,15 @@ class LesionBank:
                 window=window,
             )
         return target
+
+    @classmethod
+    def require_replaceable(cls, path: Path) -> None:
+        """Raise ValueError if a file that is no lesion bank is there."""
+        try:
+            if path.is_symlink() or path.is_file():
+                cls.load(path)
+        except (ValueError, FileNotFoundError) as error:
+            raise ValueError(f"{path} is there and is no lesion bank; it is not replaced, name another file") from error
 
     @classmethod
     def load(cls, path: str | Path) -> LesionBank:

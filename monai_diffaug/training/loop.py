@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from monai_diffaug.training.checkpoint import Budget, Ema, cosine_rate, load_state, save_state
-from monai_diffaug.training.model_folder import replace_parts
+from monai_diffaug.training.model_folder import replace_parts, require_own_folder
 from monai_diffaug.training.processes import (
     alike,
     average_gradients,
@@ -174,7 +174,7 @@ class _Record:
         try:
             with _averaged(self.trained, self.parts["ema"]):
                 self.trainee.write(part)
-            replace_parts(part, out)
+            replace_parts(part, out, self.folder)
         finally:
             shutil.rmtree(part, ignore_errors=True)
 
@@ -210,8 +210,8 @@ def fine_tune(trainee: Trainee, settings: FineTuneSettings, out: Path | str) -> 
         Optimiser steps since the run began.
 
     Raises:
-        TrainingInputError: ``out`` holds a run with other settings or data, or a state that cannot be read, the loss is not finite,
-            the processes see different folders, or another process failed.
+        TrainingInputError: ``out`` holds files but no run, a run with other settings or data, a state that cannot be read, or files of
+            others at the places of the model; the loss is not finite, the processes see different folders, or another process failed.
         KeyboardInterrupt: Ctrl-C; the state of the last step is saved.
         SystemExit: SIGTERM; likewise.
     """
@@ -222,6 +222,7 @@ def fine_tune(trainee: Trainee, settings: FineTuneSettings, out: Path | str) -> 
     logger.info("%s: %.2f M trained weights", trainee.name, sum(p.numel() for p in trained) / 1e6)
     with failing_together(device):
         if is_writer():
+            require_own_folder(out, folder)
             remember_settings(folder, trainee.name, settings, trained_on(getattr(trainee, "slices", ())))
     ema, spent = Ema(trained), Budget(settings.minutes, settings.steps)
     peak = settings.rate or trainee.rate

@@ -11,7 +11,7 @@ from pathlib import Path
 from monai_diffaug.files.picture import ImageFileError
 from monai_diffaug.files.whole_file import whole_file
 
-__all__ = ["STATE_FILE", "FineTuneSettings", "TrainingInputError", "remember_settings", "require_same_settings"]
+__all__ = ["SETTINGS_FILE", "STATE_FILE", "FineTuneSettings", "TrainingInputError", "remember_settings", "require_same_settings"]
 
 SETTINGS_FILE = "settings.json"
 STATE_FILE = "state.ckpt"

@@ -88,3 +88,19 @@ def test_an_output_that_is_a_folder_or_below_a_file_is_refused_before_the_images
 def test_a_datalist_that_is_not_there_is_named(tmp_path):
     with pytest.raises(WrongInputError, match=r"none\.json"):
         run(str(tmp_path / "none.json"), "--out", str(tmp_path / "bank.npz"))
+
+
+def test_a_file_that_is_no_bank_is_not_replaced_and_an_older_bank_is(datalist, tmp_path):
+    for name in ("list.json", "i0.png"):
+        before = (tmp_path / name).read_bytes()
+        with pytest.raises(WrongInputError, match=f"{name} is there and is no lesion bank"):
+            run(str(datalist), "--out", str(tmp_path / name))
+        assert (tmp_path / name).read_bytes() == before
+    (tmp_path / "link.npz").symlink_to("list.json")
+    with pytest.raises(WrongInputError, match="is no lesion bank"):
+        run(str(datalist), "--out", str(tmp_path / "link.npz"))
+    np.savez(tmp_path / "other.npz", a=np.zeros(3))
+    with pytest.raises(WrongInputError, match="is no lesion bank"):
+        run(str(datalist), "--out", str(tmp_path / "other.npz"))
+    for _ in range(2):
+        assert run(str(datalist), "--out", str(tmp_path / "bank.npz"), "-q") == 0

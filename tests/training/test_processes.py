@@ -116,9 +116,10 @@ with joined("cpu"):
 
 def run_two(script: str, folder: Path) -> None:
     """Run a script in two processes, with the folder as its argument."""
-    (folder / "train.py").write_text(script)
+    script_file = folder / ".train.py"  # hidden, because a run refuses a folder with files of others
+    script_file.write_text(script)
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(folder / "train.py")]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script_file)]
     result = subprocess.run([*command, str(folder)], capture_output=True, text=True, check=False, env=env, timeout=120)
     assert result.returncode == 0, result.stderr[-4000:]
 
