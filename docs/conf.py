@@ -54,7 +54,7 @@ napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 
 ALIAS = re.compile(r"TypeAliasForwardRef\('(\w+)'\)")
-FACTORY = re.compile(r"(\w+): (\w+) = <factory>")
+FACTORY = re.compile(r"(\w+): ([~\w.]*?)(\w+) = <factory>")
 PACKAGES_OF_PICTURES = ("edit", "geometry", "masks", "models", "sampling", "transforms", "weights", "data")
 COMMANDS = ([], ["demo"], ["augment"], ["train"], ["evaluate"], ["lesion-bank"], ["bundle", "check"], ["bundle", "copy"], ["info"])
 
@@ -70,7 +70,7 @@ def _signature(app: Sphinx, what: str, name: str, obj: Any, options: Any, signat
     if what == "class" and signature is not None:
         parameters = inspect.signature(obj.__init__, bound_method=True, type_aliases=app.config.autodoc_type_aliases)
         signature = inspect.stringify_signature(parameters, unqualified_typehints=True, show_return_annotation=False)
-        signature = FACTORY.sub(r"\1: \2 = \2()", signature)
+        signature = FACTORY.sub(r"\1: \2\3 = \3()", signature)
     return tuple(text and ALIAS.sub(r"\1", text) for text in (signature, returns))
 
 

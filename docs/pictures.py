@@ -150,6 +150,21 @@ def noise() -> list[list[Panel]]:
     return rows
 
 
+def texture() -> list[list[Panel]]:
+    from monai_diffaug import InpaintOptions, Noise, Region
+
+    image, mask = ultrasound(0)
+    panels = [Panel(image, "image", [mask])]
+    for name, options in (
+        ("defaults", InpaintOptions()),
+        ("bicubic: less context", InpaintOptions(region=Region(resample="bicubic", least_context=1.5))),
+        ("Noise(gain=0.1)", InpaintOptions(noise=Noise(gain=0.1))),
+        ("Noise(gain=0.25)", InpaintOptions(noise=Noise(gain=0.25))),
+    ):
+        panels.append(Panel(_paint(image, mask, MASS, options=options), name))
+    return [_zoomed(panels, mask)]
+
+
 def soft_edge() -> list[list[Panel]]:
     from monai_diffaug import InpaintOptions, SoftEdge
 
@@ -389,6 +404,7 @@ PICTURES: dict[str, Callable[[], list[list[Panel]]]] = {
         guidance,
         seeds,
         noise,
+        texture,
         soft_edge,
         region,
         control,

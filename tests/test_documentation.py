@@ -208,7 +208,7 @@ def test_the_edits_of_the_shell_page_run(files: Path, monkeypatch: pytest.Monkey
     calls = [call for call in commands_of(DOCS / "how-to" / "shell.md") if call[0] == "augment"]
     assert len(calls) == 2
     for call in calls:
-        assert cli.main([*call, "--quiet"]) == 0
+        assert cli.main([*call, "--num-inference-steps", "3", "--quiet"]) == 0
     records = [json.loads(file.read_text(encoding="utf-8")) for file in sorted((files / "out").glob("*.json"))]
     assert len(records) == 5 and all(record["record"]["applied"] for record in records)
 
@@ -233,6 +233,14 @@ def test_links_to_files_lead_somewhere(page: Path) -> None:
 def anchors_of(page: Path) -> set[str]:
     titles = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), flags=re.M)
     return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
+
+
+def test_every_study_and_command_has_a_place() -> None:
+    studies = (DOCS / "studies" / "index.md").read_text(encoding="utf-8")
+    assert not [name for name in evaluate.STUDIES if f"`{name}`" not in studies]
+    configuration = (DOCS / "conf.py").read_text(encoding="utf-8")
+    actions = [action for action in cli._build_parser()._actions if action.choices]
+    assert not [name for action in actions for name in action.choices or () if f'"{name}"' not in configuration]
 
 
 def test_every_picture_of_a_page_is_made() -> None:

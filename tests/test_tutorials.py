@@ -1,4 +1,4 @@
-"""The tutorials are executed, most of them with the smaller numbers below, and what is saved in them is checked."""
+"""The tutorials are executed, most of them with the smaller numbers below, and their saved outputs are checked."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 TUTORIALS = sorted((Path(__file__).parents[1] / "tutorials").glob("*.ipynb"))
 NAMES = [path.stem for path in TUTORIALS]
-# names of the cell tagged "parameters" -> values that keep a run short; a tutorial that is not here runs as it is
+# notebook -> values of the cell tagged "parameters" that keep a run short; other notebooks run unchanged
 REDUCED: Mapping[str, Mapping[str, Any]] = {
     "02_caching_and_workers": {"EPOCHS": 2, "STEPS": 1},
     "03_mila_tmgdiff": {"STEPS": 4, "SCALES": (0.0, 1.0)},
@@ -41,7 +41,7 @@ def assigned(source: str) -> set[str]:
 
 
 def with_parameters(path: Path, values: Mapping[str, Any]) -> Any:
-    """The notebook with a cell behind the one tagged "parameters" that sets other values."""
+    """The notebook with one more cell, after the one tagged "parameters", that sets other values."""
     from nbformat.v4 import new_code_cell
 
     notebook = read(path)
@@ -53,6 +53,7 @@ def with_parameters(path: Path, values: Mapping[str, Any]) -> Any:
     return notebook
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", TUTORIALS, ids=NAMES)
 def test_the_tutorial_runs(path: Path, tmp_path: Path) -> None:
     from nbclient import NotebookClient
@@ -84,5 +85,5 @@ def test_the_reduced_tutorials_exist() -> None:
     assert set(REDUCED) <= set(NAMES)
 
 
-def test_there_is_a_quickstart_and_one_tutorial_a_system() -> None:
+def test_there_is_a_quickstart_and_one_tutorial_per_system() -> None:
     assert {"01_quickstart", "03_mila_tmgdiff", "04_diffaug", "05_emit_diff", "06_medsoft_diffusion", "07_fine_tuning"} <= set(NAMES)
