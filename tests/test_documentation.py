@@ -194,6 +194,23 @@ def test_the_studies_of_a_page_take_their_options(page: Path) -> None:
                 assert re.search(rf"{re.escape(option)}\b", text.getvalue()), f"evaluate {study} has no {option}"
 
 
+@named([page for page in TEXTS if "monai.bundle run" in page.read_text(encoding="utf-8")])
+def test_the_bundle_commands_of_a_page_name_configs_and_ids_that_exist(page: Path) -> None:
+    import yaml
+
+    bundles = ROOT / "monai_diffaug" / "bundles"
+    for block in blocks_of(page):
+        for line in block.text.splitlines() if block.language in ("bash", "indented") else ():
+            if "monai.bundle run" not in line:
+                continue
+            words = shlex.split(line.split("monai.bundle run")[1])
+            options = dict(zip(words[::2], words[1::2], strict=True))
+            names = re.findall(r"configs/\w+\.yaml", options.pop("--config_file"))
+            (folder,) = [each for each in bundles.iterdir() if all((each / name).is_file() for name in names)]
+            ids = {key for name in names for key in yaml.safe_load((folder / name).read_text(encoding="utf-8"))}
+            assert names and {option.removeprefix("--") for option in options} <= ids, line
+
+
 def test_the_cheap_commands_run(files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(files)
     assert cli.main(["info"]) == 0
