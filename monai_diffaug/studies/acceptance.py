@@ -10,25 +10,75 @@ from __future__ import annotations
 import argparse
 import re
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from monai_diffaug.masks.shapes import borrow_shape, place
 from monai_diffaug.masks.tissue import normal_tissue
-from monai_diffaug.studies.bad_masks import BAD_MASKS
 from monai_diffaug.studies.bootstrap import Interval, interval, mean_interval
 from monai_diffaug.studies.masked_images import free_places, real_lesions
 from monai_diffaug.studies.report import run_study, study_parser
 from monai_diffaug.studies.study_images import StudyData
 from monai_diffaug.transforms.latent_validate import LatentValidate
 
-__all__ = ["EMPTY", "RIGHT", "Acceptance", "Judgement", "judge", "measure", "table"]
+__all__ = ["BAD_MASKS", "EMPTY", "RIGHT", "Acceptance", "Judgement", "judge", "measure", "table"]
 
 RIGHT, EMPTY = "lesion in place", "no lesion at all"
+Mask = NDArray[np.bool_]
+
+
+def shifted(rng: np.random.RandomState, mask: Mask, tissue: Mask) -> Mask | None:
+    """The mask moved by its diameter up, down, left or right, next to its old place. None where it would leave the image."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    height, width = int(np.ptp(rows)) + 1, int(np.ptp(columns)) + 1
+    top, left = int(rows[0]), int(columns[0])
+    steps = [(-height, 0), (height, 0), (0, -width), (0, width)]
+    room_y, room_x = range(mask.shape[0] - height + 1), range(mask.shape[1] - width + 1)
+    fitting = [(y, x) for y, x in steps if top + y in room_y and left + x in room_x]
+    if not fitting:
+        return None
+    chosen = fitting[rng.randint(len(fitting))]
+    moved: Mask = np.roll(mask, chosen, (0, 1))
+    return moved
+
+
+def elsewhere(rng: np.random.RandomState, mask: Mask, tissue: Mask) -> Mask | None:
+    """The mask's outline on free tissue of the same image. None where there is no room."""
+    return place(rng, borrow_shape(rng, mask, 1.0), tissue)
+
+
+def grown(rng: np.random.RandomState, mask: Mask, tissue: Mask) -> Mask | None:
+    """The mask dilated until its area is at least twice as large."""
+    from scipy.ndimage import binary_dilation, generate_binary_structure
+
+    wide, round_element = mask, generate_binary_structure(2, 1)
+    while 0 < wide.sum() < min(2 * mask.sum(), mask.size):
+        wide = binary_dilation(wide, round_element)
+    result: Mask = wide
+    return result
+
+
+def shrunk(rng: np.random.RandomState, mask: Mask, tissue: Mask) -> Mask | None:
+    """The half of the mask's pixels that lie deepest inside it."""
+    from scipy.ndimage import distance_transform_edt
+
+    depth = distance_transform_edt(mask)
+    inside = depth[mask]
+    kept: Mask = mask & (depth >= np.quantile(inside, 0.5))
+    return kept if kept.any() else None
+
+
+BAD_MASKS: dict[str, Callable[[np.random.RandomState, Mask, Mask], Mask | None]] = {
+    "moved by its diameter": shifted,
+    "elsewhere in the image": elsewhere,
+    "twice the area": grown,
+    "half the area": shrunk,
+}
 
 
 @dataclass(frozen=True)
@@ -44,34 +94,20 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Acceptance:
-    """Figures of a set of verdicts.
+    """Figures of a set of verdicts, with 95 % intervals over the image groups."""
 
-    Attributes:
-        accepted: share accepted, by kind, with 95 % intervals over the image groups.
-        dice: mean Dice by kind.
-        recall: share of the right samples that are accepted.
-        precision: share of the accepted that are right, with right and wrong in equal number and the kinds of wrong alike.
-        precision_against: the same against each kind of wrong alone.
-        refused_for: number of right samples that each condition refused; one sample may fail several.
-    """
-
-    accepted: dict[str, Interval]
-    dice: dict[str, float]
-    recall: Interval
-    precision: Interval
-    precision_against: dict[str, float]
-    refused_for: dict[str, int]
+    accepted: dict[str, Interval]  # share accepted, by kind
+    dice: dict[str, float]  # mean, by kind
+    recall: Interval  # share of the right samples that are accepted
+    precision: Interval  # share of the accepted that are right, with right and wrong in equal number and the kinds of wrong alike
+    precision_against: dict[str, float]  # the same against each kind of wrong alone
+    refused_for: dict[str, int]  # number of right samples that each condition refused; one sample may fail several
 
 
 def judge(data: StudyData, n: int = 48, *, model: Any = "tiny", seed: int = 0, rule: LatentValidate | None = None) -> list[Judgement]:
     """Verdicts on ``n`` validation lesions (or all there are), each in place and with every bad mask, and on ``n`` free places.
 
-    Args:
-        data: one data set with lesions and normal images.
-        n: lesions, and places without one.
-        model: source of the validator.
-        seed: of the choice, the bad masks and the validator's noise.
-        rule: replaces the default ``LatentValidate(model)``.
+    ``model`` is a source of the validator; ``rule`` replaces the default ``LatentValidate(model)``.
     """
     validate = rule or LatentValidate(model, device="cpu")
     rng = np.random.RandomState(seed)
@@ -85,18 +121,14 @@ def judge(data: StudyData, n: int = 48, *, model: Any = "tiny", seed: int = 0, r
             if candidate is not None:
                 verdict = validate(lesion.image, torch.from_numpy(candidate[None].astype(np.uint8)), seed=seed + i)
                 judgements.append(Judgement(kind, lesion.group, verdict.accepted, verdict.score, verdict.reason))
-    for i, place in enumerate(free_places(data, len(lesions), seed=seed)):
-        verdict = validate(place.image, place.mask, seed=seed + i)
-        judgements.append(Judgement(EMPTY, place.group, verdict.accepted, verdict.score, verdict.reason))
+    for i, free in enumerate(free_places(data, len(lesions), seed=seed)):
+        verdict = validate(free.image, free.mask, seed=seed + i)
+        judgements.append(Judgement(EMPTY, free.group, verdict.accepted, verdict.score, verdict.reason))
     return judgements
 
 
 def measure(judgements: Sequence[Judgement], *, resamples: int = 2000) -> Acceptance:
-    """Shares, precision and recall with intervals that resample image groups.
-
-    Raises:
-        ValueError: no right samples, or no wrong ones.
-    """
+    """Shares, precision and recall; ValueError without right samples or without wrong ones."""
     kinds = [kind for kind in (RIGHT, EMPTY, *BAD_MASKS) if any(j.kind == kind for j in judgements)]
     wrong = [kind for kind in kinds if kind != RIGHT]
     if RIGHT not in kinds or not wrong:
@@ -149,7 +181,7 @@ def _study(options: argparse.Namespace, data: StudyData) -> tuple[str, dict[str,
     judgements = judge(data, options.n, model=options.model, seed=options.seed)
     figures = measure(judgements)
     heading = f"{data.title}, validation groups, seed {options.seed}, validator {options.model}"
-    return f"{heading}\n{table(figures)}", {**asdict(figures), "verdicts": [asdict(j) for j in judgements]}
+    return f"{heading}\n{table(figures)}", {**vars(figures), "verdicts": judgements}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -27,7 +27,7 @@ from monai_diffaug.transforms.local_inpaintd import DiffusionLocalInpaintd
 from monai_diffaug.transforms.medsam_mask import MedSAMMaskd
 from monai_diffaug.transforms.patch_merge import RandPatchMerged
 
-__all__ = ["ARMS", "NEEDS", "NETWORKS", "ArmFactory", "Generator", "arm_factory", "description_of", "synthesise"]
+__all__ = ["ARMS", "NETWORKS", "ArmFactory", "Generator", "arm_of", "description_of", "synthesise"]
 
 STEPS = 8
 INVERTED_STEPS = 6  # an inversion costs two calls a step and ten more
@@ -35,38 +35,25 @@ CONTEXT = 2.0
 REPAINT_STRENGTH = 0.75
 WHOLE_SLICE_GUIDANCE = 3.0
 MERGED_STRENGTH, MERGED_GUIDANCE = 0.6, 2.0
+DONORS = 250
 
 NETWORKS = ("validator", "medsam", "controlnet", "semantic_controller")
 
 
 @dataclass(frozen=True)
 class Generator:
-    """The models behind an arm.
+    """Sources of the models behind an arm; ``{n}`` in a text stands for the number of labelled images, see ``of_images``."""
 
-    Attributes:
-        source: of the inpainter, as ``model=`` takes it.
-        seen: its training data, in words; every figure states them.
-        validator, medsam, controlnet, semantic_controller: sources of the other networks; None where there is none.
-        more_labelled: gives any number of labelled images of the study's training list. Only a reference may use it: an arm that does
-            has more labelled images than the others.
-
-    ``{n}`` in a text stands for the number of labelled images, see ``of_images``.
-    """
-
-    source: str
-    seen: str
+    source: str  # of the inpainter, as ``model=`` takes it
+    seen: str  # its training data, in words; every figure states them
     validator: str | None = "tiny"
     medsam: str | None = "tiny"
     controlnet: str | None = "tiny"
     semantic_controller: str | None = "tiny"
-    more_labelled: Callable[[int], Sequence[MaskedImage]] | None = None
+    more_labelled: Callable[[int], Sequence[MaskedImage]] | None = None  # for a reference: more labelled images than the study has
 
     def named(self, network: str) -> str:
-        """Source of one of ``NETWORKS``.
-
-        Raises:
-            ValueError: the generator has none.
-        """
+        """Source of one of ``NETWORKS``; ValueError where the generator has none."""
         source: str | None = getattr(self, network)
         if source is None:
             words, option = network.replace("_", " "), network.replace("_", "-")
@@ -106,12 +93,8 @@ def _repaint(cases: Sequence[MaskedImage], generator: Generator) -> Any:
 
 
 def _mila(cases: Sequence[MaskedImage], generator: Generator) -> Any:
-    """MILA-TMGDiff: MedSAM outlines the own lesion from its box; repainted there by inverted noise with a local share g = 0.8, 6 steps.
-
-    Inverted noise keeps what g leaves of the original: with random noise g changes nothing that another seed would not. Without guidance,
-    as in the preset: 22 UNet calls of the inversion and 6 of the sampler, about as much as 14 guided steps. The label stays. Images without
-    a lesion give none.
-    """
+    """MILA-TMGDiff: MedSAM outlines the own lesion from its box; repainted there by inverted noise with a local share g = 0.8, 6 steps."""
+    # inverted noise keeps what g leaves of the original; without guidance, as in the preset, it costs as much as 14 guided steps
     return _outlined_and_repainted(generator, noise_scale=0.8)
 
 
@@ -158,10 +141,8 @@ def _emit_diff_merged(cases: Sequence[MaskedImage], generator: Generator) -> Any
 
 
 def _emit_diff_two_scales(cases: Sequence[MaskedImage], generator: Generator) -> Any:
-    """EMIT-Diff, then the lesion once more at its own scale under its label, controlled by its outline; twice 8 steps.
-
-    No published procedure: a small model hardly paints a lesion of a few pixels while it makes a whole slice, and then the label is wrong.
-    """
+    """EMIT-Diff, then the lesion once more at its own scale under its label, controlled by its outline; twice 8 steps."""
+    # no published procedure: a small model hardly paints a lesion of a few pixels in a whole slice, and then the label is wrong
     words, *whole_slice = _from_edges(generator, "image")
     outline = ControlNet(generator.named("controlnet"), inside=False)
     lesion = _inpaint(generator, label_key=None, mask_key="own", options=_rare(control=outline))
@@ -190,59 +171,45 @@ def _from_edges(generator: Generator, key: str, *, whole_slice: bool = False, **
 
 
 def _medsoft(cases: Sequence[MaskedImage], generator: Generator) -> Any:
-    """MedSoft-Diffusion: the own lesion or (half the time) a borrowed one from noise, semantic controller and soft mask, 8 steps.
-
-    Normal images always borrow.
-    """
+    """MedSoft-Diffusion: the own lesion or (half the time) a borrowed one from noise, semantic controller and soft mask, 8 steps."""
     steered = _rare(control=SemanticController(generator.named("semantic_controller")))
     return Compose([OwnOrBorrowedLesiond(cases), _inpaint(generator, options=steered)])
 
 
-# None: no synthetic images. A further arm is one line, or "package.module:function" on the command line.
-ARMS: dict[str, ArmFactory | None] = {
-    "none": None,
-    "copy_paste": _copy_paste,
-    "repaint": _repaint,
-    "mila": _mila,
-    "mila_mild": _mila_mild,
-    "inpaint": _unvalidated,
-    "diffaug": _diffaug,
-    "emit_diff": _emit_diff,
-    "emit_diff_merged": _emit_diff_merged,
-    "emit_diff_two_scales": _emit_diff_two_scales,
-    "medsoft": _medsoft,
-}
-# Networks of a generator that an arm uses; arms that are not listed may use all of them.
-NEEDS: dict[str, tuple[str, ...] | None] = {
-    "none": None,
-    "copy_paste": None,
-    "repaint": (),
-    "inpaint": (),
-    "mila": ("medsam",),
-    "mila_mild": ("medsam",),
-    "diffaug": ("validator",),
-    "emit_diff": ("controlnet",),
-    "emit_diff_merged": ("controlnet",),
-    "emit_diff_two_scales": ("controlnet",),
-    "medsoft": ("semantic_controller",),
-    "monai_diffaug.studies.oracle:real_lesions": None,
+def _real_lesions(cases: Sequence[MaskedImage], generator: Generator) -> Any:
+    """Real lesions of 250 labelled images, pasted on free tissue of the labelled ones: the best painted ones could be."""
+    if generator.more_labelled is None:
+        raise ValueError("this arm needs further labelled images: Generator(more_labelled=...)")
+    return BorrowedLesiond(generator.more_labelled(DONORS), paste=True)
+
+
+# Factory of an arm (None: no synthetic images), and the networks of the generator that it uses (None: no generator at all).
+# A further arm is one line, or "package.module:function" on the command line, which may use all networks.
+ARMS: dict[str, tuple[ArmFactory | None, tuple[str, ...] | None]] = {
+    "none": (None, None),
+    "copy_paste": (_copy_paste, None),
+    "repaint": (_repaint, ()),
+    "mila": (_mila, ("medsam",)),
+    "mila_mild": (_mila_mild, ("medsam",)),
+    "inpaint": (_unvalidated, ()),
+    "diffaug": (_diffaug, ("validator",)),
+    "emit_diff": (_emit_diff, ("controlnet",)),
+    "emit_diff_merged": (_emit_diff_merged, ("controlnet",)),
+    "emit_diff_two_scales": (_emit_diff_two_scales, ("controlnet",)),
+    "medsoft": (_medsoft, ("semantic_controller",)),
+    "real_lesions": (_real_lesions, None),
 }
 
 
-def arm_factory(name: str) -> ArmFactory | None:
-    """The arm of a name in ``ARMS``, or of an import path ``package.module:function``.
-
-    Raises:
-        ValueError: no such arm.
-    """
+def arm_of(name: str) -> tuple[ArmFactory | None, tuple[str, ...] | None]:
+    """Factory and networks of an arm in ``ARMS``, or of an import path ``package.module:function``; ValueError where there is none."""
     if name in ARMS:
         return ARMS[name]
     module, _, function = name.partition(":")
     try:
-        factory: ArmFactory = getattr(import_module(module), function)
+        return getattr(import_module(module), function), NETWORKS
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"no arm {name!r}: use {', '.join(ARMS)} or package.module:function ({error})") from error
-    return factory
 
 
 def description_of(factory: ArmFactory | None) -> str:
@@ -257,10 +224,7 @@ def synthesise(
 ) -> MaskedImage | None:
     """One synthetic image: the transform on a random labelled one; None when it was dropped or nothing was painted.
 
-    Args:
-        transform: dictionary transform of {"image": (C, H, W) uint8, "label": (1, H, W) uint8, "finding", "modality", "anatomy"}.
-        cases: the labelled images.
-        seed, position: same pair, same image, whatever was made before.
+    The same ``seed`` and ``position`` give the same image, whatever was made before.
     """
     rng = np.random.RandomState(np.random.SeedSequence((seed, position)).generate_state(4))
     base = cases[rng.randint(len(cases))]

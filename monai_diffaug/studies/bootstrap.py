@@ -32,12 +32,7 @@ def interval(
     Args:
         statistic: from the indices of images (with repetitions) to a number; resamples with a nan result are left out.
         groups: (n,) group of each image; groups are drawn with replacement, with all their images.
-        resamples: number of resamples.
-        level: of the interval, in (0, 1).
-        seed: same seed, same interval.
-
-    Raises:
-        ValueError: no images, or a level outside (0, 1).
+        resamples, level, seed: number of resamples, level of the interval in (0, 1), and seed of the draws.
     """
     names = np.asarray(groups)
     if names.ndim != 1 or len(names) == 0 or not 0 < level < 1:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from monai.data.meta_tensor import MetaTensor
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from monai_diffaug.edit.options import InpaintOptions, Noise
@@ -30,41 +30,24 @@ __all__ = ["Continuity", "Row", "Volume", "continuity", "measure", "middle_slice
 
 @dataclass(frozen=True)
 class Continuity:
-    """Differences of neighbouring slices; every figure has its counterpart in the original.
+    """Differences of neighbouring slices; every figure has its counterpart in the original."""
 
-    Attributes:
-        jump, original_jump: mean absolute difference of neighbouring slices where both are in the mask, in the image's unit.
-        jump_ratio: their ratio; 1 is as smooth as the original; slices repainted one by one lie far above.
-        correlation, original_correlation: Pearson correlation of neighbouring slices there, -1 to 1.
-        end_jump, original_end_jump: the same difference where the mask begins or ends between two slices, from painted to real.
-        end_jump_ratio: their ratio; nan when the mask begins and ends nowhere within the volume.
-        n_pairs: neighbouring slices with voxels in both masks.
-        n_voxels: voxel pairs behind ``jump``.
-    """
-
-    jump: float
+    jump: float  # mean absolute difference of neighbouring slices where both are in the mask, in the image's unit
     original_jump: float
-    jump_ratio: float
-    correlation: float
+    jump_ratio: float  # 1 is as smooth as the original; slices repainted one by one lie far above
+    correlation: float  # Pearson correlation of neighbouring slices there, -1 to 1
     original_correlation: float
-    end_jump: float
+    end_jump: float  # the difference where the mask begins or ends between two slices, from painted to real
     original_end_jump: float
-    end_jump_ratio: float
-    n_pairs: int
-    n_voxels: int
+    end_jump_ratio: float  # nan when the mask begins and ends nowhere within the volume
+    n_pairs: int  # neighbouring slices with voxels in both masks
+    n_voxels: int  # voxel pairs behind ``jump``
 
 
 def continuity(
     original: ArrayLike, edited: ArrayLike, mask: ArrayLike, *, affine: ArrayLike | None = None, plane: str = "axial"
 ) -> Continuity:
-    """Measure along the direction in which the slices were cut.
-
-    Args:
-        original: (C, H, W, D) before the edit, any unit.
-        edited: (C, H, W, D) after it.
-        mask: (1, H, W, D) or (H, W, D), non-zero where it was repainted.
-        affine: (4, 4) voxel to RAS mm; None means stored R, A, S.
-        plane: of the slices: "axial", "coronal" or "sagittal".
+    """Measure volumes (C, H, W, D) along the direction in which the slices were cut; the mask (1, H, W, D) or (H, W, D) was repainted.
 
     Raises:
         ValueError: shapes differ, no volume, or no two neighbouring slices share a masked voxel.
@@ -78,12 +61,10 @@ def continuity(
             f"and {tuple(region.shape)}"
         )
     cut = slice_plane(affine, plane, 3)
-    masks = to_slices(region, cut)
-    inside = masks[1:] & masks[:-1]
-    edge = masks[1:] ^ masks[:-1]
+    masks, old, new = to_slices(region, cut), to_slices(before, cut), to_slices(after, cut)
+    inside, edge = masks[1:] & masks[:-1], masks[1:] ^ masks[:-1]
     if not inside.any():
         raise ValueError("no two neighbouring slices share a masked voxel: continuity needs a mask of two slices or more")
-    old, new = to_slices(before, cut), to_slices(after, cut)
     jump, old_jump = _jump(new, inside), _jump(old, inside)
     end, old_end = (_jump(new, edge), _jump(old, edge)) if edge.any() else (float("nan"), float("nan"))
     return Continuity(
@@ -104,20 +85,15 @@ def _ratio(value: float, of: float) -> float:
     return value / of if of > 0 else (1.0 if value == 0 else float("inf")) if of == 0 else float("nan")
 
 
-def _pairs(slices: Tensor, where: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    chosen = where.expand(-1, slices.shape[1], -1, -1)
-    return slices[:-1][chosen].numpy(), slices[1:][chosen].numpy()
-
-
 def _jump(slices: Tensor, where: Tensor) -> float:
-    first, second = _pairs(slices, where)
-    return float(np.abs(first - second).mean())
+    chosen = where.expand(-1, slices.shape[1], -1, -1)
+    return float((slices[:-1][chosen] - slices[1:][chosen]).abs().mean())
 
 
 def _correlation(slices: Tensor, where: Tensor) -> float:
-    first, second = _pairs(slices, where)
-    a, b = first - first.mean(), second - second.mean()
-    scale = float(np.sqrt((a**2).sum() * (b**2).sum()))
+    chosen = where.expand(-1, slices.shape[1], -1, -1)
+    a, b = (pixels - pixels.mean() for pixels in (slices[:-1][chosen], slices[1:][chosen]))
+    scale = float((a.square().sum() * b.square().sum()).sqrt())
     return float((a * b).sum() / scale) if scale > 0 else 1.0
 
 
@@ -126,18 +102,11 @@ RHO = (0.0, 0.5, 0.9, 1.0)
 
 
 class Volume(NamedTuple):
-    """A finding in a volume that is repainted.
+    """A finding in a volume that is repainted, with the plane, the window and the prompt of the transform."""
 
-    Attributes:
-        name: finding and modality.
-        image: (C, H, W, D) MetaTensor, float32.
-        mask: (1, H, W, D) bool, where the finding is.
-        plane, window, prompt: of the transform.
-    """
-
-    name: str
-    image: MetaTensor
-    mask: Tensor
+    name: str  # finding and modality
+    image: MetaTensor  # (C, H, W, D) float32
+    mask: Tensor  # (1, H, W, D) bool, where the finding is
     plane: str
     window: tuple[float, float] | None
     prompt: str
@@ -152,12 +121,9 @@ class Row(NamedTuple):
 
 
 def volumes_of(data: StudyData) -> list[Volume]:
-    """Each finding of each volume of the list "volumes", or else of the validation or the training list.
+    """Each finding of each volume of the list "volumes", else of the validation or the training list; StudyInputError without any.
 
     An entry's "plane" and "window" take the place of those of ``data``.
-
-    Raises:
-        StudyInputError: none of the lists has a labelled volume.
     """
     sections = read_sections(data.file)
     for section in (VOLUMES, VALIDATION, TRAINING):
@@ -195,14 +161,7 @@ def middle_slices(volume: Volume, count: int | None = None) -> Tensor:
 
 
 def measure(volumes: Sequence[Volume], painter: Painter, *, slices: int | None = 10, noise_rho: Sequence[float] = RHO) -> list[Row]:
-    """Repaint each volume's finding from noise with each correlation, with the same seed.
-
-    Args:
-        volumes: what is repainted.
-        painter: model, sampler and seed.
-        slices: neighbouring slices that are repainted per volume; None takes all that the label touches.
-        noise_rho: correlations of the noise of neighbouring slices, each in [0, 1].
-    """
+    """Repaint the middle ``slices`` of each volume's finding from noise with each correlation in [0, 1], with the same seed."""
     rows = []
     for volume in volumes:
         mask = middle_slices(volume, slices)

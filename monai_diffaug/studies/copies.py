@@ -1,20 +1,23 @@
-"""Copies of real lesions, plain and disguised, which a guard against memorisation has to find."""
+"""Copies of real lesions, plain and disguised, and the share of them that ``LatentValidated(novelty=...)`` refuses."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from monai_diffaug.data.lesion_bank import LesionBank
 from monai_diffaug.masks.soft_edge import soft_mask
 from monai_diffaug.studies.masked_images import MaskedImage
 from monai_diffaug.studies.painter import through_vae
+from monai_diffaug.transforms.lesion_novelty import LesionNovelty
 
-__all__ = ["DISGUISES", "copies"]
+__all__ = ["DISGUISES", "GuardFigures", "copies", "guard_table", "measure_guard"]
 
 SOFT_WIDTH_PX = 3.0  # of the edge where a copy meets its new surroundings
 
@@ -84,14 +87,7 @@ DISGUISES: dict[str, Callable[[Picture, np.random.RandomState], Picture]] = {
 
 
 def copies(lesions: Sequence[MaskedImage], backgrounds: Sequence[Tensor], disguise: str, *, seed: int = 0) -> list[MaskedImage]:
-    """Paste each lesion, disguised, with a soft edge into another picture.
-
-    Args:
-        lesions: lesions to copy; colour images are made grey.
-        backgrounds: (1, H, W) pictures, taken in turn and resized to the lesion's.
-        disguise: a name in ``DISGUISES``.
-        seed: of noise and directions.
-    """
+    """Paste each lesion, grey and disguised, with a soft edge into a background (1, H, W); these take turns and are resized."""
     rng = np.random.RandomState(seed)
     pasted = []
     for turn, lesion in enumerate(lesions):
@@ -101,3 +97,62 @@ def copies(lesions: Sequence[MaskedImage], backgrounds: Sequence[Tensor], disgui
         mixed = (weight * image + (1 - weight) * behind).clamp(0, 255)
         pasted.append(replace(lesion, image=mixed[None], mask=(mask > 0)[None].to(torch.uint8)))
     return pasted
+
+
+@dataclass(frozen=True)
+class GuardFigures:
+    """Shares that the guard refuses, of lesions that are painted, real (not seen by the generator) and copied, with their numbers.
+
+    ``limit`` is the correlation at the guard's ``quantile``. ``caught`` has a share per disguise; "in place" are the training images.
+    """
+
+    quantile: float
+    limit: float
+    painted: float
+    real: float
+    caught: Mapping[str, float]
+    n_bank: int
+    n_painted: int
+    n_real: int
+    n_copies: int
+
+
+def measure_guard(
+    painted: Sequence[MaskedImage],
+    training: Sequence[MaskedImage],
+    held_out: Sequence[MaskedImage],
+    backgrounds: Sequence[MaskedImage],
+    *,
+    quantile: float = 0.05,
+    seed: int = 0,
+) -> GuardFigures:
+    """Judge painted and held-out lesions, and training lesions copied into backgrounds, by a guard with the training lesions as bank."""
+    items: list[dict[Hashable, Any]] = [{"image": one.image, "label": one.mask, "group": one.group} for one in training]
+    bank = LesionBank.of(items, group_key="group", window=(0, 255))
+    guard = LesionNovelty(bank, quantile)
+
+    def refused(lesions: Sequence[MaskedImage]) -> float:
+        return float(np.mean([not guard(one.image, one.mask).novel for one in lesions]))
+
+    chosen = [training[i] for i in np.random.RandomState(seed).permutation(len(training))[: len(backgrounds)]]
+    caught = {}
+    if chosen:
+        images = [one.image for one in backgrounds]
+        copied = {disguise: copies(chosen, images, disguise, seed=seed) for disguise in DISGUISES}
+        caught = {name: refused(lesions) for name, lesions in {"in place": chosen, **copied}.items()}
+    numbers = {"n_bank": len(bank), "n_painted": len(painted), "n_real": len(held_out), "n_copies": len(chosen)}
+    return GuardFigures(quantile, guard.limit, refused(painted), refused(held_out), caught, **numbers)
+
+
+def guard_table(figures: GuardFigures) -> str:
+    """The shares as text."""
+    lines = [
+        f"guard of {figures.n_bank} training lesions: refused from a correlation of {figures.limit:.2f} inside the mask on "
+        f"(quantile {figures.quantile:g})",
+        f"  {'painted lesions':<28}{figures.painted:>6.2f}  (n = {figures.n_painted})",
+        f"  {'real validation lesions':<28}{figures.real:>6.2f}  (n = {figures.n_real})",
+    ]
+    if figures.caught:
+        lines.append(f"  training lesions copied into normal validation images, n = {figures.n_copies} each:")
+        lines += [f"    {name:<26}{share:>6.2f}" for name, share in figures.caught.items()]
+    return "\n".join(lines)

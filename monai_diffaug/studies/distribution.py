@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -35,15 +35,9 @@ LATENT_GRID = 4
 
 @dataclass(frozen=True)
 class DistributionDistance:
-    """One figure, with its extractor and the numbers of images.
+    """FID or KID, with the extractor of the features, the numbers of images and the dimensions of a feature vector.
 
-    Attributes:
-        metric: "FID" or "KID".
-        value: the distance; 0 for equal distributions. KID is unbiased and may fall below 0.
-        spread: standard deviation over the subsets; 0 when there were none.
-        extractor: name of the function from images to features.
-        n_real, n_generated: images behind the features.
-        dimensions: of a feature vector.
+    ``value`` is 0 for equal distributions (KID is unbiased and may fall below 0), ``spread`` the standard deviation over subsets, if any.
     """
 
     metric: str
@@ -54,24 +48,12 @@ class DistributionDistance:
     n_generated: int
     dimensions: int
 
-    def __str__(self) -> str:
-        spread = f" ± {self.spread:.4g}" if self.spread else ""
-        return f"{self.metric} {self.value:.4g}{spread} ({self.extractor}; {self.n_real} real, {self.n_generated} generated)"
-
 
 def fid(real: ArrayLike, generated: ArrayLike, *, extractor: str) -> DistributionDistance:
-    """|mu1 - mu2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)); the root's trace from the eigenvalues of S1^(1/2) S2 S1^(1/2).
+    """|mu1 - mu2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)); the root's trace from the eigenvalues of the symmetric S1^(1/2) S2 S1^(1/2).
 
-    That matrix is symmetric, so no general matrix root (with its complex rounding errors) is needed. FID of few images is biased
-    upward: compare figures of the same n only, or use KID.
-
-    Args:
-        real: (n, d) features of real images.
-        generated: (m, d) features of generated images.
-        extractor: name of their extractor, e.g. "RadImageNet ResNet50, pooled".
-
-    Raises:
-        ValueError: not two tables of the same width with two rows or more, non-finite, or no extractor named.
+    Features are (n, d) and (m, d), with the name of their extractor. FID of few images is biased upward: compare figures of the same n
+    only, or use KID. ValueError: not two finite tables of the same width with two rows or more, or no extractor named.
     """
     x, y = _tables(real, generated, extractor)
     s1, s2 = np.cov(x, rowvar=False, ddof=1).reshape(x.shape[1], -1), np.cov(y, rowvar=False, ddof=1).reshape(x.shape[1], -1)
@@ -85,18 +67,9 @@ def fid(real: ArrayLike, generated: ArrayLike, *, extractor: str) -> Distributio
 def kid(
     real: ArrayLike, generated: ArrayLike, *, extractor: str, subset_size: int | None = None, subsets: int = 100, seed: int = 0
 ) -> DistributionDistance:
-    """Unbiased squared maximum mean discrepancy with the kernel (x.y / d + 1)^3.
+    """Unbiased squared maximum mean discrepancy with the kernel (x.y / d + 1)^3, of features as for ``fid``.
 
-    Args:
-        real: (n, d) features of real images.
-        generated: (m, d) features of generated images.
-        extractor: name of their extractor.
-        subset_size: average over random subsets of this many of each, as the paper does; None uses all at once.
-        subsets: number of subsets.
-        seed: of the subsets.
-
-    Raises:
-        ValueError: as ``fid``, or a subset larger than a table.
+    With a ``subset_size`` the mean over ``subsets`` random subsets of that many of each, as in the paper; else of all at once.
     """
     x, y = _tables(real, generated, extractor)
     if subset_size is None:
@@ -134,15 +107,9 @@ def _tables(real: ArrayLike, generated: ArrayLike, extractor: str) -> tuple[NDAr
 
 @torch.no_grad()
 def latent_features(crops: Tensor, model: str = "tiny", batch_size: int = 16) -> tuple[NDArray[np.float32], str]:
-    """Features that need no download: latents of the inpainter's VAE, averaged on a 4 x 4 grid.
+    """Latents of the inpainter's VAE, averaged on a 4 x 4 grid: features that need no download.
 
-    Args:
-        crops: (n, 3, h, w) in [-1, 1], e.g. squares around lesions.
-        model: whose VAE.
-        batch_size: crops encoded at once.
-
-    Returns:
-        (n, 16 * latent channels) float32, and the name to pass as ``extractor``.
+    Crops are (n, 3, h, w) in [-1, 1]. Returns (n, 16 * latent channels) float32 and the name to pass as ``extractor``.
     """
     inpainter = shared_model(spec_of("inpainter", model), "cpu", load_inpainter)
     parts: Iterable[Any] = (F.adaptive_avg_pool2d(inpainter.encode(chunk), LATENT_GRID).flatten(1) for chunk in crops.split(batch_size))
@@ -152,11 +119,7 @@ def latent_features(crops: Tensor, model: str = "tiny", batch_size: int = 16) ->
 
 @torch.no_grad()
 def medsam_features(crops: Tensor, *, model: str = "tiny", batch_size: int = 8) -> tuple[NDArray[np.float32], str]:
-    """Features of a MedSAM's image encoder, averaged over the crop; as ``latent_features`` otherwise.
-
-    Returns:
-        (n, channels of the encoder) float32, and the name to pass as ``extractor``.
-    """
+    """Features of a MedSAM's image encoder, averaged over the crop: (n, channels of the encoder); as ``latent_features`` otherwise."""
     encoder = MedSAMFeatures(shared_model(spec_of("medsam", model), "cpu", load_medsam), grid=1)
     features: NDArray[np.float32] = torch.cat([encoder(chunk)[1] for chunk in crops.split(batch_size)]).numpy()
     return features, f"MedSAM image encoder {model!r}, mean over {tuple(crops.shape[-2:])} crops"
@@ -169,20 +132,11 @@ CROP_PX = 128
 def measure(data: StudyData, n: int, painter: Painter) -> dict[str, list[DistributionDistance]]:
     """KID and FID of ``n`` squares around a mask to those of ``n`` (or all) real validation lesions, with each of ``EXTRACTORS``.
 
-    Args:
-        data: one data set with lesions and normal images.
-        n: squares of each sample; FID depends on it.
-        painter: model, sampler and seed.
-
-    Returns:
-        Figures of "painted lesions", "training lesions" and "places before".
+    The squares are painted lesions, training lesions, and the painted places before.
     """
     painted, places = painted_lesions(data, n, painter)
-    samples = {
-        "painted lesions": painted,
-        "training lesions": real_lesions(data, n, section=TRAINING, seed=painter.seed),
-        "places before": places,
-    }
+    training = real_lesions(data, n, section=TRAINING, seed=painter.seed)
+    samples = {"painted lesions": painted, "training lesions": training, "places before": places}
     reference = squares_of(real_lesions(data, n, seed=painter.seed), CROP_PX)
     figures: dict[str, list[DistributionDistance]] = {name: [] for name in samples}
     for extract in EXTRACTORS.values():
@@ -209,8 +163,7 @@ def table(figures: dict[str, list[DistributionDistance]]) -> str:
 
 def _study(options: argparse.Namespace, data: StudyData) -> tuple[str, dict[str, Any]]:
     figures = measure(data, options.n, Painter.of(options))
-    plain = {name: [asdict(distance) for distance in row] for name, row in figures.items()}
-    return f"{data.title}, seed {options.seed}\n{table(figures)}", plain
+    return f"{data.title}, seed {options.seed}\n{table(figures)}", figures
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -21,7 +21,7 @@ import logging
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,18 +30,16 @@ import numpy as np
 import torch
 
 from monai_diffaug.prompts import NORMAL
-from monai_diffaug.studies.arms import NEEDS, NETWORKS, ArmFactory, Generator, arm_factory, description_of
-from monai_diffaug.studies.classification import score_classification, train_classification
+from monai_diffaug.studies import downstream_tasks as tasks
+from monai_diffaug.studies.arms import NETWORKS, ArmFactory, Generator, arm_of, description_of
 from monai_diffaug.studies.markers import replace_between
 from monai_diffaug.studies.masked_images import MaskedImage, masked
-from monai_diffaug.studies.origin import digest_of, require_origin
 from monai_diffaug.studies.report import run_study, study_parser, write_text
-from monai_diffaug.studies.segmentation import TaskSettings, score_segmentation, train_segmentation
 from monai_diffaug.studies.study_images import TRAINING, VALIDATION, StudyData, StudyInputError
 from monai_diffaug.studies.summary import BASELINE, summarise, table_of
-from monai_diffaug.studies.synthetic_cache import SyntheticImages, load_or_make
+from monai_diffaug.studies.synthetic_cache import SyntheticImages, digest_of, load_or_make, require_origin
 
-__all__ = ["build_parser", "held_out_cases", "labelled_cases", "run_one"]
+__all__ = ["build_parser", "labelled_cases", "run_one"]
 
 logger = logging.getLogger(__name__)
 
@@ -61,12 +59,9 @@ def cases_of(data: StudyData, section: str) -> list[MaskedImage]:
 
 
 def labelled_cases(data: StudyData, n: int, subset_seed: int = 0) -> list[MaskedImage]:
-    """``n`` images of the training list, of all findings and normal tissue in the proportions of the list.
+    """``n`` images of the training list, one per group, with all findings and normal tissue in the proportions of the list.
 
-    A smaller ``n`` is a part of a larger one. At most one image per group.
-
-    Raises:
-        StudyInputError: the list has fewer groups.
+    A smaller ``n`` is a part of a larger one. StudyInputError where the list has fewer groups.
     """
     cases = cases_of(data, TRAINING)
     pools: dict[str, list[MaskedImage]] = {}
@@ -88,11 +83,6 @@ def labelled_cases(data: StudyData, n: int, subset_seed: int = 0) -> list[Masked
     return chosen
 
 
-def held_out_cases(data: StudyData) -> list[MaskedImage]:
-    """All validation images."""
-    return cases_of(data, VALIDATION)
-
-
 def positive_of(options: argparse.Namespace, data: StudyData) -> str:
     """The finding that classification calls positive."""
     words = data.finding_words
@@ -107,20 +97,15 @@ def run_one(
     real: Sequence[MaskedImage],
     test: Sequence[MaskedImage],
     synthetic: Sequence[MaskedImage],
-    settings: TaskSettings,
+    settings: tasks.TaskSettings,
     seed: int,
     positive: str = "",
 ) -> list[dict[str, float | int | str]]:
-    """Train once and score each test image.
-
-    Raises:
-        ValueError: unknown task.
-    """
+    """Train once and score each test image."""
     if task == "segmentation":
-        return score_segmentation(train_segmentation(real, synthetic, settings, seed), test, settings)
-    if task == "classification":
-        return score_classification(train_classification(real, synthetic, positive, settings, seed), test, positive, settings)
-    raise ValueError(f"task must be one of {', '.join(TASKS)}, got {task!r}")
+        return tasks.score_segmentation(tasks.train_segmentation(real, synthetic, settings, seed), test, settings)
+    network = tasks.train_classification(real, synthetic, positive, settings, seed)
+    return tasks.score_classification(network, test, positive, settings)
 
 
 def file_name(*parts: object) -> str:
@@ -129,22 +114,18 @@ def file_name(*parts: object) -> str:
 
 
 def resolve(generators: dict[str, Generator], arm: str) -> tuple[ArmFactory | None, Generator, tuple[str, ...] | None]:
-    """The factory of ``NAME`` or ``NAME@GENERATOR``, its generator, and the networks that it uses of it (None: no generator at all).
-
-    Raises:
-        ValueError: no such arm or generator, or the generator lacks a network that the arm needs.
-    """
+    """Factory, generator and networks (None: no generator at all) of the arm ``NAME`` or ``NAME@GENERATOR``; ValueError if one lacks."""
     name, _, generator_name = arm.partition("@")
-    factory = arm_factory(name)
+    factory, networks = arm_of(name)
     generator = generators.get(generator_name or SHIPPED)
     if generator is None:
         raise ValueError(f"arm {arm!r}: no generator {generator_name!r}; add --generator {generator_name}=SOURCE")
-    for network in NEEDS.get(name) or ():
-        try:
+    try:
+        for network in (networks or ()) if ":" not in name else ():
             generator.named(network)
-        except ValueError as error:
-            raise ValueError(f"arm {arm!r}: {error}") from error
-    return factory, generator, NEEDS.get(name, NETWORKS)
+    except ValueError as error:
+        raise ValueError(f"arm {arm!r}: {error}") from error
+    return factory, generator, networks
 
 
 def generator_record(generator: Generator, networks: tuple[str, ...] | None) -> dict[str, str | None]:
@@ -152,14 +133,6 @@ def generator_record(generator: Generator, networks: tuple[str, ...] | None) -> 
     if networks is None:
         return {"source": "", "seen": NO_GENERATOR}
     return {"source": generator.source, "seen": generator.seen, **{name: getattr(generator, name) for name in networks}}
-
-
-def _digests(generator: Generator, networks: tuple[str, ...] | None) -> dict[str, str]:
-    """Of the weights that an arm uses, by network."""
-    if networks is None:
-        return {}
-    sources = {"inpainter": generator.source, **{name: getattr(generator, name) for name in networks}}
-    return {name: digest_of(name, source) for name, source in sources.items() if source is not None}
 
 
 def _digest(cases: Sequence[MaskedImage]) -> str:
@@ -176,12 +149,10 @@ def run_arm(options: argparse.Namespace, data: StudyData, arm: str, n: int, seed
     Raises:
         ValueError: the file there was made with other settings, images or weights, or the arm or its generator is unknown.
     """
-    settings = TaskSettings(
-        options.steps, options.batch_size, options.size_px, options.synthetic_share, options.rate, compile=options.compile
-    )
+    settings = tasks.TaskSettings(**{field.name: getattr(options, field.name) for field in fields(tasks.TaskSettings)})
     factory, generator, networks = resolve(options.generators, arm)
     generator = replace(generator.of_images(n), more_labelled=partial(labelled_cases, data, subset_seed=0))
-    real, test = labelled_cases(data, n, options.subset_seed), held_out_cases(data)
+    real, test = labelled_cases(data, n, options.subset_seed), cases_of(data, VALIDATION)
     labelled = {"data": data.title, "subset_seed": options.subset_seed, "images_digest": _digest(real)}
     setup = {
         **labelled,
@@ -195,7 +166,8 @@ def run_arm(options: argparse.Namespace, data: StudyData, arm: str, n: int, seed
     }
     file = options.out / "runs" / (file_name(options.task, arm, f"n{n}", f"s{seed}") + ".json")
     folder = options.out / "synthetic" / file_name(arm, f"n{n}", f"s{seed}")
-    origin = {**labelled, **_digests(generator, networks)}
+    sources = {} if networks is None else {"inpainter": generator.source, **{name: getattr(generator, name) for name in networks}}
+    origin = {**labelled, **{name: digest_of(name, source) for name, source in sources.items() if source is not None}}
     if file.is_file():
         known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         differing = [key for key, value in setup.items() if known.get(key) != value]
@@ -242,37 +214,24 @@ def export_datalist(data: StudyData, n: int, subset_seed: int, folder: Path) -> 
     return folder / "datalist.json"
 
 
-def _named(pairs: Sequence[str], option: str) -> dict[str, str]:
-    table = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not (name and equals and value):
-            raise ValueError(f"{option} must be NAME=VALUE, got {pair!r}")
-        table[name] = value
-    return table
-
-
 def generators_of(options: argparse.Namespace) -> dict[str, Generator]:
-    """The shipped generator and those of the command line, which must state their training data."""
-    sources, seen = _named(options.generator, "--generator"), _named(options.seen, "--seen")
-    networks = {name: _named(getattr(options, name), f"--{name.replace('_', '-')}") for name in NETWORKS}
-    missing = sorted(set(sources) - set(seen))
-    if missing:
-        raise ValueError(f'say what the generator has seen: --seen {missing[0]}="..."')
-    for option, table in networks.items():
-        strangers = sorted(set(table) - set(sources) - {SHIPPED})
-        if strangers:
-            flag, name = option.replace("_", "-"), strangers[0]
-            raise ValueError(f"--{flag} {name}=...: no generator {name!r}; add --generator {name}=SOURCE")
-    generators = {SHIPPED: Generator("tiny", SHIPPED_SEEN, **_networks_of(SHIPPED, networks, "tiny"))}
-    for name, source in sources.items():
-        generators[name] = Generator(source, seen[name], **_networks_of(name, networks, NO_NETWORK))
-    return generators
-
-
-def _networks_of(name: str, tables: dict[str, dict[str, str]], default: str) -> dict[str, Any]:
-    chosen = {network: table.get(name, default) for network, table in tables.items()}
-    return {network: None if source == NO_NETWORK else source for network, source in chosen.items()}
+    """The shipped generator and those of the command line, an option NAME=VALUE per field; they must state their training data."""
+    fields: dict[str, dict[str, Any]] = {SHIPPED: {"source": "tiny", "seen": SHIPPED_SEEN}}
+    for option in ("generator", "seen", *NETWORKS):
+        flag, field = f"--{option.replace('_', '-')}", "source" if option == "generator" else option
+        for pair in getattr(options, option):
+            name, equals, value = pair.partition("=")
+            if not (name and equals and value):
+                raise ValueError(f"{flag} must be NAME=VALUE, got {pair!r}")
+            if option == "generator":
+                fields[name] = dict.fromkeys(NETWORKS)
+            elif name not in fields:
+                raise ValueError(f"{flag} {name}=...: no generator {name!r}; add --generator {name}=SOURCE")
+            fields[name][field] = None if value == NO_NETWORK else value
+    silent = [name for name, values in fields.items() if "seen" not in values]
+    if silent:
+        raise ValueError(f'say what the generator has seen: --seen {silent[0]}="..."')
+    return {name: Generator(**values) for name, values in fields.items()}
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -30,25 +30,18 @@ HARD = SoftEdge(width_px_at_512=0.0)
 
 
 class EdgeOverlap(NamedTuple):
-    """Agreement of two edge maps, each figure in [0, 1].
+    """Agreement of two edge maps, each figure in [0, 1]."""
 
-    Attributes:
-        precision: share of the image's edges that are in the control.
-        recall: share of the control's edges that are in the image.
-        f1: their harmonic mean.
-    """
-
-    precision: float
-    recall: float
-    f1: float
+    precision: float  # share of the image's edges that are in the control
+    recall: float  # share of the control's edges that are in the image
+    f1: float  # their harmonic mean
 
 
 def edge_overlap(edges: Tensor, target: Tensor, *, region: Tensor | None = None, tolerance_px: int = 2) -> EdgeOverlap:
-    """Boundary F-measure (Martin et al., PAMI 2004): an edge pixel counts when one of the other map is within the tolerance.
+    """Boundary F-measure (Martin et al., PAMI 2004): an edge pixel counts when the other map has one within the tolerance.
 
     Args:
-        edges: (..., h, w) edges of the generated image; above 0.5 is an edge.
-        target: edges of the control, same shape.
+        edges, target: (..., h, w) edges of the generated image and of the control; above 0.5 is an edge.
         region: same shape, non-zero where edges are compared; a matching edge may lie outside. Default everywhere.
         tolerance_px: largest distance along rows and columns in pixels.
 
@@ -88,15 +81,7 @@ def measure(
     In the first mode lesions are repainted and edges are compared inside the mask, the outline of the lesion among them; in the second
     the whole slice is made from the control, and everything is compared. "VAE round trip" is the image itself, encoded and decoded: the
     best that the latents allow. It stays below 1 inside the mask, where the control has the outline even if the image has no edge there.
-
-    Args:
-        lesions: images with a lesion under their mask, and their prompts.
-        painter: model, sampler and seed.
-        controlnet: "tiny", a folder, a hub id or a live ControlNetModel.
-        tolerance_px: see ``edge_overlap``.
-
-    Returns:
-        mode -> row -> precision, recall, f1 and n, the number of images.
+    Returns mode -> row -> precision, recall, f1 and n, the number of images.
     """
     edges_of = EdgeMap()
     controls = [torch.as_tensor(edges_of(one.image, one.mask)) for one in lesions]

@@ -13,24 +13,33 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
-from monai_diffaug.masks.shapes import borrow_shape, place
+from monai_diffaug.masks.boxes import box_around, connected_components, enlarged
+from monai_diffaug.masks.shapes import borrow_shape, place, random_blob
 from monai_diffaug.masks.soft_edge import soft_mask
 from monai_diffaug.models.inpainter import load_inpainter
-from monai_diffaug.models.registry import ModelSpec, shared_model
+from monai_diffaug.models.medsam import load_medsam
+from monai_diffaug.models.registry import ModelSpec, shared_model, spec_of
+from monai_diffaug.models.validator import load_validator
 from monai_diffaug.prompts import NORMAL, vocabulary_of
-from monai_diffaug.studies.masked_images import MIN_AREA_PX, MaskedImage, masked, tissue_of
-from monai_diffaug.studies.medsam_boxes import box_dice
+from monai_diffaug.sampling.seeding import slice_generators
+from monai_diffaug.studies.masked_images import MIN_AREA_PX, MaskedImage, cut_squares, lesion_square, lesions_of, masked, tissue_of
 from monai_diffaug.studies.painter import Painter
 from monai_diffaug.studies.report import run_study, study_parser
-from monai_diffaug.studies.study_images import StudyData, StudyInputError
-from monai_diffaug.studies.validator_dice import false_alarm_rate, lesion_dice
-from monai_diffaug.training.crops import crop_squares
+from monai_diffaug.studies.study_images import StudyData, StudyImage, StudyInputError
+from monai_diffaug.training.crops import blurred
 from monai_diffaug.transforms.latent_validate import LatentValidate
 
-__all__ = ["measure", "normal_data", "painted_into_normal", "table", "vae_psnr"]
+__all__ = ["box_dice", "false_alarm_rate", "lesion_dice", "measure", "painted_into_normal", "table", "vae_psnr"]
 
 SIDE_SHARE = 0.75  # side of the autoencoder's crops, as a share of the image's longer side
+SPECK_PX = 25  # MedSAM drops parts below 100 px on slices of 512, which is 25 on 256
+CROP_PX = 128
+LEAST_LESION_PX = 20
+LESION_CONTEXT, TISSUE_CONTEXT = 2.0, (1.4, 2.6)
+FALSE_ALARM_SHARE = 0.02  # of the crop's area: less is a speck, not a lesion
 ACCEPTED_DICE = 0.7
 
 
@@ -41,53 +50,120 @@ def vae_psnr(data: StudyData, images_per_dataset: int = 8) -> dict[str, float]:
     values: dict[str, list[float]] = defaultdict(list)
     for name in data.datasets:
         for one in data.only(name).images()[:images_per_dataset]:
-            height, width = one.image.shape[-2:]
-            centre = torch.tensor([[(height - 1) / 2, (width - 1) / 2]])
-            side = torch.tensor([SIDE_SHARE * max(height, width)])
-            crop = crop_squares(one.image.expand(3, -1, -1)[None].float() / 127.5 - 1, centre, side, model.size_px)
+            size = np.array([one.image.shape[-2:]])
+            crop = cut_squares([one.image.expand(3, -1, -1) / 127.5 - 1], (size - 1) / 2, SIDE_SHARE * size.max(1), model.size_px)
             error = float((model.decode(model.encode(crop)).clamp(-1, 1) - crop).square().mean())
             values[one.modality].append(10 * np.log10(4 / error))
     return {modality: float(np.mean(numbers)) for modality, numbers in values.items()}
 
 
-def normal_data(data: StudyData) -> StudyData | None:
-    """The first data set whose validation images are with and without lesions; None where there is none."""
-    for name in data.datasets:
-        images = data.only(name).images()
-        if any(image.is_normal for image in images) and any(image.findings for image in images):
-            return data.only(name)
-    return None
+def box_dice(data: StudyData, *, model: Any = "tiny", jitter_px: float = 20, seed: int = 0) -> dict[str, float]:
+    """Mean Dice of MedSAM's outlines by data set, each connected part of a finding prompted by its own jittered box.
 
-
-def _outlines_on_normal_images(data: StudyData, per_image: int, seed: int = 0) -> list[MaskedImage]:
-    """Normal validation images with outlines of real validation lesions placed on their tissue."""
+    MedSAM's own protocol: each side of a part's bounding box moves outward by 0 to ``jitter_px`` pixels of a slice 1024 wide; parts below
+    ``SPECK_PX`` pixels are left out.
+    """
+    medsam = shared_model(spec_of("medsam", model), "cpu", load_medsam)
     rng = np.random.RandomState(seed)
-    images = data.images()
-    outlines = [mask for image in images for _, mask in image.findings if mask.sum() > MIN_AREA_PX]
+    scores: dict[str, list[float]] = {}
+    for image in data.images():
+        parts = [part for _, mask in image.findings for part in connected_components(torch.from_numpy(mask)) if part.sum() >= SPECK_PX]
+        if parts:
+            embedding, size = medsam.encode(image.image.expand(3, -1, -1)[None]), (parts[0].shape[0], parts[0].shape[1])
+        for part in parts:
+            box = enlarged(box_around(part), rng.uniform(0, jitter_px, 4), size)
+            outline = medsam.decode(embedding, torch.tensor([box]), size)[0][0]
+            scores.setdefault(image.dataset, []).append(2 * int((outline & part).sum()) / int(outline.sum() + part.sum()))
+    return {name: float(np.mean(values)) for name, values in scores.items()}
+
+
+def lesion_dice(data: StudyData) -> dict[str, float]:
+    """Mean Dice of the validator's predictions and the real masks in mask-centred crops, by data set."""
+    result = {}
+    for name in data.datasets:
+        lesions = lesions_of(data.only(name).images(), LEAST_LESION_PX)
+        if lesions:
+            chosen = [lesions[i] for i in np.random.RandomState(0).permutation(len(lesions))]
+            crops = _cut(chosen, [lesion_square(one.mask_hw, LESION_CONTEXT)[:2] for one in chosen])
+            predictions, masks = _predicted(crops[:, :3] * 2 - 1), crops[:, 3:] > 0.5
+            overlap, total = (predictions & masks).sum((1, 2, 3)), predictions.sum((1, 2, 3)) + masks.sum((1, 2, 3))
+            result[name] = float((2 * overlap / total).mean())
+    return result
+
+
+def false_alarm_rate(data: StudyData, n: int = 128, seed: int = 0) -> float:
+    """Share of crops of normal tissue, turned, mirrored and softened as in training, in which the validator marks more than 2 %."""
+    rng = np.random.RandomState(seed)
+    images, outlines = data.images(), _outlines(data)
+    rng.rand(n)  # the sampler behind the shipped figures drew here whether a crop shows a lesion
+    places = [_tissue_square(rng, images, outlines) for _ in range(n)]
+    angles, flips = rng.uniform(-0.35, 0.35, n), rng.rand(n) < 0.5
+    crops = _cut([place for place, _ in places], [square for _, square in places], angles, flips)[:, :3]
+    for i in range(n):
+        rng.rand()  # likewise: whether its outline is filled with other tissue
+        if rng.rand() < 0.35:
+            crops[i] = blurred(crops[i : i + 1], rng.uniform(0.4, 1.3))[0]
+    gamma = torch.from_numpy(np.exp(rng.uniform(-0.3, 0.3, (n, 1, 1, 1)))).float()
+    gain = torch.from_numpy(rng.uniform(0.85, 1.15, (n, 1, 1, 1))).float()
+    predictions = _predicted((crops.clamp(0, 1) ** gamma * gain).clamp(0, 1) * 2 - 1)
+    return float((predictions.float().mean((1, 2, 3)) > FALSE_ALARM_SHARE).float().mean())
+
+
+def _predicted(crops: Tensor, batch_size: int = 16) -> Tensor:
+    """The validator's masks (N, 1, h, w) bool of crops (N, 3, h, w) in [-1, 1]."""
+    validator = shared_model(ModelSpec("validator"), "cpu", load_validator)
+    generators, batches = slice_generators(0, range(len(crops))), range(0, len(crops), batch_size)
+    return torch.cat([validator.predict(crops[i : i + batch_size], generators[i : i + batch_size]) > 0.5 for i in batches])
+
+
+def _cut(images: Sequence[MaskedImage], squares: Sequence[tuple[Any, float]], *turned: NDArray[Any]) -> Tensor:
+    """(N, 4, 128, 128) in [0, 1]: three channels and the mask, in squares of given centres and sides."""
+    stacked = [torch.cat([one.image.expand(3, -1, -1) / 255, one.mask]) for one in images]
+    return cut_squares(stacked, np.stack([centre for centre, _ in squares]), [side for _, side in squares], CROP_PX, *turned)
+
+
+def _outlines(data: StudyData) -> list[NDArray[np.bool_]]:
+    return [mask for image in data.images() for _, mask in image.findings if mask.sum() > MIN_AREA_PX]
+
+
+def _tissue_square(
+    rng: np.random.RandomState, images: Sequence[StudyImage], outlines: Sequence[NDArray[np.bool_]]
+) -> tuple[MaskedImage, tuple[NDArray[np.float64], float]]:
+    """An image with an outline on normal tissue, and centre and side of a square around it that is free of lesions."""
+    while True:
+        rng.randint(1), rng.rand()  # likewise: the data set
+        image = images[rng.randint(len(images))]
+        if rng.rand() < 0.6:
+            outline = outlines[rng.randint(len(outlines))]
+            shape = borrow_shape(rng, outline, rng.uniform(0.4, 1.1))
+        else:
+            shape = random_blob(rng, rng.randint(10, 100))
+        mask = place(rng, shape, tissue_of(image), tries=10)
+        if mask is not None and mask.any():
+            centre, side, _ = lesion_square(mask, rng.uniform(*TISSUE_CONTEXT))
+            if not image.labelled_within(centre, 0.6 * side):
+                return masked(image, mask, NORMAL), (centre, side)
+
+
+def _outlines_on_normal_images(data: StudyData, per_image: int) -> list[MaskedImage]:
+    """Normal validation images with outlines of real validation lesions placed on their tissue."""
+    rng, outlines = np.random.RandomState(0), _outlines(data)
     chosen: list[MaskedImage] = []
-    for image in (one for one in images if one.is_normal):
-        masks = []
+    for image in (one for one in data.images() if one.is_normal):
+        count, tissue = len(chosen) + per_image, tissue_of(image)
         for _ in range(20 * per_image):
             outline = outlines[rng.randint(len(outlines))]
-            mask = place(rng, borrow_shape(rng, outline, rng.uniform(0.6, 1.0)), tissue_of(image))
-            if mask is not None:
-                masks.append(mask)
-            if len(masks) == per_image:
+            mask = place(rng, borrow_shape(rng, outline, rng.uniform(0.6, 1.0)), tissue)
+            chosen += [] if mask is None else [masked(image, mask, NORMAL)]
+            if len(chosen) == count:
                 break
-        chosen += [masked(image, mask, NORMAL) for mask in masks]
     return chosen
 
 
-def painted_into_normal(data: StudyData, per_image: int = 2, steps: int = 12, guidance_scale: float = 3.0) -> dict[str, Any]:
-    """Share of edits of normal images in which the validator finds a lesion at Dice >= 0.7, and voxels changed outside.
-
-    Args:
-        data: one data set with lesions and normal images.
-        per_image: edits per normal image.
-        steps, guidance_scale: of the sampler.
-    """
+def painted_into_normal(data: StudyData, per_image: int = 2, steps: int = 12) -> dict[str, Any]:
+    """Share of edits of normal images in which the validator finds a lesion at Dice >= 0.7, and voxels changed outside."""
     places, words = _outlines_on_normal_images(data, per_image), data.finding_words
-    inpaint, validate = Painter(num_inference_steps=steps, guidance_scale=guidance_scale).transform(), LatentValidate()
+    inpaint, validate = Painter(num_inference_steps=steps).transform(), LatentValidate()
     vocabulary = vocabulary_of(places[0].modality)
     darkest = vocabulary.attributes[vocabulary.grey_axis][0]
     scores: dict[str, list[float]] = {"lesion": [], "normal": []}
@@ -103,21 +179,15 @@ def painted_into_normal(data: StudyData, per_image: int = 2, steps: int = 12, gu
         "dataset": data.datasets[0],
         "modality": vocabulary.modality,
         "n": float(len(places)),
-        "found_lesion_prompt": float(np.mean([s >= ACCEPTED_DICE for s in scores["lesion"]])),
-        "found_normal_prompt": float(np.mean([s >= ACCEPTED_DICE for s in scores["normal"]])),
-        "mean_dice_lesion_prompt": float(np.mean(scores["lesion"])),
-        "mean_dice_normal_prompt": float(np.mean(scores["normal"])),
+        **{f"found_{kind}_prompt": float(np.mean(np.array(each) >= ACCEPTED_DICE)) for kind, each in scores.items()},
+        **{f"mean_dice_{kind}_prompt": float(np.mean(each)) for kind, each in scores.items()},
         "voxels_changed_outside": float(outside),
     }
 
 
 def measure(data: StudyData) -> dict[str, Any]:
-    """All figures of the embedded models as one dictionary.
-
-    Raises:
-        StudyInputError: no data set has lesions and normal images.
-    """
-    mixed = normal_data(data)
+    """All figures of the embedded models as one dictionary; StudyInputError where no data set has lesions and normal images."""
+    mixed = next((data.only(name) for name in data.datasets if data.only(name).is_mixed), None)
     if mixed is None:
         raise StudyInputError(f'this study needs a data set with lesions and normal images in "validation", and {data.file} has none')
     with torch.random.fork_rng():

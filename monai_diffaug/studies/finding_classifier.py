@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,14 +16,12 @@ from torch import Tensor
 from monai_diffaug.files.whole_file import whole_file
 from monai_diffaug.masks.shapes import borrow_shape, place
 from monai_diffaug.prompts import NORMAL
+from monai_diffaug.studies.downstream_tasks import fit
 from monai_diffaug.studies.masked_images import MaskedImage, cut_squares, lesion_square, lesions_of, masked, tissue_of
 from monai_diffaug.studies.study_images import TRAINING, StudyData, StudyInputError
-from monai_diffaug.training.checkpoint import cosine_rate
 from monai_diffaug.training.crops import blurred
 
 __all__ = ["ClassifierSettings", "FindingCropSampler", "load_or_train", "predict", "train_classifier"]
-
-logger = logging.getLogger(__name__)
 
 CONTEXT_RANGE = (1.7, 2.4)  # around the 2.0 of the crops that are judged
 MAX_TURN = 0.25  # radians
@@ -34,21 +31,13 @@ RATE = 1e-3
 
 @dataclass(frozen=True)
 class ClassifierSettings:
-    """Settings of the training.
+    """Settings of the training."""
 
-    Attributes:
-        findings: the classes; "normal tissue" comes last.
-        steps: optimiser steps.
-        batch_size: crops per step, the classes alike.
-        size_px: side of a crop.
-        seed: of weights and draws.
-    """
-
-    findings: tuple[str, ...]
+    findings: tuple[str, ...]  # the classes; "normal tissue" comes last
     steps: int = 400
-    batch_size: int = 16
-    size_px: int = 64
-    seed: int = 0
+    batch_size: int = 16  # the classes alike
+    size_px: int = 64  # side of a crop
+    seed: int = 0  # of weights and draws
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -56,17 +45,9 @@ class ClassifierSettings:
 
 
 class FindingCropSampler:
-    """Draws grey crops of real lesions, and of tissue in squares that hold no lesion.
+    """Draws grey crops of real lesions, and of tissue in squares that hold no lesion; StudyInputError where a finding is missing.
 
     The mask is not shown, so the classifier judges the look of the tissue, not the outline.
-
-    Args:
-        data: one data set.
-        settings: classes, size and seed.
-        section: "training" or "validation".
-
-    Raises:
-        StudyInputError: the list lacks one of the findings.
     """
 
     def __init__(self, data: StudyData, settings: ClassifierSettings, section: str = TRAINING) -> None:
@@ -95,9 +76,7 @@ class FindingCropSampler:
             if mask is None or not mask.any():
                 continue
             centre, side, _ = lesion_square(mask, CONTEXT_RANGE[1])
-            top, left = np.maximum(centre - 0.55 * side, 0).astype(int)
-            bottom, right = np.ceil(centre + 0.55 * side).astype(int)
-            if not image.labelled[top:bottom, left:right].any():
+            if not image.labelled_within(centre, 0.55 * side):
                 return masked(image, mask, NORMAL)
 
     def draw(self, n: int) -> tuple[Tensor, Tensor]:
@@ -131,20 +110,12 @@ def train_classifier(data: StudyData, settings: ClassifierSettings) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         network: Any = _network(len(settings.classes))
-    network.train()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=1e-2)
-    rate = cosine_rate(RATE, RATE / 100)
-    for step in range(settings.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = rate(step / settings.steps)
+
+    def loss_of(forward: Any) -> Tensor:
         crops, classes = sampler.draw(settings.batch_size)
-        loss = F.cross_entropy(network(crops), classes, label_smoothing=0.05)
-        optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        optimizer.step()
-        if (step + 1) % 100 == 0:
-            logger.info("classifier step %d loss %.3f", step + 1, float(loss.detach()))
-    return network.eval()
+        return F.cross_entropy(forward(crops), classes, label_smoothing=0.05)
+
+    return fit(network, loss_of, settings.steps, RATE, 1e-2)
 
 
 def load_or_train(data: StudyData, settings: ClassifierSettings, file: Path | None) -> Any:
@@ -160,7 +131,6 @@ def load_or_train(data: StudyData, settings: ClassifierSettings, file: Path | No
             network = _network(len(settings.classes))
             network.load_state_dict(load_file(file))
             return network.eval()
-        logger.info("%s was trained with other settings: training again", file)
     network = train_classifier(data, settings)
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)

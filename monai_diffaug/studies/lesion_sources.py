@@ -72,12 +72,7 @@ class OwnLesiond(Randomizable, MapTransform):
 
 
 class OwnOrBorrowedLesiond(Randomizable, MapTransform):
-    """``OwnLesiond`` or ``BorrowedLesiond``, by a coin; normal images always borrow.
-
-    Args:
-        cases: the labelled images, donors of the borrowed lesions.
-        own_share: probability of the own lesion where there is one.
-    """
+    """``OwnLesiond`` with the probability ``own_share``, else, and always on normal images, ``BorrowedLesiond``."""
 
     def __init__(self, cases: Sequence[MaskedImage], *, own_share: float = 0.5) -> None:
         MapTransform.__init__(self, ("image", "label"))

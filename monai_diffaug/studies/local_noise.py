@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -55,23 +55,14 @@ GROUPS = (
 
 @dataclass(frozen=True)
 class Sweep:
-    """One image repainted with one noise source at every noise scale.
+    """Local SSIM inside the mask of one image repainted with one noise source at every noise scale."""
 
-    Attributes:
-        scales: the noise scales g.
-        to_original: local SSIM inside the mask to the original, for each g.
-        to_twin: the same to the result at the first g, which is 0.
-        round_trip: local SSIM of the VAE's round trip to the original: the score of a perfect reproduction.
-        to_round_trip: local SSIM of the first result to the VAE's round trip.
-        changed_outside: voxels that differ outside the mask, all scales together.
-    """
-
-    scales: tuple[float, ...]
-    to_original: tuple[float, ...]
-    to_twin: tuple[float, ...]
-    round_trip: float
-    to_round_trip: float
-    changed_outside: int
+    scales: tuple[float, ...]  # the noise scales g
+    to_original: tuple[float, ...]  # SSIM of each result to the original
+    to_twin: tuple[float, ...]  # SSIM of each result to that at the first g, which is 0
+    round_trip: float  # SSIM of the VAE's round trip to the original: the score of a perfect reproduction
+    to_round_trip: float  # SSIM of the first result to the VAE's round trip
+    changed_outside: int  # voxels that differ outside the mask, all scales together
 
 
 def groups_of(data: StudyData) -> list[Group]:
@@ -84,8 +75,7 @@ def groups_of(data: StudyData) -> list[Group]:
 def images_of(data: StudyData, count: int, seed: int = 0) -> list[MaskedImage]:
     """The first ``count`` validation images of each data set that show a lesion, each with one.
 
-    Where a data set has no labelled lesions, these are its first images, with smooth random regions on their tissue and the first finding
-    of the data set as the prompt.
+    In a data set without labelled lesions they have smooth random regions on their tissue, and its first finding as the prompt.
     """
     chosen: list[MaskedImage] = []
     for name in data.datasets:
@@ -102,13 +92,9 @@ def images_of(data: StudyData, count: int, seed: int = 0) -> list[MaskedImage]:
 
 
 def sweep(painter: Painter, images: Sequence[MaskedImage], noise_source: str, *, scales: Sequence[float] = SCALES) -> list[Sweep]:
-    """Repaint images under their hard masks at each noise scale, everything else equal.
+    """Repaint images under their hard masks at each noise scale g, the first one 0, everything else equal.
 
-    Args:
-        painter: model, sampler and seed; guidance scale 1 (none) is where the laws hold.
-        images: with their prompts.
-        noise_source: "random": the noise at g = 0 is drawn; "inverted": it is the DDIM inversion of the image.
-        scales: increasing noise scales g, the first one 0.
+    With the noise source "random" the noise at g = 0 is drawn, with "inverted" it is the DDIM inversion of the image.
 
     Raises:
         ValueError: unknown noise source, or the first scale is not 0.
@@ -136,11 +122,7 @@ def _measured(one: MaskedImage, results: Sequence[NDArray[np.uint8]], model: Any
 
 
 def laws(random: Sequence[Sweep], inverted: Sequence[Sweep]) -> dict[str, bool]:
-    """Check the four laws of local noise on the mean curves of some images.
-
-    "random_moves_away_from_twin", "random_keeps_distance_to_original", "inverted_moves_away_from_original" and
-    "inverted_zero_is_the_round_trip" (at guidance 1). The tolerances are this module's constants.
-    """
+    """Check the four laws of local noise (at guidance 1) on the mean curves of some images; the tolerances are this module's constants."""
     twin, flat, falling = _mean(random, "to_twin"), _mean(random, "to_original"), _mean(inverted, "to_original")
     reproduced = float(np.mean([s.to_round_trip for s in inverted]))
     return {
@@ -185,8 +167,7 @@ def table(sweeps: Mapping[str, Mapping[str, Sequence[Sweep]]], groups: Sequence[
 
 def _study(options: argparse.Namespace, data: StudyData) -> tuple[str, dict[str, Any]]:
     sweeps = measure(data, Painter.of(options), options.images)
-    plain = {group: {source: [asdict(s) for s in of] for source, of in by.items()} for group, by in sweeps.items()}
-    return table(sweeps, groups_of(data)), plain
+    return table(sweeps, groups_of(data)), sweeps
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

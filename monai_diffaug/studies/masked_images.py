@@ -17,21 +17,7 @@ from monai_diffaug.prompts import NORMAL, compose_prompt, vocabulary_of
 from monai_diffaug.studies.study_images import VALIDATION, StudyData, StudyImage, StudyInputError
 from monai_diffaug.training.crops import crop_squares
 
-__all__ = [
-    "MIN_AREA_PX",
-    "MaskedImage",
-    "crop_of",
-    "cut_squares",
-    "first_lesions",
-    "free_places",
-    "lesion_square",
-    "lesions_of",
-    "lesions_of_each",
-    "masked",
-    "real_lesions",
-    "squares_of",
-    "tissue_of",
-]
+__all__ = ["MaskedImage", "crop_of", "cut_squares", "first_lesions", "free_places", "lesions_of", "masked", "real_lesions", "squares_of"]
 
 MIN_AREA_PX = 60
 MIN_SIDE_PX = 32
@@ -41,22 +27,13 @@ CONTEXT = 2.0
 
 @dataclass(frozen=True)
 class MaskedImage:
-    """An image with a mask and a word for what is under it.
+    """An image with a mask and a word for what is under it."""
 
-    Attributes:
-        image: (C, H, W) uint8, C 1 or 3.
-        mask: (1, H, W) uint8: one connected part, or everything that is labelled.
-        finding: word for what is there; "normal tissue" in a free place.
-        group: of the image; near-duplicates share one. -1 for a synthetic image.
-        index: of the image in its datalist. -1 for a synthetic image.
-        modality, anatomy: words of the prompt.
-    """
-
-    image: Tensor
-    mask: Tensor
-    finding: str
-    group: int = -1
-    index: int = -1
+    image: Tensor  # (C, H, W) uint8, C 1 or 3
+    mask: Tensor  # (1, H, W) uint8: one connected part, or everything that is labelled
+    finding: str  # "normal tissue" in a free place
+    group: int = -1  # near-duplicates share one; -1 of a synthetic image
+    index: int = -1  # in the datalist; -1 of a synthetic image
     modality: str = ""
     anatomy: str = ""
 
@@ -106,11 +83,7 @@ def first_lesions(images: Iterable[StudyImage], count: int) -> list[MaskedImage]
 
 
 def lesions_of_each(data: StudyData, count: int) -> list[MaskedImage]:
-    """``first_lesions`` among the validation images of each data set.
-
-    Raises:
-        StudyInputError: no data set shows any.
-    """
+    """``first_lesions`` among the validation images of each data set; StudyInputError where no data set shows any."""
     return _required([one for name in data.datasets for one in first_lesions(data.only(name).images(), count)], data, VALIDATION)
 
 
@@ -121,13 +94,7 @@ def _required(lesions: list[MaskedImage], data: StudyData, section: str) -> list
 
 
 def real_lesions(data: StudyData, n: int | None = None, *, section: str = VALIDATION, seed: int = 0) -> list[MaskedImage]:
-    """Lesions of 60 pixels or more, each the largest part of its finding, in random order.
-
-    Args:
-        data: where from.
-        n: at most so many; None takes all.
-        section: "training" or "validation".
-        seed: of the order.
+    """At most ``n`` lesions of 60 pixels or more, each the largest part of its finding, in random order.
 
     Raises:
         StudyInputError: there is none.
@@ -137,17 +104,10 @@ def real_lesions(data: StudyData, n: int | None = None, *, section: str = VALIDA
 
 
 def free_places(data: StudyData, n: int, *, section: str = VALIDATION, seed: int = 0, outlines_of: str | None = None) -> list[MaskedImage]:
-    """``n`` outlines of lesions of the list, mirrored and scaled, on the tissue of normal images; the images take turns.
-
-    Args:
-        data: one data set.
-        n: how many.
-        section: "training" or "validation".
-        seed: of the choice of images, outlines and places.
-        outlines_of: a finding; only its lesions lend their outlines. None takes all.
+    """``n`` outlines of lesions (of one finding, or of all), mirrored and scaled, on the tissue of normal images, which take turns.
 
     Raises:
-        StudyInputError: the list has no normal images, no such lesions, or no room.
+        StudyInputError: the list has no normal images, no such lesions, or no room; or there are several data sets.
     """
     rng = np.random.RandomState(seed)
     images = data.require_one().images(section)
@@ -162,17 +122,15 @@ def free_places(data: StudyData, n: int, *, section: str = VALIDATION, seed: int
     order = rng.permutation(len(normal))
     tissue = {int(i): tissue_of(normal[i]) for i in order[:n]}
     places: list[MaskedImage] = []
-    turn = 0
-    while len(places) < n:
-        if turn > 100 * n:
-            raise StudyInputError(f"found {len(places)} of {n} free places in {len(normal)} normal images of {data.file}")
+    for turn in range(100 * n + 1):
+        if len(places) == n:
+            return places
         chosen = int(order[turn % len(normal)])
-        turn += 1
         outline = outlines[rng.randint(len(outlines))]
         mask = place(rng, borrow_shape(rng, outline, rng.uniform(*SCALE_RANGE)), tissue[chosen])
         if mask is not None and mask.sum() >= MIN_AREA_PX:
             places.append(masked(normal[chosen], mask, NORMAL))
-    return places
+    raise StudyInputError(f"found {len(places)} of {n} free places in {len(normal)} normal images of {data.file}")
 
 
 def crop_of(masked_image: MaskedImage, size_px: int) -> Tensor:
@@ -202,18 +160,9 @@ def cut_squares(
     angles: NDArray[np.float64] | None = None,
     flips: NDArray[np.bool_] | None = None,
 ) -> Tensor:
-    """``crop_squares`` of pictures (C, H, W) of any sizes: (n, C, size_px, size_px), in one call where the sizes are equal."""
-    n = len(pictures)
-    columns = (
-        torch.from_numpy(np.asarray(centres_yx)).float(),
-        torch.tensor(np.asarray(sides)).float(),
-        torch.zeros(n) if angles is None else torch.from_numpy(angles).float(),
-        torch.zeros(n, dtype=torch.bool) if flips is None else torch.from_numpy(flips),
-    )
-    alike = len({tuple(picture.shape) for picture in pictures}) == 1
-    parts = [slice(None)] if alike else [slice(i, i + 1) for i in range(n)]
-    crops = []
-    for part in parts:
-        centres, lengths, turns, mirrored = (column[part] for column in columns)
-        crops.append(crop_squares(torch.stack(list(pictures[part])), centres, lengths, size_px, turns, mirrored))
-    return torch.cat(crops)
+    """``crop_squares`` of pictures (C, H, W) of any sizes: (n, C, size_px, size_px)."""
+    columns = torch.from_numpy(np.asarray(centres_yx)).float(), torch.tensor(np.asarray(sides)).float()
+    turns = torch.zeros(len(pictures)) if angles is None else torch.from_numpy(angles).float()
+    mirrored = torch.zeros(len(pictures), dtype=torch.bool) if flips is None else torch.from_numpy(flips)
+    rows = zip(pictures, *columns, turns, mirrored, strict=True)
+    return torch.cat([crop_squares(p[None], c[None], s[None], size_px, t[None], m[None]) for p, c, s, t, m in rows])

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +18,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from monai_diffaug.geometry.roi import crop, roi_around
-from monai_diffaug.studies.copy_guard import guard_table, measure_guard
+from monai_diffaug.studies.copies import guard_table, measure_guard
 from monai_diffaug.studies.distribution import latent_features
 from monai_diffaug.studies.masked_images import MaskedImage, free_places, real_lesions, squares_of
 from monai_diffaug.studies.painter import Painter, painted_lesions
@@ -34,24 +34,14 @@ LATENT_CROP_PX = 128
 
 @dataclass(frozen=True)
 class Memorisation:
-    """Nearest-neighbour distances of generated and of real lesions, both to the training lesions.
+    """Distances of generated and of real lesions to their nearest training lesions."""
 
-    Attributes:
-        generated: (n,) distance of each generated lesion to its nearest training lesion.
-        nearest: (n,) index of that lesion.
-        real: (k,) distance of real lesions to their nearest training lesion of another group.
-        threshold: the given quantile of ``real``.
-        share_below: share of the generated lesions below it; a generator that copies nothing stays near ``quantile``.
-        median_ratio: median of ``generated`` over median of ``real``; well below 1 means copies.
-        quantile: quantile of the threshold.
-    """
-
-    generated: NDArray[np.float64]
-    nearest: NDArray[np.int64]
-    real: NDArray[np.float64]
-    threshold: float
-    share_below: float
-    median_ratio: float
+    generated: NDArray[np.float64]  # (n,)
+    nearest: NDArray[np.int64]  # (n,) index of the training lesion
+    real: NDArray[np.float64]  # (k,)
+    threshold: float  # the ``quantile`` of ``real``
+    share_below: float  # share of the generated lesions below it; a generator that copies nothing stays near ``quantile``
+    median_ratio: float  # median of ``generated`` over median of ``real``; well below 1 means copies
     quantile: float
 
     @property
@@ -61,54 +51,20 @@ class Memorisation:
         below: NDArray[np.int64] = order[self.generated[order] < self.threshold]
         return below
 
-    def __str__(self) -> str:
-        return (
-            f"{100 * self.share_below:.0f} % of {len(self.generated)} generated lesions are nearer to a training lesion than "
-            f"{100 * self.quantile:.0f} % of {len(self.real)} real ones are; median distance ratio {self.median_ratio:.2f}"
-        )
 
+def memorisation(generated: ArrayLike, training: ArrayLike, held_out: ArrayLike, *, quantile: float = 0.05) -> Memorisation:
+    """Compare nearest-neighbour distances (Euclidean) in a feature space to the (m, d) lesions that the generator was trained on.
 
-def memorisation(
-    generated: ArrayLike,
-    training: ArrayLike,
-    *,
-    held_out: ArrayLike | None = None,
-    groups: ArrayLike | None = None,
-    quantile: float = 0.05,
-) -> Memorisation:
-    """Compare nearest-neighbour distances (Euclidean) in a feature space.
-
-    Args:
-        generated: (n, d), or (n, v, d) with v views of each (mirrored, ...), the nearest of which counts.
-        training: (m, d) lesions that the generator was trained on.
-        held_out: (k, d) or (k, v, d) real lesions that it was not trained on: the yardstick. None compares each training lesion
-            with the others, leaving out its group.
-        groups: (m,) near-duplicates share a group; only used without ``held_out``. None: each is its own group.
-        quantile: of the real distances, in (0, 1).
-
-    Raises:
-        ValueError: shapes do not fit, or nothing is left to compare with.
+    Generated and held-out lesions, the yardstick, are (n, d), or (n, v, d) with v views of each, the nearest of which counts.
     """
     table = np.asarray(training, np.float64)
     if table.ndim != 2 or len(table) < 2 or not 0 < quantile < 1:
         raise ValueError(f"training must be (m, d) with m >= 2 and quantile in (0, 1), got {table.shape} and {quantile}")
-    ours = _distances(np.asarray(generated, np.float64), table, "generated")
-    if held_out is not None:
-        real = _distances(np.asarray(held_out, np.float64), table, "held_out").min(1)
-    else:
-        names = np.arange(len(table)) if groups is None else np.asarray(groups)
-        if names.shape != (len(table),):
-            raise ValueError(f"groups must be ({len(table)},), one for each training lesion, got {names.shape}")
-        if len(np.unique(names)) < 2:
-            raise ValueError("all training lesions are of one group: give held_out to compare with")
-        among = _distances(table, table, "training")
-        among[names[:, None] == names[None]] = np.inf
-        real = among.min(1)
-    nearest = ours.argmin(1)
-    mine = ours.min(1)
-    threshold = float(np.quantile(real, quantile))
-    ratio = float(np.median(mine) / max(float(np.median(real)), 1e-12))
-    return Memorisation(mine, nearest, real, threshold, float((mine < threshold).mean()), ratio, quantile)
+    distances = _distances(np.asarray(generated, np.float64), table, "generated")
+    real = _distances(np.asarray(held_out, np.float64), table, "held_out").min(1)
+    nearest, threshold = distances.min(1), float(np.quantile(real, quantile))
+    ratio = float(np.median(nearest) / max(float(np.median(real)), 1e-12))
+    return Memorisation(nearest, distances.argmin(1), real, threshold, float((nearest < threshold).mean()), ratio, quantile)
 
 
 def _distances(items: NDArray[np.float64], table: NDArray[np.float64], name: str) -> NDArray[np.float64]:
@@ -123,17 +79,9 @@ def _distances(items: NDArray[np.float64], table: NDArray[np.float64], name: str
 
 
 def lesion_views(image: ArrayLike, mask: ArrayLike) -> NDArray[np.float64]:
-    """A lesion as pixels: its square at 32 x 32, grey, zero mean and unit variance, as it is and mirrored left to right.
+    """A lesion as pixels (2, 1024): its square at 32 x 32, grey, zero mean and unit variance, as it is and mirrored left to right.
 
-    Args:
-        image: (C, h, w), any unit: brightness and contrast do not count.
-        mask: (1, h, w) or (h, w), the lesion, not empty.
-
-    Returns:
-        (2, 1024); row 0 is the one for ``training``.
-
-    Raises:
-        ValueError: the mask is empty.
+    The image is (C, h, w) in any unit, the mask (1, h, w) or (h, w), not empty.
     """
     picture = torch.as_tensor(np.asarray(image, np.float64)).float().mean(0, keepdim=True)
     region = torch.as_tensor(np.asarray(mask)).reshape(picture.shape[-2:])
@@ -168,17 +116,11 @@ def gather(data: StudyData, n: int, painter: Painter, training: int | None = Non
 
 
 def measure(lesions: Lesions, *, model: str = "tiny", quantile: float = 0.05) -> dict[str, Memorisation]:
-    """Painted lesions against the training lesions, by feature.
-
-    Args:
-        lesions: see ``gather``.
-        model: source of the inpainter whose autoencoder makes the latents.
-        quantile: of the real distances.
-    """
+    """Painted lesions against the training lesions, by feature; ``model`` is the inpainter whose autoencoder makes the latents."""
     figures = {}
     for name, features in (("pixels", _pixels), ("latents", lambda lesions: _latents(lesions, model))):
         painted, training, held_out = (features(each) for each in lesions)
-        figures[name] = memorisation(painted, training[:, 0], held_out=held_out, quantile=quantile)
+        figures[name] = memorisation(painted, training[:, 0], held_out, quantile=quantile)
     return figures
 
 
@@ -201,10 +143,8 @@ def _study(options: argparse.Namespace, data: StudyData) -> tuple[str, dict[str,
     backgrounds = free_places(data, min(options.copies, len(lesions.training)), seed=options.seed)
     guard = measure_guard(*lesions, backgrounds, seed=options.seed)
     heading = f"lesions painted into normal {data.title} of the validation groups, seed {options.seed}"
-    plain: dict[str, Any] = {"training_indices": indices, "guard": asdict(guard)}
-    for name, each in figures.items():
-        plain[name] = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in asdict(each).items()}
-    return f"{heading}\n{table(figures, indices)}\n{guard_table(guard)}", plain
+    text = f"{heading}\n{table(figures, indices)}\n{guard_table(guard)}"
+    return text, {"training_indices": indices, "guard": guard, **figures}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -23,18 +23,12 @@ __all__ = ["Painter", "painted_lesions", "through_vae"]
 
 @dataclass(frozen=True)
 class Painter:
-    """Settings of the edits of a study.
+    """Settings of the edits of a study."""
 
-    Attributes:
-        model: source of the inpainter, or a live one.
-        num_inference_steps, guidance_scale: of the sampler.
-        seed: of the first edit; the others follow.
-    """
-
-    model: Any = "tiny"
+    model: Any = "tiny"  # source of the inpainter, or a live one
     num_inference_steps: int = 12
     guidance_scale: float = 3.0
-    seed: int = 0
+    seed: int = 0  # of the first edit; the others follow
 
     @classmethod
     def of(cls, options: argparse.Namespace) -> Painter:
@@ -58,14 +52,9 @@ class Painter:
         controls: Sequence[Tensor] | None = None,
         first_seed: int | None = None,
     ) -> list[MaskedImage]:
-        """Repaint each image under its mask; the noise depends on the seed and the position in the list alone.
+        """Repaint each image under its mask, with one prompt (and control image) per image.
 
-        Args:
-            images: what is repainted.
-            prompts: one per image.
-            options: of the transform.
-            controls: control images for a ControlNet, one per image.
-            first_seed: of the first image; None takes ``seed``.
+        The noise depends on ``first_seed`` (by default ``seed``) and the position in the list alone.
         """
         start = self.seed if first_seed is None else first_seed
         edits = self.transform(options).apply_batch(
@@ -89,16 +78,7 @@ def painted_lesions(data: StudyData, n: int, painter: Painter) -> tuple[list[Mas
 
 @torch.no_grad()
 def through_vae(image: Tensor, mask: Tensor, model: Any = "tiny") -> Tensor:
-    """The image after the square around the mask was encoded and decoded by the inpainter's autoencoder, as it is for every edit.
-
-    Args:
-        image: (C, H, W) in 0 to 255, C 1 or 3.
-        mask: (H, W), not empty.
-        model: source of the inpainter.
-
-    Returns:
-        (C, H, W) float32.
-    """
+    """An image (C, H, W) in 0 to 255 whose square around the mask (H, W) was encoded and decoded by the inpainter's autoencoder."""
     inpainter = shared_model(spec_of("inpainter", model), "cpu", load_inpainter)
     square = roi_around(mask, inpainter.size_px)
     decoded = inpainter.decode(inpainter.encode(crop(image.float() / 127.5 - 1, square, inpainter.size_px).expand(3, -1, -1)[None]))

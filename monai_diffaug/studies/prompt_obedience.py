@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -40,23 +40,14 @@ MIN_DICE = 0.7
 
 @dataclass(frozen=True)
 class Verdict:
-    """Verdicts of both judges on one image.
+    """Verdicts of both judges on one image."""
 
-    Attributes:
-        kind: "painted", "pasted" or "real".
-        outline: the finding whose outline the mask is.
-        target: the finding of the prompt, or of the real lesion.
-        group: of the image.
-        predicted: the classifier's finding.
-        dice: of the validator's prediction with the mask.
-    """
-
-    kind: str
-    outline: str
-    target: str
+    kind: str  # "painted", "pasted" or "real"
+    outline: str  # the finding whose outline the mask is
+    target: str  # the finding of the prompt, or of the real lesion
     group: int
-    predicted: str
-    dice: float
+    predicted: str  # the classifier's finding
+    dice: float  # of the validator's prediction with the mask
 
     @property
     def is_detected(self) -> bool:
@@ -127,13 +118,8 @@ def rows_of(verdicts: Sequence[Verdict], classes: Sequence[str]) -> list[Row]:
 def effect(verdicts: Sequence[Verdict], of: str, findings: Sequence[str]) -> Interval:
     """The effect of the prompt, or of the outline, alone: how much more often painted lesions are classified as the second finding.
 
-    Args:
-        verdicts: of the same places in the same order for each combination of outline and prompt.
-        of: "target" compares the prompts place by place; "outline" compares the outlines, whose places differ.
-        findings: the two findings.
-
-    Raises:
-        ValueError: ``of`` is none of the two.
+    ``verdicts`` are of the same places for each combination of outline and prompt. With ``of="target"`` prompts are compared place by
+    place, with "outline" outlines, whose places differ.
     """
     if of not in ("target", "outline"):
         raise ValueError(f"of must be 'target' or 'outline', got {of!r}")
@@ -192,12 +178,7 @@ def _study(options: argparse.Namespace, data: StudyData) -> tuple[str, dict[str,
         f"ResNet18, {settings.size_px} px, {settings.steps} steps on real training crops\n{table(rows)}\n"
         f"classified as {findings[1]} more often, by the prompt {effects['target']}, by the outline {effects['outline']}"
     )
-    figures = {
-        "rows": [asdict(row) for row in rows],
-        "effects": {name: asdict(value) for name, value in effects.items()},
-        "verdicts": [asdict(verdict) for verdict in verdicts],
-    }
-    return text, figures
+    return text, {"rows": rows, "effects": effects, "verdicts": verdicts}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

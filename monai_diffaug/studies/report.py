@@ -7,8 +7,11 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from monai_diffaug.files.whole_file import whole_file
 from monai_diffaug.geometry.slices import PLANES
@@ -31,13 +34,7 @@ def study_parser(
 ) -> argparse.ArgumentParser:
     """A parser with the options of all studies.
 
-    Args:
-        description: of the study.
-        model: what ``--model`` names, e.g. "inpainter"; None leaves the option out.
-        repaints: the study repaints images, with ``--num-inference-steps`` and ``--guidance-scale``.
-        seed: the study has ``--seed``.
-        guidance_scale: default of that option.
-        out: help text of ``--out``.
+    ``model`` is what ``--model`` names (None leaves it out), ``repaints`` adds the sampler's options, ``out`` is the help of ``--out``.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, metavar="DATALIST", help="MONAI datalist (JSON) with a training and a validation list")
@@ -64,18 +61,12 @@ def run_study(
     preferred: Sequence[str] = (),
     with_settings: bool = True,
 ) -> int:
-    """Run a study: print its text and write its figures.
+    """Run a study: print its text, write its figures (with the options, or without), return the exit code 0.
 
     Args:
-        parser: from ``study_parser``.
-        study: the study.
-        arguments: of the command line; None takes those of the process.
+        parser, study, arguments: from ``study_parser``, the study, and its command line.
         needs: the images that the study needs, in words.
         preferred: data sets that are used, where the datalist has them and ``--dataset`` names none.
-        with_settings: write the options together with the figures.
-
-    Returns:
-        0, the exit code.
 
     Raises:
         StudyInputError: there is no ``--data``, or it lacks what the study needs.
@@ -88,14 +79,13 @@ def run_study(
     text, figures = study(options, data)
     sys.stdout.write(text + "\n")
     if options.out is not None and figures is not None:
-        settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
-        write_json({"settings": settings, **figures} if with_settings else figures, options.out)
+        write_json({**({"settings": vars(options)} if with_settings else {}), **figures}, options.out)
     return 0
 
 
 def write_json(figures: Any, file: Path) -> None:
-    """Write ``figures`` to ``file``, whole or not at all; folders are made."""
-    write_text(json.dumps(figures, indent=2) + "\n", file)
+    """Write figures, with arrays and data classes among them, whole or not at all; folders are made."""
+    write_text(json.dumps(figures, indent=2, default=_plain) + "\n", file)
 
 
 def write_text(text: str, file: Path) -> None:
@@ -105,12 +95,17 @@ def write_text(text: str, file: Path) -> None:
         part.write_text(text, encoding="utf-8")
 
 
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    return value.tolist() if isinstance(value, np.ndarray) else str(value)
+
+
 def _window(text: str) -> tuple[float, float]:
-    low, comma, high = text.partition(",")
     try:
-        values = float(low), float(high)
+        low, high = (float(part) for part in text.split(","))
     except ValueError:
-        values = (0.0, 0.0)
-    if not comma or not values[0] < values[1]:
+        low = high = 0.0
+    if not low < high:
         raise argparse.ArgumentTypeError(f"must be LO,HI with LO < HI, got {text!r}")
-    return values
+    return low, high

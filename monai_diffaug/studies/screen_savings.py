@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,11 +26,11 @@ from monai_diffaug.edit.screening import CandidateScreen
 from monai_diffaug.edit.validation_options import Screen
 from monai_diffaug.prompts import compose_prompt
 from monai_diffaug.studies.bootstrap import Interval, interval
-from monai_diffaug.studies.classification import auc as ranking_auc
+from monai_diffaug.studies.downstream_tasks import auc as ranking_auc
 from monai_diffaug.studies.masked_images import MaskedImage, free_places, lesions_of, real_lesions
 from monai_diffaug.studies.painter import Painter
 from monai_diffaug.studies.report import run_study, study_parser
-from monai_diffaug.studies.study_images import StudyData, StudyInputError
+from monai_diffaug.studies.study_images import StudyData
 from monai_diffaug.transforms.latent_validate import LatentValidate
 from monai_diffaug.transforms.latent_validated import LatentValidated
 from monai_diffaug.transforms.local_inpaintd import DiffusionLocalInpaintd
@@ -47,25 +47,15 @@ Place = tuple[MaskedImage, str]
 
 @dataclass(frozen=True)
 class ScreenedCandidate:
-    """Verdicts of screen and validator on one candidate.
-
-    Attributes:
-        dataset: name of the data set.
-        group: of the image.
-        dice: Dice of the mask and the screen's prediction during sampling.
-        dice_at_end: the same of the finished latents.
-        accepted: the full validator's verdict.
-        score: the full validator's Dice.
-        seconds: CPU time of "sampling", "screening", "decoding" and "validating" it.
-    """
+    """Verdicts of screen and validator on one candidate."""
 
     dataset: str
-    group: int
-    dice: float
-    dice_at_end: float
-    accepted: bool
-    score: float
-    seconds: dict[str, float]
+    group: int  # of the image
+    dice: float  # of the mask and the screen's prediction during sampling
+    dice_at_end: float  # the same of the finished latents
+    accepted: bool  # the full validator's verdict
+    score: float  # the full validator's Dice
+    seconds: dict[str, float]  # CPU time of "sampling", "screening", "decoding" and "validating" it
 
 
 @dataclass(frozen=True)
@@ -79,29 +69,20 @@ class Row:
 
 @dataclass(frozen=True)
 class Saving:
-    """One arm of the comparison: sums over all places; ``screened`` candidates were refused undecoded."""
+    """One arm of the comparison: sums over all places."""
 
     arm: str
     places: int
     accepted: int
     candidates: int
-    screened: int
+    screened: int  # candidates that were refused undecoded
     cpu_seconds: float
-
-    @property
-    def seconds_per_accepted(self) -> float:
-        return self.cpu_seconds / self.accepted if self.accepted else float("nan")
-
-
-def has_normal_images(data: StudyData) -> bool:
-    """Lesions can be painted into free places: the validation list has lesions and normal images."""
-    images = data.images()
-    return any(image.is_normal for image in images) and bool(lesions_of(images))
+    cpu_seconds_per_accepted: float
 
 
 def places_of(data: StudyData, n: int, seed: int) -> list[Place]:
     """``n`` places in one data set: free ones, with the findings in turn, or real lesions (or all there are)."""
-    if has_normal_images(data):
+    if data.is_mixed:
         words = data.finding_words
         return [(place, place.prompt_for(words[i % len(words)])) for i, place in enumerate(free_places(data, n, seed=seed))]
     return [(lesion, compose_prompt(lesion.modality, lesion.anatomy, lesion.finding)) for lesion in real_lesions(data, n, seed=seed)]
@@ -112,9 +93,7 @@ def judge(
 ) -> list[ScreenedCandidate]:
     """One candidate per place, screened after a share of the steps and at the end, decoded and judged, whatever the screen says."""
     inpaint, validate, judge_latents = painter.transform(), LatentValidate(validator, device="cpu"), CandidateScreen(Screen(screen))
-    network = inpaint.inpainter_on(torch.device("cpu"))
-    judged = []
-    scores: list[float] = []
+    network, judged, scores = inpaint.inpainter_on(torch.device("cpu")), [], list[float]()
 
     def pass_all(candidate: Candidate) -> bool:
         scores.append(judge_latents.score(network, candidate))
@@ -139,30 +118,18 @@ def judge(
 
 
 def auc(judged: Sequence[ScreenedCandidate], dice: Sequence[float] | None = None) -> float:
-    """ROC AUC of the Dice for the label "accepted" (ties count half); nan unless there are accepted and rejected candidates.
-
-    Args:
-        judged: candidates.
-        dice: one per candidate; None takes that of the look during sampling.
-    """
+    """ROC AUC, for the label "accepted", of the Dice during sampling, or of another one per candidate; nan where all have one label."""
     return ranking_auc([j.dice for j in judged] if dice is None else dice, [int(j.accepted) for j in judged])
 
 
 def rows_of(judged: Sequence[ScreenedCandidate], thresholds: Sequence[float] = THRESHOLDS) -> list[Row]:
-    """A row per threshold of the look during sampling, with 95 % intervals over the images.
-
-    Raises:
-        ValueError: no candidates.
-    """
+    """A row per threshold of the look during sampling, with 95 % intervals over the images."""
     dice, accepted = np.array([j.dice for j in judged]), np.array([j.accepted for j in judged])
     groups = [f"{j.dataset} {j.group}" for j in judged]
 
     def share(passes: NDArray[np.bool_], among: NDArray[np.bool_]) -> Interval:
-        def of(picks: NDArray[np.int64]) -> float:
-            chosen = passes[picks][among[picks]]
-            return float(chosen.mean()) if len(chosen) else float("nan")
-
-        return interval(of, groups)
+        among_them = np.where(among, passes.astype(float), np.nan)
+        return interval(lambda picks: float(np.nanmean(among_them[picks])) if among[picks].any() else float("nan"), groups)
 
     return [Row(least, share(dice >= least, accepted), share(dice < least, ~accepted)) for least in thresholds]
 
@@ -179,12 +146,7 @@ def saving(
 ) -> tuple[list[Saving], int]:
     """All arms, place by place in turn, after one place to warm up; and the number of places with bit-identical images in all arms.
 
-    Args:
-        places: with their prompts.
-        painter: model, sampler and first seed.
-        screen: the screen during sampling; it looks at the end in a further arm.
-        validator: source.
-        max_tries: most candidates per place.
+    ``screen`` looks during sampling; a further arm looks at the end.
     """
     steps, guidance_scale = painter.num_inference_steps, painter.guidance_scale
     inpaint = DiffusionLocalInpaintd("image", model=painter.model, num_inference_steps=steps, guidance_scale=guidance_scale, device="cpu")
@@ -206,11 +168,13 @@ def saving(
             images.append(torch.as_tensor(arms[name].set_random_state(painter.seed + i)(sample)["image"]))
             spent[name] += (time.process_time() - start) * (i > 0)
         same += int(i > 0 and all(torch.equal(images[0], image) for image in images[1:]))
-    counts = {name: arm.statistics for name, arm in arms.items()}
-    return [
-        Saving(name, len(places), n["accepted"], len(places) + n["retried"], n.get("screened", 0), spent[name])
-        for name, n in counts.items()
-    ], same
+    savings = []
+    for name, arm in arms.items():
+        n = arm.statistics
+        per_accepted = spent[name] / n["accepted"] if n["accepted"] else float("nan")
+        candidates, screened = len(places) + n["retried"], n.get("screened", 0)
+        savings.append(Saving(name, len(places), n["accepted"], candidates, screened, spent[name], per_accepted))
+    return savings, same
 
 
 def table(judged: Sequence[ScreenedCandidate], rows: Sequence[Row], savings: Sequence[Saving], same: int) -> str:
@@ -229,7 +193,7 @@ def table(judged: Sequence[ScreenedCandidate], rows: Sequence[Row], savings: Seq
         lines.append(f"{'with retry':<24}{'places':>7}{'accepted':>9}{'candidates':>11}{'screened':>9}{'CPU s':>8}{'s per accepted':>15}")
     for arm in savings:
         figures = f"{arm.places:>7}{arm.accepted:>9}{arm.candidates:>11}{arm.screened:>9}{arm.cpu_seconds:>8.1f}"
-        lines.append(f"{arm.arm:<24}{figures}{arm.seconds_per_accepted:>15.3f}")
+        lines.append(f"{arm.arm:<24}{figures}{arm.cpu_seconds_per_accepted:>15.3f}")
     if savings:
         lines.append(f"{same} of {savings[0].places} places gave bit-identical images in all arms")
     return "\n".join(lines)
@@ -238,13 +202,12 @@ def table(judged: Sequence[ScreenedCandidate], rows: Sequence[Row], savings: Seq
 def _study(options: argparse.Namespace, data: StudyData) -> tuple[str, dict[str, Any]]:
     torch.set_num_threads(1)
     painter, n, after = Painter.of(options), options.n, options.after
+    real_lesions(data)  # raises where there is none
     parts = {name: data.only(name) for name in data.datasets if lesions_of(data.only(name).images())}
-    if not parts:
-        raise StudyInputError(f'this study needs labelled lesions in the "validation" list, and {data.file} shows none ({data.title})')
-    free = next((part for part in parts.values() if has_normal_images(part)), None)
+    free = next((part for part in parts.values() if part.is_mixed), None)
     judged: list[ScreenedCandidate] = []
     for name, part in parts.items():
-        places = places_of(part, n if has_normal_images(part) else n // 3, options.seed)
+        places = places_of(part, n if part.is_mixed else n // 3, options.seed)
         judged += judge(places, name, painter, screen=options.screen, after=after, validator=options.validator)
     rows = rows_of(judged)
     savings: list[Saving] = []
@@ -253,15 +216,12 @@ def _study(options: argparse.Namespace, data: StudyData) -> tuple[str, dict[str,
         screen = Screen(options.screen, options.min_screen_dice, after)
         savings, same = saving(places_of(free, options.n_retry, options.seed + 1), painter, screen, validator=options.validator)
     heading = f"validation groups, {painter}, screen {options.screen} after {after:g} of the steps"
-    figures = {
+    figures: dict[str, Any] = {
         "auc": auc(judged),
         "auc_at_end": auc(judged, [j.dice_at_end for j in judged]),
         "threshold": threshold_that_keeps(judged),
-        "rows": [asdict(row) for row in rows],
-        "savings": [{**asdict(arm), "cpu_seconds_per_accepted": arm.seconds_per_accepted} for arm in savings],
-        "same_images": same,
-        "judged": [asdict(j) for j in judged],
     }
+    figures |= {"rows": rows, "savings": savings, "same_images": same, "judged": judged}
     return f"{heading}\n{table(judged, rows, savings, same)}", figures
 
 

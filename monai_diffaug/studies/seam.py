@@ -30,19 +30,11 @@ SOFT_WIDTH = 12.0  # px at 512: 3 px of a lesion's crop of 128, wide enough for 
 
 
 class Seam(NamedTuple):
-    """Visibility of one contour.
+    """Visibility of one contour: d_0 is the difference across it, d_-1 and d_1 are the neighbouring ones."""
 
-    Attributes:
-        jump: mean |d_0 - (d_-1 + d_1) / 2|, d_0 the difference across the contour, d_-1 and d_1 the neighbouring ones, in
-            the image's unit.
-        to_original: jump over the original's jump at the same contour; 1 means no seam was added. Infinite where the
-            original is flat.
-        to_slopes: jump over the mean slope (|d_-1| + |d_1|) / 2 on the two sides.
-    """
-
-    jump: float
-    to_original: float
-    to_slopes: float
+    jump: float  # mean |d_0 - (d_-1 + d_1) / 2|, in the image's unit
+    to_original: float  # over the original's jump at the same contour; 1: no seam was added. Infinite where the original is flat
+    to_slopes: float  # over the mean slope (|d_-1| + |d_1|) / 2 on the two sides
 
 
 def _jumps(image: NDArray[np.floating], inside: NDArray[np.bool_]) -> tuple[float, float, int]:
@@ -61,15 +53,9 @@ def _jumps(image: NDArray[np.floating], inside: NDArray[np.bool_]) -> tuple[floa
 
 
 def seam(original: NDArray[np.generic], result: NDArray[np.generic], mask: NDArray[np.generic]) -> Seam:
-    """The jump of the normal derivative on the mask's boundary (4-neighbours, along rows and columns).
+    """The jump of the normal derivative on the boundary (4-neighbours) of a mask (1, H, W) or (H, W); images are (C, H, W).
 
-    Args:
-        original: (C, H, W), any unit.
-        result: the edited image, same shape and unit.
-        mask: (1, H, W) or (H, W), non-zero inside.
-
-    Raises:
-        ValueError: shapes differ, or the mask has no boundary at least two pixels from the image's border.
+    ValueError: shapes differ, or the mask has no boundary at least two pixels from the image's border.
     """
     if original.shape != result.shape or original.ndim != 3:
         raise ValueError(f"original {original.shape} and result {result.shape} must have one shape (C, H, W)")
@@ -92,11 +78,7 @@ def seam_profile(
 ) -> list[Seam]:
     """``seam`` on contours at signed distances from the mask's boundary: a soft edge may move a seam instead of removing it.
 
-    Args:
-        original: (C, H, W).
-        result: (C, H, W).
-        mask: (1, H, W) or (H, W).
-        offsets_px: distances, positive outside; 0 is the mask's own boundary. Contours that leave the image are left out.
+    Distances are positive outside; 0 is the mask's own boundary. Contours that leave the image are left out.
     """
     from scipy.ndimage import distance_transform_edt
 
@@ -112,29 +94,16 @@ def seam_profile(
 
 @dataclass(frozen=True)
 class SeamTable:
-    """Mean figures of one kind of mask over all images.
+    """Mean figures of one kind of mask over ``n`` images."""
 
-    Attributes:
-        name: "hard" or the soft mode.
-        boundary: mean ``Seam`` on the mask's boundary.
-        worst: mean over the images of the largest ``to_original`` on any contour of ``seam_profile``.
-        n: number of images.
-    """
-
-    name: str
-    boundary: Seam
-    worst: float
+    name: str  # "hard" or the soft mode
+    boundary: Seam  # on the mask's boundary
+    worst: float  # largest ``to_original`` on any contour of ``seam_profile``
     n: int
 
 
 def measure_seams(lesions: Sequence[MaskedImage], painter: Painter, *, soft_width: float = SOFT_WIDTH) -> list[SeamTable]:
-    """Hard, grow, inner and centre masks on the same lesions, each repainted with the same seeds.
-
-    Args:
-        lesions: what is repainted.
-        painter: model, sampler and seed.
-        soft_width: width of the soft edges, pixels at 512 (see ``SoftEdge``).
-    """
+    """Hard, grow, inner and centre masks (see ``SoftEdge``) on the same lesions, each repainted with the same seeds."""
     tables = []
     for name in ("hard", *SOFT_MODES):
         edge = SoftEdge(width_px_at_512=0.0) if name == "hard" else SoftEdge(width_px_at_512=soft_width, mode=name)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -42,21 +42,13 @@ BATCH_SIZE = 8
 
 @dataclass(frozen=True)
 class Repainting:
-    """Repainted crops against the real ones; shares and distances with 95 % intervals over the image groups.
-
-    Attributes:
-        n: images; each was repainted with ``seeds`` seeds.
-        seeds: number of seeds.
-        features: mean squared error of MedSAM's features on the hidden patches, (with, without, with - without).
-        latents: mean squared error of the VAE's latents under the mask, likewise.
-        accepted: share that the validator accepts, likewise; None on normal tissue.
-    """
+    """``n`` repainted crops against the real ones, each (with controller, without, with - without), 95 % intervals over the groups."""
 
     n: int
-    seeds: int
-    features: tuple[Interval, Interval, Interval]
-    latents: tuple[Interval, Interval, Interval]
-    accepted: tuple[Interval, Interval, Interval] | None
+    seeds: int  # of each crop
+    features: tuple[Interval, Interval, Interval]  # mean squared error of MedSAM's features on the hidden patches
+    latents: tuple[Interval, Interval, Interval]  # mean squared error of the VAE's latents under the mask
+    accepted: tuple[Interval, Interval, Interval] | None  # share that the validator accepts; None on normal tissue
 
 
 def prompt_of(one: MaskedImage) -> str:
@@ -87,14 +79,7 @@ def encoded(inpainter: Inpainter, model: SemanticModel, images: Sequence[MaskedI
 def distillation_errors(
     inpainter: Inpainter, model: SemanticModel, crops: SemanticCrops, training_mean: Tensor
 ) -> dict[str, NDArray[np.float64]]:
-    """The distillation error of each crop, (B,), of the controller and of three guesses.
-
-    Args:
-        inpainter: encodes the captions.
-        model: the controller.
-        crops: encoded crops.
-        training_mean: (P + 1, E) mean features of unmasked training crops, position by position.
-    """
+    """The distillation error of each crop, (B,), of the controller and of three guesses; ``training_mean`` is (P + 1, E)."""
     masked, hidden = crops.visible, crops.hidden
     predicted, pooled = model.parts["controller"](masked[:, :-1], masked[:, -1], inpainter.encode_text(crops.captions), hidden)
     visible = 1 - hidden
@@ -128,15 +113,7 @@ def measure_distillation(
 def measure_repainting(
     inpainter: Inpainter, model: SemanticModel, images: Sequence[MaskedImage], painter: Painter, controller: Any = "tiny", *, seeds: int = 2
 ) -> Repainting:
-    """Repaint each image under its own mask from noise, with and without the controller, with the same seeds.
-
-    Args:
-        inpainter, model: encode the results.
-        images: images to repaint, with the caption of what is there.
-        painter: model, sampler and first seed.
-        controller: source of the semantic controller, as the transform takes it.
-        seeds: number of seeds of each image.
-    """
+    """Repaint each image from noise with and without the controller, same seeds; ``inpainter`` and ``model`` encode the results."""
     real, groups = encoded(inpainter, model, images), [one.group for one in images]
     has_lesions, validate = not images[0].is_normal, LatentValidate(device="cpu")
     means: list[NDArray[np.float64]] = []
@@ -194,11 +171,7 @@ def _study(options: argparse.Namespace, data: StudyData) -> tuple[str, dict[str,
         for kind, images in kinds.items()
     }
     heading = f"{data.title}, validation groups, {painter}, controller {options.semantic_controller}"
-    figures = {
-        "distillation": {kind: {name: asdict(v) for name, v in rows.items()} for kind, rows in distillation.items()},
-        "repainting": {kind: asdict(each) for kind, each in repainting.items()},
-    }
-    return f"{heading}\n{table(distillation, repainting)}", figures
+    return f"{heading}\n{table(distillation, repainting)}", {"distillation": distillation, "repainting": repainting}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -29,50 +29,38 @@ class StudyInputError(TrainingInputError):
 
 @dataclass(frozen=True)
 class StudyImage:
-    """One picture, or one slice of a volume.
+    """One picture, or one slice of a volume."""
 
-    Attributes:
-        image: (C, H, W) uint8, C 1 or 3.
-        findings: word and mask (H, W) of each finding.
-        labelled: (H, W), everything that is labelled.
-        whole: finding of the whole image where nothing has an outline, else "normal tissue".
-        modality, anatomy: words of the prompts.
-        dataset: name of its data set; may be empty.
-        group: number of its group; near-duplicates share one, and so do the slices of a volume.
-        index: "index" of its entry, else the entry's position in the list.
-    """
-
-    image: Tensor
-    findings: tuple[tuple[str, NDArray[np.bool_]], ...]
-    labelled: NDArray[np.bool_]
-    whole: str
+    image: Tensor  # (C, H, W) uint8, C 1 or 3
+    findings: tuple[tuple[str, NDArray[np.bool_]], ...]  # word and mask (H, W) of each
+    labelled: NDArray[np.bool_]  # (H, W), everything that is labelled
+    whole: str  # finding of the whole image where nothing has an outline, else "normal tissue"
     modality: str
     anatomy: str
-    dataset: str
-    group: int
-    index: int
+    dataset: str  # may be empty
+    group: int  # near-duplicates share one, and so do the slices of a volume
+    index: int  # "index" of its entry, else the entry's position in the list
 
     @property
     def is_normal(self) -> bool:
         """Nothing is labelled, and the image as a whole shows nothing either."""
         return self.whole == NORMAL and not self.labelled.any()
 
+    def labelled_within(self, centre_yx: NDArray[np.float64], reach_px: float) -> bool:
+        """Something is labelled in the square of twice ``reach_px`` around the centre."""
+        top, left = np.maximum(centre_yx - reach_px, 0).astype(int)
+        bottom, right = np.ceil(centre_yx + reach_px).astype(int)
+        return bool(self.labelled[top:bottom, left:right].any())
+
 
 @dataclass(frozen=True)
 class StudyData:
-    """A datalist, and what of it a study uses.
+    """A datalist, and the data sets of it that a study uses."""
 
-    Attributes:
-        file: the JSON file, as ``read_datalist`` reads it.
-        datasets: names of the data sets that are used, in their order in the file; ("",) where the entries name none.
-        plane: in which volumes are sliced.
-        window: intensities that become 0 to 255; None takes 0.5 and 99.5 percentiles of each image. 8-bit pictures stay as they are.
-    """
-
-    file: Path
-    datasets: tuple[str, ...]
-    plane: str = "axial"
-    window: tuple[float, float] | None = None
+    file: Path  # as ``read_datalist`` reads it
+    datasets: tuple[str, ...]  # in their order in the file; ("",) where the entries name none
+    plane: str = "axial"  # of the slices of volumes
+    window: tuple[float, float] | None = None  # see ``pictures_of``
 
     @classmethod
     def open(
@@ -84,13 +72,7 @@ class StudyData:
         plane: str = "axial",
         window: tuple[float, float] | None = None,
     ) -> StudyData:
-        """The data sets of a file.
-
-        Args:
-            file: the datalist.
-            datasets: the data sets to use, each of which must be there. Empty takes those of ``preferred`` that are, else all.
-            preferred: see ``datasets``.
-            plane, window: see the attributes.
+        """Use some data sets of a file, each of which must be there; without names those of ``preferred`` that are there, else all.
 
         Raises:
             StudyInputError: no such data set.
@@ -121,24 +103,21 @@ class StudyData:
         """The same data, limited to some data sets."""
         return replace(self, datasets=datasets)
 
-    def require_one(self) -> StudyData:
-        """The same data; refused when it has several data sets, for studies in which lesions move from image to image.
+    @property
+    def is_mixed(self) -> bool:
+        """The validation images are with and without lesions, so that lesions can be painted into normal ones."""
+        images = self.images()
+        return any(image.is_normal for image in images) and any(image.findings for image in images)
 
-        Raises:
-            StudyInputError: it has.
-        """
+    def require_one(self) -> StudyData:
+        """The same data; StudyInputError when it has several data sets, for studies in which lesions move from image to image."""
         if len(self.datasets) > 1:
             names = ", ".join(self.datasets)
             raise StudyInputError(f"this study needs one data set, and {self.file} has {names}; choose one with --dataset")
         return self
 
     def images(self, section: str = VALIDATION) -> list[StudyImage]:
-        """The images of one list of the file, of one data set after the other.
-
-        Raises:
-            StudyInputError: there is none.
-            TrainingInputError: a file cannot be read.
-        """
+        """The images of one list of the file, of one data set after the other; StudyInputError where there is none."""
         modified = self.file.stat().st_mtime_ns
         images = [image for name in self.datasets for image in _images(self.file, modified, section, name, self.plane, self.window)]
         if not images:
@@ -147,11 +126,7 @@ class StudyData:
 
 
 def read_sections(file: Path) -> dict[str, list[tuple[Entry, dict[str, Any]]]]:
-    """The entries of the lists "training", "validation" and "volumes", each with its row in the file; what the file lacks is empty.
-
-    Raises:
-        TrainingInputError: the datalist cannot be read.
-    """
+    """The entries of the lists "training", "validation" and "volumes", each with its row in the file; lists that it lacks are empty."""
     entries = {section: read_datalist(file, section=section) for section in (VALIDATION, VOLUMES)}  # raises where this is no datalist
     content = json.loads(file.read_text(encoding="utf-8-sig"))
     entries[TRAINING] = read_datalist(file, section=TRAINING) if content.get(TRAINING) else []

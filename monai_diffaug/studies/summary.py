@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from monai_diffaug.studies.bootstrap import interval, mean_interval
-from monai_diffaug.studies.classification import accuracy, auc, f1
-from monai_diffaug.studies.segmentation import SIZES
+from monai_diffaug.studies.bootstrap import interval
+from monai_diffaug.studies.downstream_tasks import SIZES, accuracy, auc, f1
 
 __all__ = ["BASELINE", "summarise", "table_of"]
 
@@ -21,17 +19,17 @@ BASELINE = "none"
 RESAMPLES = 20_000  # with 1000 the ends of an interval move by .3 points from seed to seed
 SCORES: dict[str, Callable[[Any, Any], float]] = {"auc": auc, "accuracy": accuracy, "f1": f1}
 
+Runs = Sequence[Mapping[str, Any]]
+"""Results of ``monai_diffaug.studies.downstream.run_arm``."""
+OfPicks = Callable[[NDArray[np.int64]], list[float]]
+"""From indices of images to one value per seed."""
 
-def summarise(runs: Sequence[Mapping[str, Any]], resamples: int = RESAMPLES) -> list[dict[str, Any]]:
+
+def summarise(runs: Runs, resamples: int = RESAMPLES) -> list[dict[str, Any]]:
     """One row for each arm and number of labelled images.
 
-    Images are averaged over the seeds first; the interval resamples the groups of the test images ("seed_means" shows the spread of the
-    seeds). "gain" is the paired difference to the arm "none" on the same images; of "none" with more labelled images,
-    to "none" with the fewest.
-
-    Args:
-        runs: results of ``monai_diffaug.studies.downstream.run_arm``.
-        resamples: of the bootstrap.
+    Figures are means over the seeds; the interval resamples the groups of the test images ("seed_means" shows the spread of the seeds).
+    "gain" is the paired difference to the arm "none" on the same images; of "none" with more labelled images, to "none" with the fewest.
     """
     table: dict[tuple[int, str], list[Mapping[str, Any]]] = defaultdict(list)
     for run in runs:
@@ -58,96 +56,59 @@ def summarise(runs: Sequence[Mapping[str, Any]], resamples: int = RESAMPLES) -> 
     return rows
 
 
-def _segmentation(members: Sequence[Mapping[str, Any]], baseline: Sequence[Mapping[str, Any]], resamples: int) -> dict[str, Any]:
-    figures: dict[str, Any] = {"dice": _mean(members, "dice", lambda row: True, resamples)}
-    figures["dice_gain"] = _gain(members, baseline, "dice", resamples) if baseline else None
-    for name in ("hd95", "missed", "false_alarm"):
-        figures[name] = _mean(members, name, lambda row: True, resamples)
-    for size in SIZES:
-        figures[f"fnr_{size}"] = _mean(members, "fnr", partial(_is_of, size), resamples)
-    return {name: value for name, value in figures.items() if value is not None}
-
-
-def _is_of(size: str, row: Mapping[str, Any]) -> bool:
-    return bool(row.get("size") == size)
-
-
-def _columns(members: Sequence[Mapping[str, Any]], name: str, keep: Callable[[Any], bool]) -> tuple[NDArray[np.float64], list[int]]:
-    """(seeds, images) of a figure, and the images' groups."""
-    kept = [[row for row in run["images"] if name in row and keep(row)] for run in members]
-    return np.array([[row[name] for row in rows] for rows in kept], np.float64), [int(row["group"]) for row in kept[0]]
-
-
-def _mean(members: Sequence[Mapping[str, Any]], name: str, keep: Callable[[Any], bool], resamples: int) -> dict[str, Any] | None:
-    values, groups = _columns(members, name, keep)
-    if values.size == 0:
-        return None
-    return _with_seeds(values, groups, resamples)
-
-
-def _with_seeds(values: NDArray[np.float64], groups: Sequence[int], resamples: int) -> dict[str, Any]:
-    """The mean of values (seeds, images) with its interval, and the mean of each seed."""
-    return {**asdict(mean_interval(values.mean(0), groups, resamples=resamples)), "seed_means": [float(v) for v in values.mean(1)]}
-
-
-def _paired(
-    members: Sequence[Mapping[str, Any]], baseline: Sequence[Mapping[str, Any]], name: str
-) -> tuple[NDArray[np.float64], NDArray[np.float64], list[int]]:
-    """A figure (seeds, images) of an arm and of its baseline, over the seeds that both have, and the images' groups."""
-    shared = {run["seed"] for run in members} & {run["seed"] for run in baseline}
-    ours, groups = _columns([run for run in members if run["seed"] in shared], name, lambda row: True)
-    theirs, _ = _columns([run for run in baseline if run["seed"] in shared], name, lambda row: True)
-    return ours, theirs, groups
-
-
-def _gain(members: Sequence[Mapping[str, Any]], baseline: Sequence[Mapping[str, Any]], name: str, resamples: int) -> dict[str, Any]:
-    ours, theirs, groups = _paired(members, baseline, name)
-    return _with_seeds(ours - theirs, groups, resamples)
-
-
-def _classification(members: Sequence[Mapping[str, Any]], baseline: Sequence[Mapping[str, Any]], resamples: int) -> dict[str, Any]:
-    probabilities, groups = _columns(members, "probability", lambda row: True)
-    targets, _ = _columns(members, "target", lambda row: True)
-    truth = targets[0]
-    everything = np.arange(len(groups))
+def _segmentation(members: Runs, baseline: Runs, resamples: int) -> dict[str, Any]:
     figures: dict[str, Any] = {}
-    for name, score in SCORES.items():
-        by_seed = partial(_scores, score, probabilities, truth)
-        score_interval = interval(partial(_mean_score, by_seed), groups, resamples=resamples)
-        figures[name] = {**asdict(score_interval), "seed_means": by_seed(everything)}
-        if name == "auc" and baseline:
-            figures["auc_gain"] = _auc_gain(members, baseline, resamples)
+    for name in ("dice", "hd95", "missed", "false_alarm", *(f"fnr_{size}" for size in SIZES)):
+        values, groups = _columns(members, *name.split("_")) if name.startswith("fnr") else _columns(members, name)
+        if values.size:
+            figures[name] = _figure(_means(values), groups, resamples)
+        if name == "dice" and baseline:
+            arm, reference, groups = _paired(members, baseline, "dice")
+            figures["dice_gain"] = _figure(_means(arm - reference), groups, resamples)
     return figures
 
 
-def _scores(
-    score: Callable[[Any, Any], float], probabilities: NDArray[np.float64], truth: NDArray[np.float64], picks: NDArray[np.int64]
-) -> list[float]:
-    """The score of each seed's probabilities (seeds, images) on the picked images."""
-    return [score(p[picks], truth[picks]) for p in probabilities]
+def _classification(members: Runs, baseline: Runs, resamples: int) -> dict[str, Any]:
+    probabilities, groups = _columns(members, "probability")
+    truth = _columns(members, "target")[0][0]
+    figures = {name: _figure(_scores(score, probabilities, truth), groups, resamples) for name, score in SCORES.items()}
+    if baseline:
+        arm, reference, groups = _paired(members, baseline, "probability")
+        ours, theirs = _scores(auc, arm, truth), _scores(auc, reference, truth)  # scored on the same resampled groups
+        gain = _figure(lambda picks: [a - b for a, b in zip(ours(picks), theirs(picks), strict=True)], groups, resamples)
+        figures = {"auc": figures.pop("auc"), "auc_gain": gain, **figures}
+    return figures
 
 
-def _mean_score(by_seed: Callable[[NDArray[np.int64]], list[float]], picks: NDArray[np.int64]) -> float:
-    return float(np.mean(by_seed(picks)))
+def _columns(members: Runs, name: str, size: str | None = None) -> tuple[NDArray[np.float64], list[int]]:
+    """(seeds, images) of a figure, of lesions of one size or of all images that have it, and the images' groups."""
+    rows = [[row for row in run["images"] if name in row and size in (None, row.get("size"))] for run in members]
+    return np.array([[row[name] for row in of_seed] for of_seed in rows], np.float64), [int(row["group"]) for row in rows[0]]
 
 
-def _auc_gain(members: Sequence[Mapping[str, Any]], baseline: Sequence[Mapping[str, Any]], resamples: int) -> dict[str, Any]:
-    """Both arms are scored on the same resampled groups."""
-    ours, theirs, groups = _paired(members, baseline, "probability")
-    truth = _columns(members, "target", lambda row: True)[0][0]
+def _paired(members: Runs, baseline: Runs, name: str) -> tuple[NDArray[np.float64], NDArray[np.float64], list[int]]:
+    """A figure (seeds, images) of an arm and of its baseline, over the seeds that both have, and the images' groups."""
+    shared = {run["seed"] for run in members} & {run["seed"] for run in baseline}
+    columns = [_columns([run for run in runs if run["seed"] in shared], name) for runs in (members, baseline)]
+    return columns[0][0], columns[1][0], columns[0][1]
 
-    def by_seed(picks: NDArray[np.int64]) -> list[float]:
-        return [our - their for our, their in zip(_scores(auc, ours, truth, picks), _scores(auc, theirs, truth, picks), strict=True)]
 
-    gain = interval(partial(_mean_score, by_seed), groups, resamples=resamples)
-    return {**asdict(gain), "seed_means": by_seed(np.arange(len(groups)))}
+def _means(values: NDArray[np.float64]) -> OfPicks:
+    return lambda picks: [float(mean) for mean in values[:, picks].mean(1)]
+
+
+def _scores(score: Callable[[Any, Any], float], probabilities: NDArray[np.float64], truth: NDArray[np.float64]) -> OfPicks:
+    return lambda picks: [score(of_seed[picks], truth[picks]) for of_seed in probabilities]
+
+
+def _figure(of_picks: OfPicks, groups: Sequence[int], resamples: int) -> dict[str, Any]:
+    """The mean over the seeds with its interval, and each seed's value."""
+    mean = interval(lambda picks: float(np.mean(of_picks(picks))), groups, resamples=resamples)
+    return {**asdict(mean), "seed_means": of_picks(np.arange(len(groups)))}
 
 
 def table_of(summary: Sequence[Mapping[str, Any]]) -> str:
-    """A Markdown table; figures in percent except HD95, which is in pixels; 95 % intervals over the test images.
-
-    Below it a line per method: its description, its networks, and the data that its generator had seen.
-    """
+    """A Markdown table, in percent (HD95: pixels) with 95 % intervals; below it a line per method with its networks and their data."""
     if not summary:
         return ""
     fullest_first = sorted(summary, key=lambda row: -len(row["figures"]))  # the baseline has no gain

@@ -5,8 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from monai_diffaug.studies.acceptance import EMPTY, RIGHT, Judgement, judge, measure, table
-from monai_diffaug.studies.bad_masks import BAD_MASKS
+from monai_diffaug.studies.acceptance import BAD_MASKS, EMPTY, RIGHT, Judgement, judge, measure, table
 from monai_diffaug.studies.masked_images import real_lesions
 
 

@@ -10,16 +10,25 @@ import pytest
 import torch
 
 from monai_diffaug.studies import downstream
-from monai_diffaug.studies.arms import ARMS, NEEDS, Generator, arm_factory, description_of, synthesise
-from monai_diffaug.studies.classification import accuracy, auc, f1, score_classification, train_classification
+from monai_diffaug.studies.arms import ARMS, Generator, arm_of, description_of, synthesise
+from monai_diffaug.studies.downstream_tasks import (
+    TaskSettings,
+    accuracy,
+    auc,
+    batch_of,
+    f1,
+    score_classification,
+    score_segmentation,
+    size_of,
+    train_classification,
+    train_segmentation,
+)
 from monai_diffaug.studies.lesion_sources import BorrowedLesiond, OwnLesiond, OwnOrBorrowedLesiond
 from monai_diffaug.studies.markers import replace_between
 from monai_diffaug.studies.masked_images import MaskedImage
-from monai_diffaug.studies.origin import digest_of
-from monai_diffaug.studies.segmentation import TaskSettings, batch_of, score_segmentation, size_of, train_segmentation
 from monai_diffaug.studies.study_images import StudyData, StudyInputError
 from monai_diffaug.studies.summary import summarise, table_of
-from monai_diffaug.studies.synthetic_cache import SyntheticImages, load_or_make
+from monai_diffaug.studies.synthetic_cache import SyntheticImages, digest_of, load_or_make
 from monai_diffaug.training.datalist import read_datalist
 from monai_diffaug.training.read_entry import read_entry
 
@@ -63,15 +72,15 @@ def test_the_labelled_images_are_stratified_nested_and_one_per_group(breast):
     assert len({case.group for case in forty}) == 40
     assert [c.index for c in downstream.labelled_cases(breast, 10)] == [c.index for c in forty[:10]]
     assert [c.index for c in downstream.labelled_cases(breast, 10, 1)] != [c.index for c in forty[:10]]
-    assert not {c.group for c in forty} & {c.group for c in downstream.held_out_cases(breast)}
+    assert not {c.group for c in forty} & {c.group for c in downstream.cases_of(breast, "validation")}
     with pytest.raises(StudyInputError, match="cannot draw 9999"):
         downstream.labelled_cases(breast, 9999)
 
 
 def test_grey_and_coloured_images_of_one_list_get_the_same_channels(packed):
     data = StudyData.open(packed("spleen_ct", "colonoscopy_polyp"))
-    assert {case.image.shape[0] for case in downstream.held_out_cases(data)} == {3}
-    assert {case.image.shape[0] for case in downstream.held_out_cases(data.only("spleen_ct"))} == {1}
+    assert {case.image.shape[0] for case in downstream.cases_of(data, "validation")} == {3}
+    assert {case.image.shape[0] for case in downstream.cases_of(data.only("spleen_ct"), "validation")} == {1}
 
 
 def test_training_learns_and_leaves_the_global_random_state_alone(cases):
@@ -187,11 +196,11 @@ def untrained(random_inpainter) -> Generator:
 
 def made_by(arm: str, cases: list[MaskedImage], generator: Generator) -> tuple[MaskedImage, MaskedImage]:
     """The first image that an arm makes of the first case, and that case."""
-    transform = arm_factory(arm)(cases[:2], generator)
+    transform = arm_of(arm)[0](cases[:2], generator)
     return next(m for m in (synthesise(transform, cases[:1], 0, k) for k in range(6)) if m is not None), cases[0]
 
 
-@pytest.mark.parametrize("arm", [name for name, factory in ARMS.items() if factory and name != "diffaug"])
+@pytest.mark.parametrize("arm", [name for name, (factory, _) in ARMS.items() if factory and name not in ("diffaug", "real_lesions")])
 def test_generator_arms_make_labelled_images(cases, untrained, arm):
     made, base = made_by(arm, cases, untrained)
     assert made.image.shape == (1, 128, 128) and made.image.dtype == torch.uint8 and made.mask.any()
@@ -208,8 +217,8 @@ def test_a_slice_made_from_its_edges_keeps_its_label(cases, untrained, arm):
 
 def test_a_normal_slice_is_made_from_its_edges_too_and_has_no_own_lesion_to_outline(cases, untrained):
     normal_case = cases[-1:]
-    assert not synthesise(arm_factory("emit_diff")(cases, untrained), normal_case, 0, 0).mask.any()
-    assert synthesise(arm_factory("mila")(cases, untrained), normal_case, 0, 0) is None
+    assert not synthesise(arm_of("emit_diff")[0](cases, untrained), normal_case, 0, 0).mask.any()
+    assert synthesise(arm_of("mila")[0](cases, untrained), normal_case, 0, 0) is None
 
 
 def test_mila_paints_what_medsam_outlines_and_leaves_the_label(cases, untrained):
@@ -219,21 +228,20 @@ def test_mila_paints_what_medsam_outlines_and_leaves_the_label(cases, untrained)
     assert torch.equal(base.mask, made.mask)
 
 
-@pytest.mark.parametrize("arm", [name for name, networks in NEEDS.items() if networks])
+@pytest.mark.parametrize("arm", [name for name, (_, networks) in ARMS.items() if networks])
 def test_an_arm_says_which_option_names_the_network_that_it_lacks(cases, arm):
-    (network,) = NEEDS[arm]
+    factory, (network,) = ARMS[arm]
     with pytest.raises(ValueError, match=f"--{network.replace('_', '-')} NAME=SOURCE"):
-        arm_factory(arm)(cases, ALONE)
+        factory(cases, ALONE)
 
 
-def test_every_arm_is_described_in_one_line_and_declares_its_networks():
-    assert set(ARMS) == {name for name in NEEDS if ":" not in name}
-    for factory in ARMS.values():
+def test_every_arm_is_described_in_one_line():
+    for factory, _ in ARMS.values():
         assert description_of(factory).endswith(".") and len(description_of(factory)) > 20
 
 
 def test_samples_that_the_validator_refuses_are_left_out_and_other_errors_are_not(cases, random_inpainter):
-    refuse = arm_factory("diffaug")(cases, Generator(random_inpainter, "nothing"))  # random weights paint no lesion
+    refuse = arm_of("diffaug")[0](cases, Generator(random_inpainter, "nothing"))  # random weights paint no lesion
     assert synthesise(refuse, cases, 0, 0) is None
 
     def broken(sample):
@@ -244,14 +252,14 @@ def test_samples_that_the_validator_refuses_are_left_out_and_other_errors_are_no
 
 
 def test_any_dictionary_transform_is_an_arm_by_import_path():
-    factory = arm_factory("monai_diffaug.studies.arms:_copy_paste")
-    assert factory is not None
+    factory, networks = arm_of("monai_diffaug.studies.arms:_copy_paste")
+    assert factory is ARMS["copy_paste"][0] and len(networks) == 4
     with pytest.raises(ValueError, match="no arm 'nonsense'"):
-        arm_factory("nonsense")
+        arm_of("nonsense")
 
 
 def test_synthesis_repeats_and_goes_on_where_it_stopped(tmp_path, cases):
-    transform = arm_factory("copy_paste")(cases, ALONE)
+    transform = arm_of("copy_paste")[0](cases, ALONE)
     whole = load_or_make(tmp_path / "a", transform, cases, 12, seed=3, max_seconds=60)
     first = load_or_make(tmp_path / "b", transform, cases, 12, seed=3, max_seconds=0)
     assert not first.cases
@@ -292,8 +300,9 @@ def test_the_options_of_the_command_are_the_defaults_of_the_settings_and_reach_t
 
 
 def test_a_run_is_kept_and_another_setup_in_its_place_is_refused(tmp_path, breast, monkeypatch):
-    few = downstream.held_out_cases(breast)[:4]
-    monkeypatch.setattr(downstream, "held_out_cases", lambda data: few)
+    few = downstream.cases_of(breast, "validation")[:4]
+    everything = downstream.cases_of
+    monkeypatch.setattr(downstream, "cases_of", lambda data, section: few if section == "validation" else everything(data, section))
     result = downstream.run_arm(options_of(tmp_path), breast, "copy_paste", 10, 0)
     assert result["n_synthetic"] == 3 and len(result["images"]) == 4
     assert result["generator"]["seen"] == "no generator"

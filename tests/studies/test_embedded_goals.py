@@ -7,8 +7,8 @@ import pytest
 
 from monai_diffaug.models.registry import tiny_folder
 from monai_diffaug.studies import embedded_goals
-from monai_diffaug.studies.embedded_goals import normal_data, painted_into_normal, table, vae_psnr
-from monai_diffaug.studies.study_images import StudyData
+from monai_diffaug.studies.embedded_goals import measure, painted_into_normal, table, vae_psnr
+from monai_diffaug.studies.study_images import StudyData, StudyInputError
 
 ROOT = Path(__file__).parents[2]
 FIGURES = json.loads((tiny_folder("") / "figures.json").read_text())
@@ -22,9 +22,9 @@ def test_psnr_is_measured_for_every_modality_and_is_that_of_the_shipped_decoder(
     assert all(value == pytest.approx(FIGURES["vae_psnr_db"][modality], abs=4) and value > 28 for modality, value in values.items())
 
 
-def test_the_data_set_with_normal_images_is_chosen(packed) -> None:
-    assert normal_data(StudyData.open(packed("spleen_ct", "breast_ultrasound"))).datasets == ("breast_ultrasound",)
-    assert normal_data(StudyData.open(packed("spleen_ct"))) is None
+def test_data_without_normal_images_are_refused(packed) -> None:
+    with pytest.raises(StudyInputError, match="lesions and normal images"):
+        measure(StudyData.open(packed("spleen_ct")))
 
 
 def test_nothing_outside_the_mask_changes_and_the_prompt_decides_what_is_found(breast, monkeypatch) -> None:

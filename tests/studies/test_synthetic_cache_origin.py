@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from monai_diffaug.studies.origin import digest_of, require_origin
+from monai_diffaug.studies.synthetic_cache import digest_of, require_origin
 
 
 def test_other_weights_under_the_same_path_have_another_digest_and_training_records_do_not_count(tmp_path: Path) -> None:

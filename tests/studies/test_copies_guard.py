@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from monai_diffaug.studies.copy_guard import guard_table, measure_guard
+from monai_diffaug.studies.copies import guard_table, measure_guard
 from monai_diffaug.studies.masked_images import free_places, real_lesions
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from monai_diffaug.studies.bad_masks import BAD_MASKS, elsewhere, grown, shifted, shrunk
+from monai_diffaug.studies.acceptance import BAD_MASKS, elsewhere, grown, shifted, shrunk
 
 
 @pytest.fixture

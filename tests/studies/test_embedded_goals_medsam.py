@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from monai_diffaug.models.medsam import MedSAM
-from monai_diffaug.studies.medsam_boxes import box_dice
+from monai_diffaug.studies.embedded_goals import box_dice
 from monai_diffaug.studies.study_images import StudyData
 
 
