@@ -127,7 +127,7 @@ def official_masks(sam: Any, slices: Tensor, boxes_xyxy: Tensor, *, box_as_mask:
     try:
         from skimage.transform import resize
     except ImportError as error:
-        raise MissingExtraError(f"the published script resizes by scikit-image ({error}): pip install monai_diffaug[eval]") from error
+        raise MissingExtraError(f"the published script resizes by scikit-image ({error}): pip install monai_diffaug[demo]") from error
 
     size, device = sam.image_encoder.img_size, sam.mask_decoder.iou_token.weight.device
     height, width = slices.shape[-2:]
