@@ -18,14 +18,14 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         parents=[common],
         help="collect training lesions, so that painted copies of them are refused",
         description="Write the lesions of a MONAI datalist to FILE, which LatentValidated(novelty=FILE) takes: painted lesions that repeat "
-        "one of them are refused. Images are read as LoadImaged does.",
+        "one of them are refused. Images are read with LoadImaged; entries without a label are left out.",
     )
     parser.add_argument("data", type=Path, metavar="DATALIST", help='JSON: {"training": [{"image": ..., "label": ...}]}')
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the bank, .npz")
     parser.add_argument("--section", default="training", metavar="NAME", help="list of the datalist; default training")
     parser.add_argument("--label-value", type=int, metavar="N", help="class id of a lesion; default all above 0")
     parser.add_argument("--group-key", metavar="KEY", help='key of the entries that near-duplicates share, e.g. "patient"')
-    parser.add_argument("--plane", choices=PLANES, default="axial", help="in which volumes are sliced")
+    parser.add_argument("--plane", choices=PLANES, default="axial", help="plane of the slices of volumes")
     parser.add_argument("--window", type=window, metavar="LO,HI", help="clip intensities, as window= of the painting transform does")
     parser.set_defaults(run=run)
 

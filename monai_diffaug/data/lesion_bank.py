@@ -209,6 +209,7 @@ class LesionBank:
             raise ValueError(f"datalist {path} is no JSON: {error}") from error
         except TypeError as error:
             raise ValueError(f'datalist {path}: "{section}" must be a list of entries with "image" and "label"') from error
+        entries = [{key: value for key, value in entry.items() if value is not None} for entry in entries]  # "label": null is no label
         keys = ["image", "label"]
         load, channel_first = LoadImaged(keys, allow_missing_keys=True), EnsureChannelFirstd(keys, allow_missing_keys=True)
 

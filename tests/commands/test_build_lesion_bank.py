@@ -43,6 +43,14 @@ def test_the_bank_of_a_datalist_is_written_and_counted(datalist, tmp_path, capsy
     assert len(bank) == 2 and bank.window == (0, 200)
 
 
+def test_images_without_a_label_are_left_out(datalist, tmp_path):
+    rows = json.loads(datalist.read_text())["training"]
+    without = [{"image": "i0.png"}, {"image": "i1.png", "label": None, "finding": "pneumonia"}]
+    datalist.write_text(json.dumps({"training": [*without, *rows]}))
+    assert run(str(datalist), "--out", str(tmp_path / "bank.npz"), "-q") == 0
+    assert len(LesionBank.load(tmp_path / "bank.npz")) == 2
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [(["--label-value", "1"], "voxels of value 1"), (["--section", "test"], "test"), (["--group-key", "patient"], "one group")],
