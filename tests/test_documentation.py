@@ -22,6 +22,7 @@ GUIDES = [ROOT / "README.md", ROOT / "AGENTS.md", ROOT / "CONTRIBUTING.md"]
 PAGES = sorted(page for page in DOCS.rglob("*.md") if not {"_generated", "_build"} & set(page.relative_to(DOCS).parts))
 TEXTS = [*GUIDES, *PAGES]
 MOST_LINES = 130
+SUFFIXES = (".png", ".jpg", ".tif", ".png")  # of the four pictures that the snippets read
 NOT_RUN = "<!-- not run:"  # the line before a block that needs a download
 IN_GENERATED = ("_generated/", "../_generated/")
 
@@ -75,19 +76,19 @@ COMMAND_PAGES = [page for page in TEXTS if commands_of(page)]
 
 
 def drawing(seed: int) -> tuple[Any, Any]:
-    """(128, 128) uint8 speckle with a dark ellipse, and the ellipse."""
+    """(112, 144) uint8 speckle with a dark ellipse, and the ellipse."""
     from scipy.ndimage import gaussian_filter
 
     rng = np.random.RandomState(seed)
-    rows, columns = np.indices((128, 128))
-    mass = np.hypot((rows - rng.randint(45, 80)) / 14, (columns - rng.randint(45, 80)) / 18) < 1
-    tissue = 110 + 25 * gaussian_filter(rng.standard_normal((128, 128)), 1.2) * 3
+    rows, columns = np.indices((112, 144))
+    mass = np.hypot((rows - rng.randint(40, 70)) / 14, (columns - rng.randint(45, 100)) / 18) < 1
+    tissue = 110 + 25 * gaussian_filter(rng.standard_normal((112, 144)), 1.2) * 3
     return np.where(mass, 0.25 * tissue, tissue).clip(0, 255).astype(np.uint8), mass.astype(np.uint8)
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files that the pages name: four pictures with labels, their datalist, a CT with an organ map and a lesion."""
+    """The files that the pages name: four pictures (PNG, JPEG, TIFF) with labels, their datalist, a CT with an organ map and a lesion."""
     import nibabel
     from PIL import Image
 
@@ -97,7 +98,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name).mkdir()
     for seed in range(4):
         image, label = drawing(seed)
-        entry = {"image": f"images/{seed:03}.png", "label": f"labels/{seed:03}.png"}
+        entry = {"image": f"images/{seed:03}{SUFFIXES[seed]}", "label": f"labels/{seed:03}.png"}
         Image.fromarray(image).save(folder / entry["image"])
         Image.fromarray(label).save(folder / entry["label"])
         entries.append({**entry, "finding": "benign mass"})
