@@ -129,7 +129,7 @@ def _diffaug(cases: Sequence[MaskedImage], generator: Generator) -> Any:
 
 
 def _emit_diff(cases: Sequence[MaskedImage], generator: Generator) -> Any:
-    """EMIT-Diff: the whole slice anew from its edges and the label's outline, 8 steps (theirs: 20), guidance 3; the label stays."""
+    """EMIT-Diff: the whole slice made again from its edges and the label's outline, 8 steps (theirs: 20), guidance 3; the label stays."""
     return Compose(_from_edges(generator, "image"))
 
 

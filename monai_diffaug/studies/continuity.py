@@ -155,9 +155,9 @@ def middle_slices(volume: Volume, count: int | None = None) -> Tensor:
     if count is not None:
         start = max(0, (len(touched) - count) // 2)
         touched = touched[start : start + count]
-    kept = torch.zeros_like(stack)
-    kept[touched] = stack[touched]
-    return from_slices(kept, cut).to(torch.uint8).contiguous()
+    middle = torch.zeros_like(stack)
+    middle[touched] = stack[touched]
+    return from_slices(middle, cut).to(torch.uint8).contiguous()
 
 
 def measure(volumes: Sequence[Volume], painter: Painter, *, slices: int | None = 10, noise_rho: Sequence[float] = RHO) -> list[Row]:

@@ -42,7 +42,7 @@ THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 KEPT = 0.95  # share of the candidates that the validator would accept that has to pass
 
 Place = tuple[MaskedImage, str]
-"""Where something is painted, and the prompt."""
+"""An image with the mask that is painted, and the prompt."""
 
 
 @dataclass(frozen=True)

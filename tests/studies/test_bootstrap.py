@@ -8,10 +8,10 @@ from monai_diffaug.studies.bootstrap import interval, mean_interval
 
 def test_the_interval_of_a_mean_is_near_the_normal_one():
     values = np.random.RandomState(0).normal(3, 2, 400)
-    found = mean_interval(values, np.arange(400))
+    result = mean_interval(values, np.arange(400))
     half = 1.96 * values.std() / 20
-    assert found.value == pytest.approx(values.mean())
-    assert found.low == pytest.approx(values.mean() - half, abs=0.04) and found.high == pytest.approx(values.mean() + half, abs=0.04)
+    assert result.value == pytest.approx(values.mean())
+    assert result.low == pytest.approx(values.mean() - half, abs=0.04) and result.high == pytest.approx(values.mean() + half, abs=0.04)
 
 
 def test_copies_of_an_image_are_no_further_evidence():
@@ -26,7 +26,7 @@ def test_copies_of_an_image_are_no_further_evidence():
 
 def test_undefined_resamples_are_left_out_and_nothing_is_refused():
     targets = np.array([0, 0, 0, 1])
-    found = interval(lambda p: 1.0 if targets[p].any() else float("nan"), np.arange(4))
-    assert (found.value, found.low, found.high) == (1, 1, 1)
+    result = interval(lambda p: 1.0 if targets[p].any() else float("nan"), np.arange(4))
+    assert (result.value, result.low, result.high) == (1, 1, 1)
     with pytest.raises(ValueError, match="n >= 1"):
         interval(lambda p: 0.0, [])

@@ -19,9 +19,9 @@ MASK[3:7, 3:7, 4:8] = 1
 
 
 def test_an_unchanged_volume_is_as_continuous_as_it_was():
-    found = continuity(volume(), volume(), MASK)
-    assert (found.jump, found.jump_ratio, found.end_jump_ratio) == (1, 1, 1)
-    assert found.n_pairs == 3 and found.n_voxels == 48
+    result = continuity(volume(), volume(), MASK)
+    assert (result.jump, result.jump_ratio, result.end_jump_ratio) == (1, 1, 1)
+    assert result.n_pairs == 3 and result.n_voxels == 48
 
 
 def test_slices_painted_independently_jump_and_lose_correlation():
@@ -39,8 +39,8 @@ def test_slices_painted_independently_jump_and_lose_correlation():
 def test_a_step_from_painted_to_real_slices_shows_at_the_ends_only():
     edited = volume()
     edited[0][MASK > 0] += 10
-    found = continuity(volume(), edited, MASK)
-    assert found.jump_ratio == pytest.approx(1) and found.end_jump == pytest.approx((11 + 9) / 2)
+    result = continuity(volume(), edited, MASK)
+    assert result.jump_ratio == pytest.approx(1) and result.end_jump == pytest.approx((11 + 9) / 2)
 
 
 def test_what_lies_outside_the_mask_does_not_count():

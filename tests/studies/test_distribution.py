@@ -25,8 +25,8 @@ def with_exact_moments(mean, covariance, n, seed):
 def test_fid_of_gaussians_is_the_analytic_frechet_distance():
     mean, other = np.array([0.0, 1.0, 2.0]), np.array([1.0, 1.0, 0.0])
     covariance, variances = np.diag([1.0, 4.0, 9.0]), np.diag([4.0, 1.0, 9.0])
-    found = fid(with_exact_moments(mean, covariance, 50, 0), with_exact_moments(other, variances, 70, 1), extractor="none")
-    assert found.value == pytest.approx(5 + (1 - 2) ** 2 + (2 - 1) ** 2 + 0, abs=1e-9)
+    distance = fid(with_exact_moments(mean, covariance, 50, 0), with_exact_moments(other, variances, 70, 1), extractor="none")
+    assert distance.value == pytest.approx(5 + (1 - 2) ** 2 + (2 - 1) ** 2 + 0, abs=1e-9)
 
 
 def test_fid_agrees_with_the_matrix_root_for_covariances_that_do_not_commute():
@@ -36,8 +36,8 @@ def test_fid_agrees_with_the_matrix_root_for_covariances_that_do_not_commute():
     b = np.array([[1.0, -0.4, 0.2], [-0.4, 3.0, 0.5], [0.2, 0.5, 0.8]])
     expected = np.trace(a) + np.trace(b) - 2 * np.trace(sqrtm(a @ b)).real
     zero = np.zeros(3)
-    found = fid(with_exact_moments(zero, a, 40, 0), with_exact_moments(zero, b, 40, 1), extractor="x")
-    assert found.value == pytest.approx(expected, abs=1e-8)
+    distance = fid(with_exact_moments(zero, a, 40, 0), with_exact_moments(zero, b, 40, 1), extractor="x")
+    assert distance.value == pytest.approx(expected, abs=1e-8)
 
 
 def test_fid_of_a_set_with_itself_is_zero_also_with_fewer_images_than_dimensions():

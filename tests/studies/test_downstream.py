@@ -175,8 +175,8 @@ def test_own_and_borrowed_lesions_share_one_stream_and_normal_images_always_borr
     def drawn(base: MaskedImage, seed: int) -> torch.Tensor:
         return transform.set_random_state(seed)(sample_of(base))["mask"]
 
-    own = [torch.equal(drawn(cases[0], seed), cases[0].mask) for seed in range(20)]
-    assert 4 < sum(own) < 16
+    is_own = [torch.equal(drawn(cases[0], seed), cases[0].mask) for seed in range(20)]
+    assert 4 < sum(is_own) < 16
     assert all(drawn(cases[-1], seed).any() for seed in range(5))
     assert all(torch.equal(drawn(cases[0], seed), drawn(cases[0], seed)) for seed in range(6))
 
@@ -294,9 +294,9 @@ def options_of(out, **changes) -> argparse.Namespace:
 def test_the_options_of_the_command_are_the_defaults_of_the_settings_and_reach_the_run(tmp_path, monkeypatch, breast):
     defaults = downstream.build_parser().parse_args([])
     assert [getattr(defaults, name) for name in vars(TaskSettings())] == list(vars(TaskSettings()).values())
-    wanted = {"steps": 1, "batch_size": 3, "size_px": 48, "synthetic_share": 0.25, "rate": 0.01, "compile": True}
+    settings = {"steps": 1, "batch_size": 3, "size_px": 48, "synthetic_share": 0.25, "rate": 0.01, "compile": True}
     monkeypatch.setattr(downstream, "run_one", lambda *arguments: [])
-    assert downstream.run_arm(options_of(tmp_path, **wanted), breast, "none", 10, 0)["settings"] == wanted
+    assert downstream.run_arm(options_of(tmp_path, **settings), breast, "none", 10, 0)["settings"] == settings
 
 
 def test_a_run_is_kept_and_another_setup_in_its_place_is_refused(tmp_path, breast, monkeypatch):

@@ -15,8 +15,8 @@ TRAINING = RNG.standard_normal((60, 20))
 def test_fresh_samples_of_the_same_distribution_are_no_suspects():
     fresh = np.random.RandomState(1).standard_normal((400, 20))
     held_out = np.random.RandomState(2).standard_normal((400, 20))
-    found = memorisation(fresh, TRAINING, held_out)
-    assert found.share_below == pytest.approx(0.05, abs=0.04) and found.median_ratio == pytest.approx(1, abs=0.05)
+    figures = memorisation(fresh, TRAINING, held_out)
+    assert figures.share_below == pytest.approx(0.05, abs=0.04) and figures.median_ratio == pytest.approx(1, abs=0.05)
 
 
 def test_copies_are_found_and_point_to_their_original():
@@ -29,8 +29,8 @@ def test_copies_are_found_and_point_to_their_original():
 
 def test_the_nearest_view_counts():
     views = np.stack([np.random.RandomState(3).standard_normal((2, 20)), TRAINING[:2]], axis=1)
-    found = memorisation(views, TRAINING, TRAINING + 1)
-    assert np.allclose(found.generated, 0) and list(found.nearest) == [0, 1]
+    figures = memorisation(views, TRAINING, TRAINING + 1)
+    assert np.allclose(figures.generated, 0) and list(figures.nearest) == [0, 1]
 
 
 def test_lesion_views_ignore_brightness_and_place_but_not_texture():
@@ -59,6 +59,6 @@ def test_painted_lesions_that_are_training_lesions_are_all_suspects(breast, rand
     monkeypatch.setattr(memorisation_module, "painted_lesions", lambda *arguments: (copies, copies))
     lesions = memorisation_module.gather(breast, 4, Painter(), training=30)
     figures, indices = memorisation_module.measure(lesions, model=random_inpainter), [one.index for one in lesions.training]
-    for found in figures.values():
-        assert found.share_below == 1 and [indices[i] for i in found.nearest] == [one.index for one in copies]
+    for each in figures.values():
+        assert each.share_below == 1 and [indices[i] for i in each.nearest] == [one.index for one in copies]
     assert f"0.00 to training image {copies[0].index}" in memorisation_module.table(figures, indices, suspects=4)

@@ -1,4 +1,4 @@
-"""What the study of the latent screen counts, and that its command runs."""
+"""Counts, savings and places of the study of the latent screen."""
 
 from __future__ import annotations
 

@@ -51,11 +51,11 @@ def test_an_untrained_controller_errs_as_a_copy_and_a_perfect_one_not_at_all(bre
 def test_an_adapter_that_says_nothing_repaints_as_without_it(breast, models, random_inpainter):
     inpainter, model = models
     painter = Painter(random_inpainter, num_inference_steps=1)
-    found = measure_repainting(inpainter, model, real_lesions(breast, 2), painter, model, seeds=2)
-    assert found.n == 2 and found.seeds == 2 and found.accepted is not None
-    for with_it, without, difference in (found.features, found.latents, found.accepted):
+    result = measure_repainting(inpainter, model, real_lesions(breast, 2), painter, model, seeds=2)
+    assert result.n == 2 and result.seeds == 2 and result.accepted is not None
+    for with_it, without, difference in (result.features, result.latents, result.accepted):
         assert with_it.value == pytest.approx(without.value, abs=1e-6) and difference.value == pytest.approx(0, abs=1e-6)
-    assert found.features[0].value > 0 and found.latents[0].value > 0
+    assert result.features[0].value > 0 and result.latents[0].value > 0
 
 
 def test_the_caption_names_the_finding_and_stays_the_same(breast):
