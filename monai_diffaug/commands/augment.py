@@ -177,6 +177,8 @@ def run(options: argparse.Namespace) -> int:
             written = write_edit(options.out, name, image, result, details, region if options.label else None)
         if not result.record["applied"]:
             logging.getLogger(__name__).warning("%s: left unchanged, %s", name, result.record["reason"])
+        elif not result.record["accepted"]:
+            logging.getLogger(__name__).warning("%s: written, but the validator rejects it: %s", name, result.record["reason"])
         if not options.quiet:
             print(written[0])
     return 0

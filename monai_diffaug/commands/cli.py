@@ -20,6 +20,8 @@ COMMANDS = (demo, augment, train, evaluate, lesion_bank, bundle, info)
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
+        if message.startswith("argument --") and message.endswith("expected one argument"):  # argparse takes -160 for an option
+            message += "; join a negative value with an equals sign, e.g. --window=-160,240"
         raise WrongInputError(f"{message} (see {self.prog} --help)")
 
 

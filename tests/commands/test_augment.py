@@ -238,6 +238,15 @@ def test_a_box_on_a_picture_is_outlined_by_medsam_and_the_outline_alone_changes(
     assert record["box"] == [20.0, 16.0, 48.0, 44.0] and record["figures"]["changed_outside"] == 0
 
 
+def test_a_result_that_the_validator_rejects_is_written_with_a_warning(inputs, random_inpainter, caplog):
+    out = inputs.parent / "out"
+    arguments = ["augment", str(inputs / "ct.nii.gz"), "--mask", str(inputs / "mask.nii.gz"), "--prompt", "CT", "--out", str(out)]
+    assert main([*arguments, "--model", random_inpainter, *QUICK, "--validate"]) == 0
+    record = json.loads((out / "ct_diffaug.json").read_text())["record"]
+    assert record["applied"] and not record["accepted"]
+    assert f"ct_diffaug: written, but the validator rejects it: {record['reason']}" in caplog.text
+
+
 def test_a_dicom_series_is_edited_in_hu_and_written_as_nifti(tmp_path, random_inpainter):
     from monai_diffaug.files.image_file import read_picture
 
