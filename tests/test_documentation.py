@@ -131,6 +131,7 @@ def test_the_readme_is_short() -> None:
 
 
 @named(PYTHON_PAGES)
+@pytest.mark.slow
 def test_the_python_blocks_of_a_page_run_as_one_script(page: Path, files: Path, monkeypatch: pytest.MonkeyPatch, few_steps: None) -> None:
     monkeypatch.chdir(files)
     names: dict[str, Any] = {"__name__": "__page__"}
@@ -148,6 +149,7 @@ def test_the_page_for_assistants_shows_the_pipeline_of_the_readme() -> None:
     assert pipeline_of(ROOT / "AGENTS.md").startswith(pipeline_of(ROOT / "README.md"))
 
 
+@pytest.mark.slow
 def test_the_pipeline_edits_most_samples(files: Path, monkeypatch: pytest.MonkeyPatch, few_steps: None) -> None:
     """A newcomer's first epoch: without ``prob`` at least three of four pictures get a lesion that the validator finds."""
     monkeypatch.chdir(files)
@@ -212,6 +214,7 @@ def test_the_bundle_commands_of_a_page_name_configs_and_ids_that_exist(page: Pat
             assert names and {option.removeprefix("--") for option in options} <= ids, line
 
 
+@pytest.mark.slow
 def test_the_cheap_commands_run(files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(files)
     assert cli.main(["info"]) == 0
@@ -221,6 +224,7 @@ def test_the_cheap_commands_run(files: Path, monkeypatch: pytest.MonkeyPatch, ca
     assert "ok:" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_edits_of_the_shell_page_run(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(files)
     calls = [call for call in commands_of(DOCS / "how-to" / "shell.md") if call[0] == "augment"]

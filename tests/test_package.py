@@ -16,6 +16,7 @@ MOST_PARAMETERS = 18
 OPTIONAL = ("diffusers", "segment_anything", "transformers")
 
 
+@pytest.mark.slow
 def test_importing_the_package_imports_no_optional_model_library() -> None:
     """MONAI imports some of them where they are installed, so they are made unimportable first."""
     code = (
@@ -59,6 +60,7 @@ def test_what_is_returned_and_what_is_configured_is_exported() -> None:
     assert monai_diffaug.presets is presets and set(dir(monai_diffaug)) == set(monai_diffaug.__all__)
 
 
+@pytest.mark.slow
 def test_one_edit_enters_at_most_seven_folders(random_inpainter: str) -> None:
     """Of code that runs for an edit in 2-D, loading included."""
     import torch

@@ -37,6 +37,7 @@ def by_item(inpaint) -> Compose:
     return Compose([EnsureTyped("image"), CachedRandomd(inpaint(), seed=1, id_key="id")])
 
 
+@pytest.mark.slow
 def test_any_number_of_workers_and_any_batch_size_give_the_same_bytes(inpaint, samples, unet_calls) -> None:
     def run(workers: int, batch_size: int) -> list[torch.Tensor]:
         return images_of(DataLoader(Dataset(samples(8), by_item(inpaint)), num_workers=workers, batch_size=batch_size))
@@ -48,6 +49,7 @@ def test_any_number_of_workers_and_any_batch_size_give_the_same_bytes(inpaint, s
         assert unet_calls.since() == 8 * STEPS
 
 
+@pytest.mark.slow
 def test_epochs_differ_and_repeat_when_told_to_for_any_number_of_workers(inpaint, samples) -> None:
     def epochs(workers: int) -> list[list[torch.Tensor]]:
         transform = by_item(inpaint)
@@ -63,6 +65,7 @@ def test_epochs_differ_and_repeat_when_told_to_for_any_number_of_workers(inpaint
 
 
 @pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.slow
 def test_set_determinism_repeats_a_run_and_its_epochs_differ(workers, inpaint, samples) -> None:
     def run(seed: int) -> list[list[torch.Tensor]]:
         set_determinism(seed)
@@ -84,6 +87,7 @@ def test_persistent_workers_go_on_from_epoch_to_epoch(inpaint, samples, unet_cal
     del loader
 
 
+@pytest.mark.slow
 def test_a_spawned_worker_is_another_process_that_gives_the_same_bytes(inpaint, samples) -> None:
     expected = images_of(DataLoader(Dataset(samples(2), by_item(inpaint))))
     spawned = images_of(DataLoader(Dataset(samples(2), by_item(inpaint)), num_workers=1, multiprocessing_context="spawn"))

@@ -42,6 +42,7 @@ def innermost(error: BaseException) -> BaseException:
     return error
 
 
+@pytest.mark.slow
 def test_memory_that_runs_out_in_the_middle_of_a_volume_changes_nothing_but_the_batch(inpaint, samples, monkeypatch) -> None:
     (volume,) = samples(1, (30, 32, 9))
     volume["mask"][..., 1:8] = volume["mask"][..., 1:2]

@@ -19,6 +19,7 @@ def run_python(code: str) -> str:
     return result.stdout
 
 
+@pytest.mark.slow
 def test_short_names_and_full_paths_work_once_the_config_imports_the_package() -> None:
     code = f"""
 from monai.bundle import ConfigParser
@@ -42,6 +43,7 @@ for name in names:
 
 
 @pytest.mark.parametrize("order", [("monai.bundle", "monai_diffaug"), ("monai_diffaug", "monai.bundle")])
+@pytest.mark.slow
 def test_short_names_are_known_whichever_package_is_imported_first(order: tuple[str, str]) -> None:
     code = f"""
 import {order[0]}, {order[1]}
@@ -57,6 +59,7 @@ print(parser.get_parsed_content("group").noise.rho, monai_diffaug.presets.diffau
     assert run_python(code).split() == ["True", "0.5", "diffaug"]
 
 
+@pytest.mark.slow
 def test_short_names_are_unique_in_monai_and_this_package_but_for_one() -> None:
     code = """
 import inspect, monai_diffaug

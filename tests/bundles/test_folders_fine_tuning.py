@@ -104,6 +104,7 @@ def few_encoded_crops(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("recipe", NAMES)
+@pytest.mark.slow
 def test_each_recipe_trains_and_writes_what_its_transform_takes(
     recipe: str, bundle: Path, datalist: str, random_inpainter: str, tmp_path: Path
 ) -> None:
@@ -112,6 +113,7 @@ def test_each_recipe_trains_and_writes_what_its_transform_takes(
     assert works(recipe, str(tmp_path), random_inpainter)
 
 
+@pytest.mark.slow
 def test_settings_are_overridden_from_the_command_line_and_the_run_goes_on(bundle: Path, datalist: str, random_inpainter: str) -> None:
     overrides = overrides_for("inpaint", bundle, datalist, random_inpainter, lora=True, rank=2, seed=5, rate=0.001)
     overrides.pop("bundle_root")
@@ -124,6 +126,7 @@ def test_settings_are_overridden_from_the_command_line_and_the_run_goes_on(bundl
     assert torch.load(bundle / "models/inpaint/training/state.ckpt", weights_only=True)["spent"]["steps"] == 3
 
 
+@pytest.mark.slow
 def test_two_processes_train_one_model_on_different_crops(bundle: Path, datalist: str, random_inpainter: str, tmp_path: Path) -> None:
     (bundle / "configs/tell.yaml").write_text(
         "run:\n"

@@ -100,6 +100,7 @@ def trained(bundle: Path, breast_list: Path) -> tuple[Path, str]:
     return bundle, run_bundle([], bundle, ["train.yaml"], overrides)
 
 
+@pytest.mark.slow
 def test_training_runs_from_the_command_line_and_leaves_a_checkpoint(trained: tuple[Path, str]) -> None:
     folder, printed = trained
     state = torch.load(folder / "models" / "model.pt", weights_only=True)
@@ -166,6 +167,7 @@ def test_the_written_mask_is_upright_and_not_shifted(bundle: Path, breast_list: 
         np.testing.assert_array_equal(pixels == 255, image.astype(np.float32) / 255 > 0.25)
 
 
+@pytest.mark.slow
 def test_any_datalist_is_trained_on_and_segmented(bundle: Path, user_datalist: Path, tmp_path: Path) -> None:
     """Pictures of several sizes and a volume, with other words; the masks lie on their grids."""
     words = {"anatomy": "thyroid", "finding": ["benign nodule", "malignant nodule"], "limit": None}
@@ -180,6 +182,7 @@ def test_any_datalist_is_trained_on_and_segmented(bundle: Path, user_datalist: P
     assert len(sizes) == 12 + 4 and "validation_image_slice002_mask.png" in sizes
 
 
+@pytest.mark.slow
 def test_two_processes_train_one_network_with_different_noise(bundle: Path, breast_list: Path, tmp_path: Path) -> None:
     tell = bundle / "configs" / "tell.yaml"
     tell.write_text(

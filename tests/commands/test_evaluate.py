@@ -55,6 +55,7 @@ def test_a_study_without_data_says_in_one_line_what_it_needs(study, capsys) -> N
 
 
 @pytest.mark.parametrize("study", FEW)
+@pytest.mark.slow
 def test_a_study_runs_on_a_users_datalist(study, user_datalist: Path, random_inpainter: str, tmp_path: Path, capsys) -> None:
     options = ["--model", random_inpainter] * (study in RANDOM) + ["--num-inference-steps", "1"] * (study in ONE_STEP)
     assert main(["evaluate", study, "--data", str(user_datalist), *FEW[study], *options, "--out", str(tmp_path / "out")]) == 0

@@ -133,6 +133,7 @@ def test_a_network_for_another_inpainter_starts_fresh_unless_a_model_is_given():
     assert train._settings(options(*common, "--model", "mine"), "cpu").model == "mine"
 
 
+@pytest.mark.slow
 def test_a_semantic_controller_is_trained_for_the_given_encoder_and_loads(tmp_path, datalist, random_inpainter, capsys):
     from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaint
 

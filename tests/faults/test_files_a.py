@@ -32,6 +32,7 @@ def command(scan: Path, out: Path, model: str, *options: str) -> list[str]:
     return ["augment", str(scan), "--mask", str(scan.parent / "mask.nii.gz"), "--out", str(out), "--model", model, *QUICK, *options]
 
 
+@pytest.mark.slow
 def test_two_commands_with_one_place_leave_files_of_one_command(tmp_path, random_inpainter) -> None:
     scan, out = write_scan(tmp_path / "in", 0), tmp_path / "out"
     running = [

@@ -54,6 +54,7 @@ def test_a_foreign_file_in_the_place_of_a_part_stays_and_the_run_can_end_after_i
     assert main([*arguments, "--steps", "1", "--restart", "--out", str(out)]) == 0
 
 
+@pytest.mark.slow
 def test_a_second_run_in_one_folder_is_refused_while_the_first_one_runs(tmp_path, arguments, capsys) -> None:
     out = tmp_path / "out"
     holder = "import sys, time\nfrom pathlib import Path\nfrom monai_diffaug.files.whole_file import locked_folder\n"

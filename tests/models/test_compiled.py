@@ -20,6 +20,7 @@ def one_block() -> torch.nn.Module:
 
 
 @pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="no C++ compiler")
+@pytest.mark.slow
 def test_a_compiled_block_returns_the_same_and_keeps_the_names_of_its_weights() -> None:
     class Network(torch.nn.Module):
         def __init__(self) -> None:

@@ -27,6 +27,7 @@ def test_data_without_normal_images_are_refused(packed) -> None:
         measure(StudyData.open(packed("spleen_ct")))
 
 
+@pytest.mark.slow
 def test_nothing_outside_the_mask_changes_and_the_prompt_decides_what_is_found(breast, monkeypatch) -> None:
     places = embedded_goals._outlines_on_normal_images
     monkeypatch.setattr(embedded_goals, "_outlines_on_normal_images", lambda *arguments: places(*arguments)[:8])

@@ -26,6 +26,7 @@ def test_a_finding_that_the_data_do_not_show_is_named(breast):
         FindingCropSampler(breast, ClassifierSettings(("benign mass", "cyst")), "validation")
 
 
+@pytest.mark.slow
 def test_the_classifier_learns_and_is_kept_until_the_settings_change(user_datalist, tmp_path, monkeypatch):
     data = finding_classifier.StudyData.open(user_datalist)
     settings = ClassifierSettings(("benign nodule", "malignant nodule"), steps=60, batch_size=9, size_px=24)

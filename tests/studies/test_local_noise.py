@@ -26,6 +26,7 @@ def curves(packed) -> tuple[list[Sweep], list[Sweep]]:
         "inverted_zero_is_the_round_trip",
     ],
 )
+@pytest.mark.slow
 def test_the_transform_obeys_the_law(curves, law) -> None:
     assert laws(*curves)[law], curves
 

@@ -50,5 +50,5 @@ def test_propagation_through_a_volume_encodes_each_slice_once() -> None:
 
 def test_the_error_without_scikit_image_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "skimage.transform", None)
-    with pytest.raises(MissingExtraError, match=r"monai_diffaug\[eval\]"):
+    with pytest.raises(MissingExtraError, match=r"monai_diffaug\[demo\]"):
         official_masks(sam_with_positions(), torch.zeros(1, 1, 8, 8), torch.tensor([[0.0, 0, 8, 8]]))

@@ -72,6 +72,7 @@ def test_full_training_writes_a_folder_that_model_takes(tmp_path, random_inpaint
     assert repaints(tmp_path) and (tmp_path / "training/samples/step_000003.png").is_file() and not (tmp_path / "training/part").exists()
 
 
+@pytest.mark.slow
 def test_lora_of_an_epsilon_model_is_merged_and_its_adapter_reproduces_it(tmp_path, sd_folder, slices):
     recipe = InpaintRecipe(replace(SETTINGS, model=sd_folder, lora=True, rank=2, text_encoder=True, rate=0.05), slices)
     assert recipe.model.scheduler.config.prediction_type == "epsilon"

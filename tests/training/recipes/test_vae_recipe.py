@@ -57,6 +57,7 @@ def test_a_frozen_encoder_is_bit_identical_after_training_and_so_is_the_scaling_
     assert after.config.scaling_factor == before.config.scaling_factor
 
 
+@pytest.mark.slow
 def test_training_lowers_the_error_on_the_images(slices):
     recipe = VaeRecipe(replace(SETTINGS, batch_size=4), slices)
     recipe.reseed(0)
@@ -75,6 +76,7 @@ def test_training_lowers_the_error_on_the_images(slices):
     assert reached_db() > first + 3
 
 
+@pytest.mark.slow
 def test_the_texture_weight_raises_the_fine_energy_of_a_blurry_decoder_more_than_the_plain_loss(slices):
     """The energy of the finest band of decoded crops over that of the crops, after a few steps from the embedded weights, blurred."""
 

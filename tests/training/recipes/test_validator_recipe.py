@@ -38,6 +38,7 @@ def test_training_writes_a_folder_with_its_vae_that_the_transform_takes(tmp_path
 
 
 @pytest.mark.parametrize("prediction_type", ["sample", "epsilon"])
+@pytest.mark.slow
 def test_fresh_weights_of_either_form_are_trained_and_load(tmp_path, slices, prediction_type):
     settings = replace(SETTINGS, model="fresh", prediction_type=prediction_type, pictures=0)
     recipe = ValidatorRecipe(settings, slices)
@@ -61,6 +62,7 @@ def test_findings_without_an_outline_are_no_normal_tissue(slices):
     assert not [s for s in recipe.slices if s.finding == "pneumonia"]
 
 
+@pytest.mark.slow
 def test_it_learns_to_find_the_lesions_of_a_few_images(slices):
     recipe = ValidatorRecipe(replace(SETTINGS, model="fresh", batch_size=2), slices[:1])
     recipe.reseed(0)
