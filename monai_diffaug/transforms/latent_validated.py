@@ -124,6 +124,11 @@ class LatentValidated(RandomizableTransform, MapTransform, Described):
             raise ValueError(f"on_reject must be one of {', '.join(ON_REJECT)}, got {on_reject!r}")
         if on_reject == "retry" and inpaint is None:
             raise ValueError("on_reject='retry' has to inpaint again: pass inpaint=DiffusionLocalInpaintd(...)")
+        unjudged = sorted(set(map(str, getattr(inpaint, "keys", ()))) - set(map(str, self.keys)))
+        if unjudged:
+            raise ValueError(
+                f"inpaint= also edits {', '.join(unjudged)}, which would keep the edit when it is rejected; name all its keys in keys="
+            )
         if screen is not None and not all(hasattr(inpaint, step) for step in ("denoise", "finish", "leave")):
             raise ValueError("screen= looks before the decoding: pass inpaint=DiffusionLocalInpaintd(...)")
         if max_tries < 1:
@@ -263,6 +268,12 @@ class LatentValidated(RandomizableTransform, MapTransform, Described):
         for key in (*keys, self.mask_key, self.label_key):
             if key is not None and original_key(key) in sample:
                 originals[key] = sample.pop(original_key(key))
+        others = [key for key in sample if original_key(key) in sample and self.record_key(key) in sample]
+        if others:
+            raise ValueError(
+                f"the edit before LatentValidated also changed {', '.join(map(str, others))}, which shares mask and label with "
+                f"{', '.join(map(str, keys))} and could not be put back with them; name all of them in keys="
+            )
         return originals
 
     def _require_originals(self, sample: Mapping[Hashable, Any], originals: Mapping[Hashable, Any], keys: list[Hashable]) -> None:
