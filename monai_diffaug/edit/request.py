@@ -13,7 +13,7 @@ from monai_diffaug.edit.denoise import Candidate
 from monai_diffaug.edit.options import ControlNet, RepaintSettings
 from monai_diffaug.edit.record import EMPTY_BECAUSE, DiffAugRecord
 from monai_diffaug.edit.stack import Stack, open_stack
-from monai_diffaug.geometry.grids import affine_of, check_finite, check_grid, check_image, like, plain
+from monai_diffaug.geometry.grids import affine_of, check_colour, check_finite, check_grid, check_image, like, plain
 from monai_diffaug.geometry.slices import pixel_mm, slab_of, slice_plane
 from monai_diffaug.geometry.window import Window, window_of
 from monai_diffaug.masks.labels import check_label_value, paint_label
@@ -108,6 +108,8 @@ def open_request(request: Request, settings: RepaintSettings, label_value: int) 
     slab = slab_of(region, plane)
     if slab.length:
         check_finite(volume)
+        if settings.window is None:
+            check_colour(volume)
         window = settings.window or window_of(volume)
     return open_stack(
         volume,

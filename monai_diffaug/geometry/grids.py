@@ -16,7 +16,9 @@ from torch import Tensor
 
 from monai_diffaug.errors import GridMismatchError
 
-__all__ = ["affine_of", "check_finite", "check_grid", "check_image", "like", "plain", "required"]
+__all__ = ["affine_of", "check_colour", "check_finite", "check_grid", "check_image", "like", "plain", "required"]
+
+MOST_RANGES_APART = 200.0  # of the channels of a colour image; 101 fundus photographs reach 24, polyps and findings 1.5
 
 
 def required(data: Mapping[Hashable, Any], key: Hashable, advice: str = "name the key that holds it", *, of: str = "sample") -> Any:
@@ -49,6 +51,28 @@ def check_finite(volume: Tensor) -> None:
     lowest, highest = torch.aminmax(volume)  # both are NaN if one voxel is; needs no boolean copy of the volume
     if not math.isfinite(lowest) or not math.isfinite(highest):
         raise ValueError("the image has non-finite voxels (NaN or infinity); replace them first, e.g. with torch.nan_to_num")
+
+
+def check_colour(volume: Tensor) -> None:
+    """Raise ValueError if three channels cannot be red, green and blue, because their ranges are more than 200 times apart.
+
+    One window for all channels would erase the contrast of the narrow one. A constant channel is accepted.
+
+    Args:
+        volume: (C, H, W[, D]) plain and finite; only C = 3 is checked.
+
+    >>> check_colour(torch.stack([torch.linspace(0, top, 16).reshape(4, 4) for top in (200.0, 180.0, 90.0)]))
+    """
+    if volume.shape[0] != 3:
+        return
+    lowest, highest = torch.aminmax(volume.flatten(1).float(), dim=1)
+    widths = (highest - lowest).tolist()
+    ranges = [width for width in widths if width > 0]
+    if ranges and max(ranges) > MOST_RANGES_APART * min(ranges):
+        raise ValueError(
+            f"the ranges of the three channels are {', '.join(f'{width:g}' for width in widths)}, so they are no colours; use SplitDimd, so "
+            "that each channel is an image of its own, or give window= if one range holds for all of them"
+        )
 
 
 def check_grid(name: str, array: NdarrayOrTensor, img: NdarrayOrTensor, channels: tuple[int, ...] | None = (1,)) -> None:
