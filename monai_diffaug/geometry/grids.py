@@ -70,8 +70,8 @@ def check_colour(volume: Tensor) -> None:
     ranges = [width for width in widths if width > 0]
     if ranges and max(ranges) > MOST_RANGES_APART * min(ranges):
         raise ValueError(
-            f"the ranges of the three channels are {', '.join(f'{width:g}' for width in widths)}, so they are no colours; use SplitDimd, so "
-            "that each channel is an image of its own, or give window= if one range holds for all of them"
+            f"the ranges of the three channels are {', '.join(f'{width:g}' for width in widths)}, so they are no colours; use SplitDimd, "
+            "so that each channel is an image of its own, or give window= if one range holds for all of them"
         )
 
 
