@@ -80,6 +80,7 @@ def test_set_determinism_repeats_a_run_and_its_epochs_differ(workers, inpaint, s
     assert not equal(first[0], first[1]) and not equal(first[0], other[0])
 
 
+@pytest.mark.slow
 def test_persistent_workers_go_on_from_epoch_to_epoch(inpaint, samples, unet_calls) -> None:
     loader = DataLoader(Dataset(samples(2), Compose([inpaint()])), num_workers=1, persistent_workers=True)
     first, second = images_of(loader), images_of(loader)
@@ -161,6 +162,7 @@ def test_an_instance_is_small_to_pickle_free_to_copy_and_hashes_alike_after_use(
         assert transform_hashing(pickle.loads(pickle.dumps(transform))) == before
 
 
+@pytest.mark.slow
 def test_eight_threads_at_first_use_load_the_model_once(inpaint, sample) -> None:
     registry.clear()
     transforms = [Compose([inpaint()]).set_random_state(seed=1) for _ in range(8)]

@@ -268,6 +268,7 @@ def test_a_dicom_series_is_edited_in_hu_and_written_as_nifti(tmp_path, random_in
     assert now[mask > 0].min() >= -200 and now[mask > 0].max() <= 280
 
 
+@pytest.mark.slow
 def test_models_run_on_the_gpu_where_there_is_one_unless_told_otherwise(inputs, tmp_path):
     def edited(name: str, *options: str) -> tuple[str, np.ndarray]:
         out = tmp_path / name

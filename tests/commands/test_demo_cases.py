@@ -15,6 +15,7 @@ from monai_diffaug.models.registry import tiny_folder
 nilearn = pytest.importorskip("nilearn", reason="extra 'demo' is not installed")
 
 
+@pytest.mark.slow
 def test_the_glioma_lies_in_the_white_matter_of_one_hemisphere():
     t1 = Path(nilearn.__file__).parent / NILEARN_T1
     image = read_picture(t1)

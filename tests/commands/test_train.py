@@ -44,6 +44,7 @@ def datalist(tmp_path):
 WORDS = ("--modality", "ultrasound", "--anatomy", "breast", "--finding", "benign mass")
 
 
+@pytest.mark.slow
 def test_the_written_folder_is_what_model_takes_and_a_second_call_goes_on(tmp_path, datalist, random_inpainter, capsys):
     from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaint
 

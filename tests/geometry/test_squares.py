@@ -143,6 +143,7 @@ def test_correlated_noise_follows_a_lesion_through_the_slices(random_inpainter: 
         assert float((one[..., 0] - one[..., 2]).abs().max()) < 1e-4 < float((other[..., 0] - other[..., 2]).abs().max())
 
 
+@pytest.mark.slow
 def test_two_places_of_a_real_x_ray_come_back_sharper_than_from_one_square(real_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     picture = torch.tensor(np.load(real_data / "chest_xray.npz")["images"][0]).float()[None]
     mask = masked((95, 55), (95, 170), side=30, size=(256, 256))

@@ -445,6 +445,7 @@ def test_a_placeholder_in_a_generator_is_the_number_of_labelled_images(tmp_path,
         assert record == {"source": f"runs/ft_{n}", "seen": f"the {n} images", "medsam": f"outliner_{n}"}
 
 
+@pytest.mark.slow
 def test_the_command_trains_the_reference_too_and_writes_the_table_into_a_text(tmp_path, monkeypatch, capsys, user_datalist):
     runs = []
 

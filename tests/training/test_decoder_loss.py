@@ -89,6 +89,7 @@ def test_the_user_decides_and_low_rank_training_only_warns(teal, caplog):
     assert InpaintRecipe(replace(SETTINGS, lora=True, decoder=True), teal).trains_decoder
 
 
+@pytest.mark.slow
 def test_a_trained_decoder_shows_the_images_better_and_the_encoder_is_written_as_it_was(random_inpainter, teal, tmp_path):
     recipe = InpaintRecipe(replace(SETTINGS, model=random_inpainter, steps=12, rate=5e-3), teal)
     recipe.reseed(0)

@@ -20,6 +20,7 @@ def small(random_inpainter: str) -> Inpainter:
     return load_inpainter(ModelSpec("inpainter", random_inpainter), CPU)
 
 
+@pytest.mark.slow
 def test_a_row_has_all_arms_and_the_settings(small: Inpainter) -> None:
     row = measure_edit(small, make_volume(32, 4, empty_fraction=0.5), EditSettings(steps=2), 1)
     assert row["passed"] and row["gate"].keys() == {"a", "b", "c"}

@@ -44,6 +44,7 @@ def test_the_kind_of_an_operation_follows_from_its_name(operation: str, kind: st
     assert kind_of(operation) == kind
 
 
+@pytest.mark.slow
 def test_the_shares_add_up_and_convolutions_have_one(small: Inpainter) -> None:
     shares = shares_of(small, 32)["shares"]
     assert sum(shares.values()) == pytest.approx(1.0) and shares["convolutions"] > 0.02

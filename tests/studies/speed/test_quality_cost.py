@@ -29,6 +29,7 @@ def test_the_settings_have_different_names_after_the_reference_and_the_default()
         assert any(word in name for name in names)
 
 
+@pytest.mark.slow
 def test_the_similarity_is_one_for_the_reference_and_lower_for_fewer_steps(breast: StudyData, monkeypatch: pytest.MonkeyPatch) -> None:
     def two(model: object, steps: int) -> list[Lever]:
         return [Lever(f"{n}", {"num_inference_steps": n}, model) for n in (6, 6, 2)]  # type: ignore[arg-type]

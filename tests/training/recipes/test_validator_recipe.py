@@ -23,6 +23,7 @@ def slices(datalist):
     return load_slices(read_datalist(datalist))
 
 
+@pytest.mark.slow
 def test_training_writes_a_folder_with_its_vae_that_the_transform_takes(tmp_path, slices):
     from monai_diffaug.transforms.latent_validate import LatentValidate
 
