@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from monai_diffaug.bundles.config_check import ConfigCheck, expression_tree, import_statement, nearest_hint, reason_of
+from monai_diffaug.bundles.check_state import ConfigCheck, expression_tree, import_statement, nearest_hint, reason_of
 from monai_diffaug.bundles.dry_run import check_transforms
 from monai_diffaug.bundles.folders import own_modules
 from monai_diffaug.bundles.syntax import Fault, line_table, read_config

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from monai_diffaug.bundles.config_check import ConfigCheck, expression_tree, import_statement, reason_of
+from monai_diffaug.bundles.check_state import ConfigCheck, expression_tree, import_statement, reason_of
 from monai_diffaug.bundles.key_flow import key_faults
 
 __all__ = ["check_transforms"]
