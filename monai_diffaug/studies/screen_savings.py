@@ -1,4 +1,4 @@
-"""What does it save to refuse candidates by their latents, and what does it cost?
+"""Cost and benefit of refusing candidates by their latents.
 
 First, how well the screen predicts the full validator's verdict: lesions are painted into validation images (in a data set with normal
 images into free places, in the others over real lesions, with the finding's own prompt), one candidate per place; each is screened during

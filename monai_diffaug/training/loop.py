@@ -194,7 +194,7 @@ def _resume(record: _Record) -> None:
     except (RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise TrainingInputError(
-            f"{record.state} does not fit this run ({reason}); use --restart to begin anew, or another --out"
+            f"{record.state} does not fit this run ({reason}); use --restart to begin again, or another --out"
         ) from error
 
 

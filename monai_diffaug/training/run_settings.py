@@ -74,7 +74,7 @@ def _before(file: Path) -> dict[str, object]:
     try:
         before = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise TrainingInputError(f"{file} is no JSON ({error}); use --restart to begin anew, or another --out") from error
+        raise TrainingInputError(f"{file} is no JSON ({error}); use --restart to begin again, or another --out") from error
     if not isinstance(before, dict):
         raise TrainingInputError(f"{file} holds no settings of a run; use another --out")
     return before
@@ -104,7 +104,7 @@ def require_same_settings(
         differing = [text for text in differing if text.split(" ", 1)[0] not in FREE]
         if differing and (folder / STATE_FILE).is_file():
             raise TrainingInputError(
-                f"{folder.parent} holds a run with other settings: {', '.join(differing)}; use --restart to begin anew, or another --out"
+                f"{folder.parent} holds a run with other settings: {', '.join(differing)}; use --restart to begin again, or another --out"
             )
     return now
 

@@ -277,7 +277,7 @@ def refused(call, capsys, *extra) -> str:
         call(*extra)
     assert _explain(caught.value) == 2
     message = capsys.readouterr().err
-    assert message.count("\n") == 1 and "use --restart to begin anew, or another --out" in message
+    assert message.count("\n") == 1 and "use --restart to begin again, or another --out" in message
     return message
 
 
