@@ -65,8 +65,8 @@ def check_colour(volume: Tensor) -> None:
     """
     if volume.shape[0] != 3:
         return
-    lowest, highest = torch.aminmax(volume.flatten(1).float(), dim=1)
-    widths = (highest - lowest).tolist()
+    ends = [torch.aminmax(channel.float()) for channel in volume]  # one channel at a time: no float copy of the whole volume
+    widths = [float(highest - lowest) for lowest, highest in ends]
     ranges = [width for width in widths if width > 0]
     if ranges and max(ranges) > MOST_RANGES_APART * min(ranges):
         raise ValueError(

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from monai_diffaug.errors import ModelSourceError
 from monai_diffaug.models.medsam import TINY_CONFIG, MedSAM, box_coverage, build_sam, load_medsam, save_sam
 from monai_diffaug.models.registry import ModelSpec, spec_of, tiny_folder
+from tests.models.sam_of_transformers import sam_of_transformers
 
 SMALL_CONFIG = {
     **TINY_CONFIG,
@@ -119,30 +120,6 @@ def test_a_pth_checkpoint_gives_the_masks_of_the_model_it_was_saved_from(tmp_pat
     embeddings = original.encode(slices)
     assert torch.equal(embeddings, loaded.encode(slices))
     assert torch.equal(original.decode(embeddings, boxes, (50, 40))[1], loaded.decode(embeddings, boxes, (50, 40))[1])
-
-
-def sam_of_transformers() -> Any:
-    from transformers import SamConfig, SamMaskDecoderConfig, SamModel, SamPromptEncoderConfig, SamVisionConfig
-
-    torch.manual_seed(0)
-    return SamModel(
-        SamConfig(
-            vision_config=SamVisionConfig(
-                hidden_size=32,
-                output_channels=32,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-                image_size=64,
-                patch_size=8,
-                window_size=4,
-                global_attn_indexes=[1],
-                mlp_dim=64,
-                num_pos_feats=16,
-            ),
-            prompt_encoder_config=SamPromptEncoderConfig(hidden_size=32, image_size=64, patch_size=8),
-            mask_decoder_config=SamMaskDecoderConfig(hidden_size=32, mlp_dim=32, iou_head_hidden_dim=32),
-        )
-    ).eval()
 
 
 @pytest.mark.parametrize("pickled", [False, True])

@@ -11,6 +11,7 @@ import torch
 from monai_diffaug.models.medsam import load_medsam
 from monai_diffaug.models.registry import ModelSpec
 from monai_diffaug.models.sam_weights import TINY_CONFIG, build_sam, config_of, load_sam, sam_names, save_sam
+from tests.models.sam_of_transformers import sam_of_transformers
 
 SMALL_CONFIG = {
     **TINY_CONFIG,
@@ -63,30 +64,6 @@ def test_a_checkpoint_with_a_weight_missing_or_left_over_is_refused(tmp_path: Pa
     torch.save(weights, tmp_path / "sam.pth")
     with pytest.raises(ValueError, match=rf"sam\.pth does not fit .*1 weights are {fault} \(mask_decoder"):
         load_sam(tmp_path / "sam.pth")
-
-
-def sam_of_transformers() -> Any:
-    from transformers import SamConfig, SamMaskDecoderConfig, SamModel, SamPromptEncoderConfig, SamVisionConfig
-
-    torch.manual_seed(0)
-    return SamModel(
-        SamConfig(
-            vision_config=SamVisionConfig(
-                hidden_size=32,
-                output_channels=32,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-                image_size=64,
-                patch_size=8,
-                window_size=4,
-                global_attn_indexes=[1],
-                mlp_dim=64,
-                num_pos_feats=16,
-            ),
-            prompt_encoder_config=SamPromptEncoderConfig(hidden_size=32, image_size=64, patch_size=8),
-            mask_decoder_config=SamMaskDecoderConfig(hidden_size=32, mlp_dim=32, iou_head_hidden_dim=32),
-        )
-    ).eval()
 
 
 def test_weights_under_the_names_of_transformers_give_the_same_masks() -> None:
