@@ -6,7 +6,8 @@ The datalist has a "training" and a "validation" list. A fifth of the groups of 
 one group, and the split is the same on every machine. A third list, "volumes", holds the CT and MRI volumes of the folder ``volumes``, for
 studies of slice-to-slice continuity; no model is trained on them.
 
-``brain_mri_boxes.npz`` has boxes and no labels, so it is left out.
+``brain_mri_boxes.npz`` has boxes and no labels. The embedded MedSAM outlines its tumours; the trusted ones are for training only (see
+``boxed_slices``).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 
 from monai_diffaug.files.whole_file import whole_file
 from monai_diffaug.prompts import NORMAL
+from monai_diffaug.training.embedded.boxed_slices import BOXED_PACK, boxed_rows
 
 __all__ = ["PACKS", "VOLUMES", "Pack", "datalist_rows", "pack_datalist", "volume_rows"]
 
@@ -106,7 +108,8 @@ VOLUME_ROWS: tuple[dict[str, Any], ...] = (
         "plane": "sagittal",
     },
 )
-NAMES = (*(pack.name for pack in PACKS), VOLUMES)
+NAMES = (*(pack.name for pack in PACKS), BOXED_PACK, VOLUMES)
+SIMILAR_TO_BOXED = ("brain_mri_tumour",)  # packs that may show a slice of the boxed pack
 
 
 def _validation_groups(groups: NDArray[np.int64], classes: NDArray[np.int64]) -> set[int]:
@@ -192,7 +195,7 @@ def pack_datalist(packs: Path, out: Path, only: Collection[str] = NAMES) -> Path
     Args:
         packs: folder of the ``.npz`` files.
         out: folder to write, made where needed.
-        only: data sets, of ``PACKS`` and "volumes".
+        only: data sets, of ``PACKS``, "brain_mri_boxes" and "volumes".
 
     Raises:
         ValueError: an unknown data set.
@@ -205,12 +208,20 @@ def pack_datalist(packs: Path, out: Path, only: Collection[str] = NAMES) -> Path
     rows: Rows = {"training": [], "validation": []}
     for name in NAMES:
         if name in only:
-            for section, entries in (volume_rows(packs, out) if name == VOLUMES else datalist_rows(packs, name, out)).items():
+            for section, entries in _rows_of(packs, name, out).items():
                 rows.setdefault(section, []).extend(entries)
     file = out / "datalist.json"
     with whole_file(file) as part:
         part.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     return file
+
+
+def _rows_of(packs: Path, name: str, out: Path) -> Rows:
+    if name == VOLUMES:
+        return volume_rows(packs, out)
+    if name == BOXED_PACK:
+        return boxed_rows(packs, out, [packs / f"{other}.npz" for other in SIMILAR_TO_BOXED if (packs / f"{other}.npz").is_file()])
+    return datalist_rows(packs, name, out)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -225,7 +236,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(str(error))
     counts = {section: len(rows) for section, rows in json.loads(file.read_text(encoding="utf-8")).items()}
     sys.stdout.write(f"{file}: {', '.join(f'{count} {section}' for section, count in counts.items())}\n")
-    sys.stdout.write("brain_mri_boxes.npz is left out: it has boxes and no labels\n")
 
 
 if __name__ == "__main__":
