@@ -1,21 +1,30 @@
-"""``monai-diffaug info``: versions, devices, embedded models and their figures, missing extras."""
+"""``monai-diffaug info``: versions, devices, embedded models and their figures, missing extras; or the vocabulary of the prompts."""
 
 from __future__ import annotations
 
 import argparse
 from typing import Any
 
+from monai_diffaug.commands.arguments import WrongInputError
+
+ALL_MODALITIES = ""
 DEPENDENCIES = ("torch", "monai", "diffusers", "transformers", "segment-anything", "nibabel", "itk", "numpy")
 
 
 def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     """Declare the subcommand."""
     info = commands.add_parser("info", parents=[common], help="versions, devices, embedded models, missing extras")
+    info.add_argument(
+        "--vocabulary", nargs="?", const=ALL_MODALITIES, metavar="MODALITY", help="list findings, anatomies and attributes of the prompts"
+    )
     info.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Run it; returns the exit code."""
+    if options.vocabulary is not None:
+        _print_vocabularies(options.vocabulary)
+        return 0
     import platform
 
     import torch
@@ -31,6 +40,21 @@ def run(options: argparse.Namespace) -> int:
     _print_models()
     _print_extras()
     return 0
+
+
+def _print_vocabularies(modality: str) -> None:
+    from monai_diffaug.prompts import VOCABULARIES, vocabulary_of
+
+    try:
+        tables = list(VOCABULARIES.values()) if modality == ALL_MODALITIES else [vocabulary_of(modality)]
+    except ValueError as error:
+        raise WrongInputError(f"--vocabulary: modality {modality!r} has no vocabulary; use one of {', '.join(VOCABULARIES)}") from error
+    for table in tables:
+        print(table.modality)
+        for anatomy, findings in table.findings.items():
+            print(f"  {anatomy}: {', '.join(findings)}")
+        for axis, words in table.attributes.items():
+            print(f"  ({axis}: {', '.join(words)})")
 
 
 def _version_of(name: str) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -13,15 +14,17 @@ from monai_diffaug.transforms.seeded import SeededTransform
 
 __all__ = ["TextPrompt", "TextPromptD", "TextPromptDict", "TextPromptd"]
 
+NEAR_SPELLING = 0.6  # difflib's ratio from which a finding of the vocabulary is proposed; its default
 
 class TextPrompt(SeededTransform):
     """Draw one prompt "{modality} of {anatomy}, {finding}, {attributes}".
 
     Args:
         modality: "ultrasound", "CT", "MRI", "x-ray", "endoscopy" or "fundus"; any word with a ``vocabulary``.
-        anatomy: one word, or several to draw from. None draws an anatomy for which the vocabulary lists the finding, else any of the
-            modality. Several findings and anatomies are combined only as the vocabulary lists them.
-        finding: one finding, or several to draw from; None draws from the vocabulary's findings for the anatomy.
+        anatomy: one word, or several to draw from. None draws an anatomy for which the vocabulary lists the finding. Several findings
+            and anatomies are combined only as the vocabulary lists them. ``monai-diffaug info --vocabulary`` prints the vocabulary.
+        finding: one finding, or several to draw from; None draws from the vocabulary's findings for the anatomy. A finding that the
+            vocabulary does not list needs an ``anatomy``.
         attributes: axes of the vocabulary to describe, e.g. ("shape", "margin"), or a mapping axis -> words; None takes every axis of the
             vocabulary, () none.
         attribute_prob: probability that an axis is described.
@@ -32,8 +35,8 @@ class TextPrompt(SeededTransform):
         prob: probability of drawing; otherwise the prompt of the first anatomy and finding without attributes.
 
     Raises:
-        ValueError: unknown modality, anatomy or attribute axis, an empty choice, a mix of less than one, or a template with an
-            unknown field.
+        ValueError: unknown modality, anatomy or attribute axis, an unknown finding without an anatomy, an empty choice, a mix of less
+            than one, or a template with an unknown field.
 
     >>> TextPrompt("ultrasound", anatomy="breast", finding="simple cyst", attributes=())()
     'ultrasound of breast, simple cyst'
@@ -166,8 +169,21 @@ def _choices(name: str, value: str | Sequence[str] | None) -> tuple[str, ...]:
 
 
 def _anatomies_of(table: Vocabulary, findings: tuple[str, ...]) -> tuple[str, ...]:
-    """Anatomies for which the vocabulary lists one of the findings; all anatomies if there is none."""
-    return tuple(place for place in table.anatomies if set(findings) & set(table.findings[place])) or table.anatomies
+    """Anatomies for which the vocabulary lists one of the findings; all anatomies without a finding.
+
+    Raises:
+        ValueError: the vocabulary does not list a finding, so its anatomy is unknown.
+    """
+    listed = {finding: place for place in table.anatomies for finding in table.findings[place]}
+    for unknown in (finding for finding in findings if finding not in listed):
+        spellings = {finding.lower(): finding for finding in listed}
+        near = [spellings[each] for each in get_close_matches(unknown.lower(), spellings, n=3, cutoff=NEAR_SPELLING)]
+        meant = " or ".join(f"{finding!r} ({listed[finding]})" for finding in near)
+        raise ValueError(
+            f"finding {unknown!r} is not in the vocabulary of {table.modality}{f'; did you mean {meant}?' if near else ''}. For a finding in "
+            f"your own words name its anatomy too, anatomy='...': one of {', '.join(table.anatomies)}, or any other word"
+        )
+    return tuple(place for place in table.anatomies if not findings or set(findings) & set(table.findings[place]))
 
 
 def _findings_at(table: Vocabulary, place: str, findings: tuple[str, ...]) -> tuple[str, ...]:

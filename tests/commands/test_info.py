@@ -8,6 +8,7 @@ from packaging.requirements import Requirement
 from monai_diffaug.commands import info
 from monai_diffaug.commands.cli import main
 from monai_diffaug.models import registry
+from monai_diffaug.prompts import VOCABULARIES
 
 
 def test_info_names_versions_and_devices(capsys):
@@ -15,6 +16,20 @@ def test_info_names_versions_and_devices(capsys):
     text = capsys.readouterr().out
     for part in ("monai_diffaug", "  torch 2.", "devices: cpu", "embedded models:", "extras:"):
         assert part in text
+
+
+def test_the_vocabulary_lists_findings_by_anatomy_of_all_modalities_or_of_one(capsys):
+    assert main(["info", "--vocabulary"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if not line.startswith(" ")] == [table.modality for table in VOCABULARIES.values()]
+    listed = {word for line in lines if line.startswith("  ") and ": " in line for word in line.split(": ", 1)[1].split(", ")}
+    for table in VOCABULARIES.values():
+        assert {finding for findings in table.findings.values() for finding in findings} <= listed
+    assert main(["info", "--vocabulary", "US"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "ultrasound" and "  thyroid: benign nodule, malignant nodule, colloid cyst" in lines
+    assert main(["info", "--vocabulary", "sonar"]) == 2
+    assert "use one of ultrasound, ct" in capsys.readouterr().err
 
 
 def test_every_embedded_model_is_listed_with_its_size_and_every_figure_by_its_name(capsys):

@@ -25,12 +25,11 @@ def test_a_finding_is_placed_in_an_anatomy_that_knows_it() -> None:
 
 
 def test_findings_of_several_anatomies_are_each_drawn_where_they_occur() -> None:
-    transform = TextPrompt("MRI", finding=["glioma", "vertebral metastasis", "a finding of one's own"], attributes=())
+    transform = TextPrompt("MRI", finding=["glioma", "meningioma", "vertebral metastasis"], attributes=())
     assert {transform.prompt(seed) for seed in range(60)} == {
         "MRI of brain, glioma",
-        "MRI of brain, a finding of one's own",
+        "MRI of brain, meningioma",
         "MRI of spine, vertebral metastasis",
-        "MRI of spine, a finding of one's own",
     }
     named = TextPrompt("MRI", anatomy="brain", finding=["glioma", "vertebral metastasis"], attributes=())
     assert {named.prompt(seed) for seed in range(20)} == {"MRI of brain, glioma", "MRI of brain, vertebral metastasis"}
@@ -39,6 +38,11 @@ def test_findings_of_several_anatomies_are_each_drawn_where_they_occur() -> None
 def test_one_word_for_an_attribute_is_a_word_and_not_its_letters() -> None:
     transform = TextPrompt("CT", anatomy="chest", finding="lung nodule", attributes={"shape": "round"}, attribute_prob=1.0)
     assert transform.prompt(0) == "CT of chest, lung nodule, round"
+
+
+def test_a_finding_in_own_words_needs_its_anatomy_and_is_used_as_it_is() -> None:
+    assert TextPrompt("CT", anatomy="liver", finding="liver tumour", attributes=()).prompt(0) == "CT of liver, liver tumour"
+    assert TextPrompt("CT", anatomy="abdomen", finding="liver tumour", attributes=()).prompt(0) == "CT of abdomen, liver tumour"
 
 
 def test_attribute_prob_one_names_every_axis_and_zero_none() -> None:
@@ -86,6 +90,9 @@ def test_a_mix_is_drawn_as_weights_that_sum_to_one_and_prompts_and_repeats_with_
         ({"modality": "ct", "template": "{organ}"}, "field other than"),
         ({"modality": "ct", "attribute_prob": 2.0}, "attribute_prob"),
         ({"modality": "ct", "mix": 0}, "mix must be 1"),
+        ({"modality": "ct", "finding": "liver metastases"}, r"did you mean 'liver metastasis' \(abdomen\).*one of brain, abdomen, chest, pelvis"),
+        ({"modality": "ultrasound", "finding": ["benign mass", "abscess"]}, "'abscess' is not in the vocabulary.*breast, thyroid, liver"),
+        ({"modality": "ultrasound", "finding": "Benign Mass"}, r"did you mean 'benign mass' \(breast\)"),
     ],
 )
 def test_wrong_options_are_refused_with_what_is_known(options, message) -> None:
