@@ -22,6 +22,7 @@ ORDER = (
     ("presets",),
     ("training",),
     ("bundles",),
+    ("generate",),
     ("studies",),
     ("commands",),
     ("__main__",),
