@@ -1,4 +1,4 @@
-"""A folder with one DICOM series: each slice with its own rescaling, the affine from the positions of the slices."""
+"""A DICOM file, or a folder with one DICOM series: each slice with its own rescaling, the affine from the positions of the slices."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from monai_diffaug.errors import one_line
 from monai_diffaug.files.itk_volume import LPS_TO_RAS, itk_silent
-from monai_diffaug.files.picture import ImageFileError, Picture
+from monai_diffaug.files.picture import DICOM_SUFFIXES, ImageFileError, Picture, suffix_of
 
 __all__ = ["read_dicom"]
 
@@ -31,7 +31,6 @@ TAGS = (MODALITY, SERIES_TEXT, THICKNESS, SERIES, SERIES_NUMBER, POSITION, COSIN
 SLICE_TOLERANCE_MM = 0.1
 SAME_PLACE_MM = 1e-2
 COSINE_TOLERANCE = 1e-3
-DICOM_SUFFIXES = (".dcm", ".ima", ".dicom")
 GREY = ("MONOCHROME1", "MONOCHROME2")
 
 
@@ -55,7 +54,7 @@ class _Slice:
 
 
 def read_dicom(folder: Path) -> Picture:
-    """Read the one series of a folder; a tilted gantry gives a sheared affine (DICOM PS3.3 C.7.6.2.1.1).
+    """Read the one series of a folder, or one file; a tilted gantry gives a sheared affine (DICOM PS3.3 C.7.6.2.1.1).
 
     Raises:
         ImageFileError: no series or several, colour, multi-frame files, several slices at one place (a slice sent twice or a dynamic
@@ -73,14 +72,16 @@ def read_dicom(folder: Path) -> Picture:
     shapes = Counter(array.shape for array in arrays)
     if len(shapes) > 1:
         raise ImageFileError(f"{folder}: the slices differ in size, {_listed(shapes)}; give a folder with one size")
-    return Picture(folder, "", np.stack(arrays, axis=-1)[None], affine=LPS_TO_RAS @ affine)
+    suffix = suffix_of(folder) if folder.is_file() else ""
+    return Picture(folder, suffix, np.stack(arrays, axis=-1)[None], affine=LPS_TO_RAS @ affine)
 
 
 def _read_tags(folder: Path) -> list[_Slice]:
     import itk
 
     slices = []
-    for path in sorted(file for file in folder.iterdir() if file.is_file() and file.name.upper() != "DICOMDIR"):
+    files = sorted(folder.iterdir()) if folder.is_dir() else [folder]
+    for path in (file for file in files if file.is_file() and file.name.upper() != "DICOMDIR"):
         content = itk.GDCMImageIO.New()
         if not content.CanReadFile(str(path)):
             if path.suffix.lower() in DICOM_SUFFIXES:
@@ -103,7 +104,7 @@ def _one_series(folder: Path, slices: list[_Slice]) -> list[_Slice]:
     for piece in slices:
         series[piece.text(SERIES)].append(piece)
     if not series:
-        raise ImageFileError(f"{folder}: the folder holds no DICOM series")
+        raise ImageFileError(f"{folder}: no DICOM series" if folder.is_file() else f"{folder}: the folder holds no DICOM series")
     if len(series) > 1:
         names = [
             f"{pieces[0].text(SERIES_NUMBER) or '?'} '{pieces[0].text(SERIES_TEXT)}' ({len(pieces)} files, e.g. {pieces[0].path.name})"

@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from monai_diffaug.errors import GridMismatchError, one_line
+from monai_diffaug.errors import GridMismatchError
 from monai_diffaug.files.dicom_series import read_dicom
 from monai_diffaug.files.itk_volume import read_itk, write_itk
 from monai_diffaug.files.nifti_volume import read_nifti, write_nifti
-from monai_diffaug.files.picture import ITK_SUFFIXES, NIFTI_SUFFIXES, SUFFIXES, ImageFileError, Picture, suffix_of
+from monai_diffaug.files.picture import DICOM_SUFFIXES, ITK_SUFFIXES, NIFTI_SUFFIXES, SUFFIXES, ImageFileError, Picture, suffix_of
+from monai_diffaug.files.upright_pictures import read_pixels
 from monai_diffaug.files.whole_file import whole_file
 
 __all__ = ["read_picture", "write_picture"]
 
 
-def read_picture(path: Path, *, layers: bool = False) -> Picture:
-    """Read NIfTI, ``.mha``, ``.nrrd``, PNG, JPEG or a folder with one DICOM series.
+def read_picture(path: Path, *, layers: bool = False, convert: Callable[[Any], Any] | None = None) -> Picture:
+    """Read NIfTI, MetaImage, NRRD, PNG, JPEG, BMP, TIFF of one page, a DICOM file or a folder with one DICOM series.
+
+    Commands that edit and commands that train read images and labels here, so they see the same voxels and the same affine.
 
     Args:
         path: of the file or folder.
         layers: any number of channels, e.g. the layers of a ``.seg.nrrd``; otherwise 1 or 3.
+        convert: for pictures, as for ``read_pixels``.
 
     Raises:
         ImageFileError: no such file, no read permission, unknown suffix, a corrupt or truncated file, neither 2-D nor 3-D, a colour
@@ -35,7 +40,7 @@ def read_picture(path: Path, *, layers: bool = False) -> Picture:
     if not os.access(path, os.R_OK):
         raise ImageFileError(f"{path}: no right to read it")
     suffix = suffix_of(path)
-    if path.is_dir():
+    if path.is_dir() or suffix in DICOM_SUFFIXES or (not suffix and _starts_as_dicom(path)):
         picture = read_dicom(path)
     elif not suffix:
         raise ImageFileError(f"{path}: unknown suffix; use {', '.join(SUFFIXES)} or a folder with one DICOM series")
@@ -44,7 +49,7 @@ def read_picture(path: Path, *, layers: bool = False) -> Picture:
     elif suffix in ITK_SUFFIXES:
         picture = read_itk(path, suffix)
     else:
-        picture = _read_pixels(path, suffix)
+        picture = read_pixels(path, suffix, convert)
     if picture.stored.size == 0:
         raise ImageFileError(f"{path}: the image has no voxels, its shape is {picture.shape}")
     channels = picture.stored.shape[0]
@@ -56,31 +61,10 @@ def read_picture(path: Path, *, layers: bool = False) -> Picture:
     return picture
 
 
-def _read_pixels(path: Path, suffix: str) -> Picture:
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as image:
-            mode, bits = image.mode, _bits_of_png(path) if suffix == ".png" else 8
-            array = np.asarray(ImageOps.exif_transpose(image))  # as people see it; the result has no orientation tag
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise ImageFileError(f"{path}: corrupt or truncated image ({one_line(error)})") from error
-    if mode not in ("L", "RGB", "I;16", "I"):
-        raise ImageFileError(f"{path}: a picture of mode {mode}; save it as grey or RGB without alpha or palette first")
-    if bits == 16 and mode == "RGB":
-        raise ImageFileError(
-            f"{path}: a colour picture of 16 bits per channel, of which Pillow reads 8; save it as .mha or .nrrd, or with 8 bits"
-        )
-    if mode == "I":  # a 16-bit PNG in older versions of Pillow
-        array = array.astype(np.uint16)
-    stored = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
-    return Picture(path, suffix, stored)
-
-
-def _bits_of_png(path: Path) -> int:
-    """Bits per channel by the header of the file; Pillow gives 16-bit colour as 8-bit without a word."""
+def _starts_as_dicom(path: Path) -> bool:
+    """Files of a scanner often have no suffix; DICOM PS3.10 puts "DICM" after 128 bytes."""
     with path.open("rb") as file:
-        return file.read(25)[-1]
+        return file.read(132)[128:] == b"DICM"
 
 
 def write_picture(values: NDArray[Any], like: Picture, path: Path, *, dtype: Any = None, as_stored: bool = False) -> None:
@@ -106,12 +90,12 @@ def write_picture(values: NDArray[Any], like: Picture, path: Path, *, dtype: Any
             write_nifti(stored, like, part, scaled=dtype is None)
         elif suffix in ITK_SUFFIXES:
             write_itk(stored, like, part)
-        elif suffix == ".png":
+        elif suffix in (".png", ".tif"):
             from PIL import Image
 
             Image.fromarray(np.ascontiguousarray(stored[0] if stored.shape[0] == 1 else stored.transpose(1, 2, 0))).save(part)
         else:
-            raise ImageFileError(f"{path}: cannot write this suffix; use .nii, .nii.gz, .mha, .nrrd or .png")
+            raise ImageFileError(f"{path}: cannot write this suffix; use .nii, .nii.gz, .mha, .nrrd, .png or .tif")
 
 
 def _cast(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:

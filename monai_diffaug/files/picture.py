@@ -14,9 +14,17 @@ from monai_diffaug.errors import GridMismatchError
 __all__ = ["ImageFileError", "Picture", "output_suffix", "require_same_grid", "stem_of", "suffix_of"]
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
-ITK_SUFFIXES = (".mha", ".nrrd")
-PIXEL_SUFFIXES = (".png", ".jpg", ".jpeg")
-SUFFIXES = (*NIFTI_SUFFIXES, *ITK_SUFFIXES, *PIXEL_SUFFIXES)
+ITK_SUFFIXES = (".mha", ".nrrd", ".mhd", ".nhdr")
+PIXEL_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+DICOM_SUFFIXES = (".dcm", ".ima", ".dicom")
+SUFFIXES = (*NIFTI_SUFFIXES, *ITK_SUFFIXES, *PIXEL_SUFFIXES, *DICOM_SUFFIXES)
+OUTPUT_SUFFIXES = {  # of inputs whose result has another format: one file, without loss
+    **dict.fromkeys((".jpg", ".jpeg", ".bmp"), ".png"),
+    **dict.fromkeys(DICOM_SUFFIXES, ".nii.gz"),
+    ".tiff": ".tif",
+    ".mhd": ".mha",
+    ".nhdr": ".nrrd",
+}
 SHIFT_TOLERANCE = 0.25  # voxel sides; below half a side, nearest resampling would return the same voxels
 
 
@@ -74,13 +82,13 @@ def stem_of(path: Path) -> str:
 
 
 def output_suffix(path: Path) -> str:
-    """Suffix of the result of an input: the same, but ``.nii.gz`` for a DICOM folder and ``.png`` for (lossy) JPEG.
+    """Suffix of the result of an input: the same; ``.nii.gz`` for DICOM, ``.png`` for JPEG and BMP, one file for ``.mhd`` and ``.nhdr``.
 
-    >>> output_suffix(Path("photo.JPG"))
-    '.png'
+    >>> output_suffix(Path("photo.JPG")), output_suffix(Path("scan.nii"))
+    ('.png', '.nii')
     """
-    suffix = "" if path.is_dir() else suffix_of(path)
-    return ".png" if suffix in PIXEL_SUFFIXES else suffix or ".nii.gz"
+    suffix = ".dcm" if path.is_dir() else suffix_of(path) or ".dcm"
+    return OUTPUT_SUFFIXES.get(suffix, suffix)
 
 
 def require_same_grid(image: Picture, other: Picture, role: str) -> None:

@@ -335,5 +335,5 @@ def test_other_settings_are_refused_before_the_images_are_read(run, tmp_path, ca
     assert run("--steps", "2") == 2
     (tmp_path / "data/a.nii.gz").write_text("no volume")
     assert "rate None (now 0.5)" in refused(run, capsys, "--steps", "3", "--rate", "0.5")
-    with pytest.raises(TrainingInputError, match="cannot be read"):
+    with pytest.raises(TrainingInputError, match="corrupt or truncated"):
         run("--steps", "3", "--rate", "0.5", "--restart")

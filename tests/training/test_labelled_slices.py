@@ -94,13 +94,13 @@ def test_another_shape_or_affine_is_refused(tmp_path):
     entry = volume_entry(tmp_path)
     label = nib.load(entry.label)
     nib.save(nib.Nifti1Image(np.asarray(label.dataobj), np.diag([1.0, 1, 3, 1])), entry.label)
-    with pytest.raises(GridMismatchError, match="another affine"):
+    with pytest.raises(GridMismatchError, match="affine puts voxels up to 43 mm away.*image.nii.gz"):
         load_slices([entry])
 
 
 def test_an_unreadable_file_is_named(tmp_path):
     (tmp_path / "i.png").write_text("no picture")
-    with pytest.raises(TrainingInputError, match=r"image .*i.png cannot be read"):
+    with pytest.raises(TrainingInputError, match=r"image .*i.png: corrupt or truncated image"):
         load_slices([Entry(tmp_path / "i.png", None, {}, "ct", "brain")])
 
 
@@ -142,7 +142,7 @@ def test_the_channels_of_a_volume_are_no_transparency(tmp_path, channels):
     entry = volume_entry(tmp_path)
     volume = np.asarray(nib.load(entry.image).dataobj)
     nib.save(nib.Nifti1Image(np.stack([volume] * channels, -1), np.diag([1.0, 1, 2, 1])), entry.image)
-    with pytest.raises(TrainingInputError, match=f"has {channels} channels"):
+    with pytest.raises(TrainingInputError, match=rf"image.nii.gz: a 4-D image of shape \(40, 36, 44, {channels}\)"):
         load_slices([entry])
 
 
@@ -151,7 +151,7 @@ def test_a_label_that_is_not_finite_is_refused(tmp_path):
     label = np.asarray(nib.load(entry.label).dataobj).astype(np.float32)
     label[0] = np.nan
     nib.save(nib.Nifti1Image(label, np.diag([1.0, 1, 2, 1])), entry.label)
-    with pytest.raises(TrainingInputError, match=r"label .*label.nii.gz has non-finite voxels"):
+    with pytest.raises(TrainingInputError, match=r"label .*label.nii.gz: 1584 voxels are not finite"):
         load_slices([entry])
 
 
@@ -159,7 +159,7 @@ def test_one_channel_a_class_is_refused_as_a_label(tmp_path):
     entry = volume_entry(tmp_path)
     label = np.asarray(nib.load(entry.label).dataobj)
     nib.save(nib.Nifti1Image(np.stack([label == 0, label == 2], -1).astype(np.uint8), np.diag([1.0, 1, 2, 1])), entry.label)
-    with pytest.raises(TrainingInputError, match=r"label.nii.gz has 2 channels; give one with class ids"):
+    with pytest.raises(TrainingInputError, match=r"label .*label.nii.gz: a 4-D image"):
         load_slices([entry])
 
 

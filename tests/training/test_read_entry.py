@@ -55,12 +55,12 @@ def test_a_volume_keeps_its_array_order_and_brings_its_affine(tmp_path):
 def test_a_label_on_another_grid_is_refused(tmp_path):
     entry = write_picture(tmp_path, {(1,): "cyst"})
     Image.fromarray(np.zeros((4, 4), np.uint8)).save(entry.label)
-    with pytest.raises(GridMismatchError, match=r"l.png \(4, 4\) is not on the grid of image .*i.png \(3, 4\)"):
+    with pytest.raises(GridMismatchError, match=r"l.png \(4, 4\) is not on the grid of image i.png \(3, 4\)"):
         read_entry(entry)
 
 
 def test_a_missing_or_broken_file_is_named(tmp_path):
     entry = write_picture(tmp_path, {(1,): "cyst"})
     entry.label.write_text("no picture")
-    with pytest.raises(TrainingInputError, match=r"label .*l.png cannot be read"):
+    with pytest.raises(TrainingInputError, match=r"label .*l.png: corrupt or truncated image"):
         read_entry(entry)
