@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from monai_diffaug.transforms.batch import BatchLocalInpaint, PrepareBatchInpaint
     from monai_diffaug.transforms.cached_random import CachedRandomd
     from monai_diffaug.transforms.edge_map import EdgeMap, EdgeMapd
+    from monai_diffaug.transforms.erase_lesion import EraseLesion, EraseLesiond
     from monai_diffaug.transforms.latent_validate import LatentValidate, Verdict
     from monai_diffaug.transforms.latent_validated import LatentValidated
     from monai_diffaug.transforms.lesion_novelty import LesionNovelty, Novelty
@@ -53,6 +54,7 @@ _MODULES = {
     "transforms.batch": ("BatchLocalInpaint", "PrepareBatchInpaint"),
     "transforms.cached_random": ("CachedRandomd",),
     "transforms.edge_map": ("EdgeMap", "EdgeMapd"),
+    "transforms.erase_lesion": ("EraseLesion", "EraseLesiond"),
     "transforms.latent_validate": ("LatentValidate", "Verdict"),
     "transforms.latent_validated": ("LatentValidated",),
     "transforms.lesion_novelty": ("LesionNovelty", "Novelty"),
@@ -80,6 +82,8 @@ __all__ = [
     "EdgeMap",
     "EdgeMapd",
     "Edit",
+    "EraseLesion",
+    "EraseLesiond",
     "GridMismatchError",
     "InpaintOptions",
     "LatentValidate",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from monai_diffaug.geometry.slices import hit_along
 
-__all__ = ["ID_TOLERANCE", "check_label_value", "class_ids", "paint_label", "voxels_of"]
+__all__ = ["ID_TOLERANCE", "check_label_value", "class_ids", "paint_label", "voxels_of", "voxels_of_any"]
 
 ID_TOLERANCE = 1e-3  # of a class id that was stored as a float: 2.9999992 is class 3
 
@@ -74,6 +75,21 @@ def voxels_of(label: Tensor, value: int | None) -> Tensor:
     if label.dtype.is_floating_point or label.dtype in (torch.uint16, torch.uint32, torch.uint64):
         label = class_ids(label)
     return label > 0 if value is None else label == value
+
+
+def voxels_of_any(label: Tensor, values: Iterable[int]) -> Tensor:
+    """Voxels whose class is one of several, bool; no voxels without a class.
+
+    Raises:
+        ValueError: as ``voxels_of``.
+
+    >>> voxels_of_any(torch.tensor([0, 1, 2, 3]), (1, 3)).tolist()
+    [False, True, False, True]
+    """
+    chosen = torch.zeros(label.shape, dtype=torch.bool, device=label.device)
+    for value in values:
+        chosen |= voxels_of(label, value)
+    return chosen
 
 
 def paint_label(label: Tensor, mask: Tensor, value: int) -> Tensor:

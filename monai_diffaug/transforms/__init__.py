@@ -6,6 +6,7 @@ They unpack keys, draw random numbers and pack keys; tensor mathematics belongs 
 from monai_diffaug.transforms.batch import BatchLocalInpaint, PrepareBatchInpaint
 from monai_diffaug.transforms.cached_random import CachedRandomd
 from monai_diffaug.transforms.edge_map import EdgeMap, EdgeMapd
+from monai_diffaug.transforms.erase_lesion import EraseLesion, EraseLesiond
 from monai_diffaug.transforms.latent_validate import LatentValidate
 from monai_diffaug.transforms.latent_validated import LatentValidated
 from monai_diffaug.transforms.lesion_novelty import LesionNovelty
@@ -24,6 +25,8 @@ __all__ = [
     "DiffusionLocalInpaintd",
     "EdgeMap",
     "EdgeMapd",
+    "EraseLesion",
+    "EraseLesiond",
     "LatentValidate",
     "LatentValidated",
     "LesionNovelty",
