@@ -7,13 +7,18 @@ irregular; margin sharp, unsharp; the grey-value axis dark, equal, bright agains
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-__all__ = ["NORMAL", "VOCABULARIES", "Vocabulary", "compose_prompt", "vocabulary_of"]
+__all__ = ["NORMAL", "VOCABULARIES", "Vocabulary", "compose_prompt", "expected_sign", "outline_words", "vocabulary_of"]
 
 NORMAL = "normal tissue"
+SHAPE_WORDS = ("round", "oval", "irregular")
+MARGIN_WORDS = ("spiculated", "lobulated")
+DARK = r"\b(hypo(echoic|dense|intense|attenuating)|anechoic|lucent|dark(er)?)\b"
+BRIGHT = r"\b(hyper(echoic|dense|intense|attenuating)|opaque|bright(er)?)\b"
 DEFAULT_TEMPLATE = "{modality} of {anatomy}, {finding}, {attributes}"
 
 
@@ -171,6 +176,25 @@ def vocabulary_of(modality: str) -> Vocabulary:
         known = ", ".join(sorted(VOCABULARIES))
         raise ValueError(f"modality {modality!r} has no vocabulary; use one of {known}, or pass vocabulary=Vocabulary(...)")
     return VOCABULARIES[name]
+
+
+def outline_words(text: str) -> tuple[str, str]:
+    """The shape ("round", "oval", "irregular") and the margin ("spiculated", "lobulated") that a prompt names; "" for none.
+
+    >>> outline_words("ultrasound of breast, malignant mass, round, microlobulated margin")
+    ('round', 'lobulated')
+    """
+    shape = next((word for word in SHAPE_WORDS if re.search(rf"\b{word}\b", text.lower())), "")
+    return shape, next((word for word in MARGIN_WORDS if re.search(rf"{word}\b", text.lower())), "")
+
+
+def expected_sign(text: str) -> int:
+    """-1 if a prompt calls the finding darker than its surroundings, 1 if brighter; 0 if it says neither or both.
+
+    >>> expected_sign("CT of abdomen, renal cell carcinoma, hypodense"), expected_sign("x-ray of chest, consolidation, opaque")
+    (-1, 1)
+    """
+    return bool(re.search(BRIGHT, text.lower())) - bool(re.search(DARK, text.lower()))
 
 
 def compose_prompt(modality: str, anatomy: str, finding: str, attributes: Sequence[str] = (), template: str = DEFAULT_TEMPLATE) -> str:

@@ -10,17 +10,28 @@ import numpy as np
 import torch
 from monai.config.type_definitions import KeysCollection, NdarrayOrTensor
 from monai.data.meta_tensor import MetaTensor
-from monai.data.utils import affine_to_spacing
 from monai.transforms.transform import MapTransform
 from monai.utils.type_conversion import convert_to_dst_type
 from numpy.typing import NDArray
 from torch import Tensor
 
 from monai_diffaug.edit.record import EMPTY_BECAUSE
+from monai_diffaug.edit.request import Prompt, prompt_text
 from monai_diffaug.geometry.grids import affine_of, check_finite, check_grid, check_image, plain, required
-from monai_diffaug.geometry.slices import PLANES, SlicePlane, from_slices, slice_plane, to_slices
+from monai_diffaug.geometry.slices import PLANES, from_slices, slice_plane, slice_spacing_mm, to_slices
 from monai_diffaug.geometry.window import window_of
-from monai_diffaug.masks.shapes import borrow_shape, elastic_ellipse, largest_component, place, random_blob
+from monai_diffaug.masks.mask_bank import checked_bank, load_mask, outline_of
+from monai_diffaug.masks.shapes import (
+    borrow_shape,
+    elastic_ellipse,
+    largest_component,
+    lesion_shape,
+    overlap,
+    place,
+    place_centre,
+    random_blob,
+)
+from monai_diffaug.prompts import outline_words
 from monai_diffaug.transforms.seeded import SeededTransform
 
 __all__ = ["PlaceMask", "PlaceMaskD", "PlaceMaskDict", "PlaceMaskd", "ShapeSource"]
@@ -31,6 +42,8 @@ ShapeSource = Callable[[np.random.RandomState, int], NDArray[np.bool_]]
 SHAPES: Mapping[str, ShapeSource] = {"blob": random_blob, "ellipse": elastic_ellipse}
 MIN_SHAPE_PX = 4
 SLICE_TRIES = 5
+SIZE_TRIES = 60  # positions per size
+SHRINK = 0.8  # of a size that finds no place
 SQUARE = 0.99  # least ratio of the sides of a pixel that counts as square
 
 
@@ -49,6 +62,9 @@ class PlaceMask(SeededTransform):
         shape: without a bank, "blob" (an ellipse with four random harmonics), "ellipse" (an ellipse after an elastic
             deformation), or a function (random state, longer side in pixels) -> (h, w) outline.
         size_range: longer side of a random shape, as a share of the slice's shorter side, both in mm (oblong pixels do not stretch it).
+        size_mm: (smallest, largest) longest diameter in mm (pixels without an affine), in place of ``size_range``. The shape is an ellipse,
+            in a volume an ellipsoid in mm along all three axes (``depth_mm`` is not used), with waves for "blob". A size that finds no
+            place is made smaller, down to the smallest.
         scale_range: scaling of a shape from the bank.
         depth_mm: height of the region in a volume; 0 is one slice.
         tissue_above: pixels count as tissue if they are brighter than this share of the window (0.5 to 99.5 percentiles; 0 to 255
@@ -57,7 +73,7 @@ class PlaceMask(SeededTransform):
         prob: probability of drawing a mask; otherwise it is empty.
 
     Raises:
-        ValueError: an option out of range, an empty bank or an empty mask in it.
+        ValueError: an option out of range, an empty bank, or empty masks in it; the message names all of them.
 
     >>> image = torch.rand(1, 64, 64, generator=torch.Generator().manual_seed(0)) + 1
     >>> mask = PlaceMask(size_range=(0.2, 0.3)).set_random_state(seed=0)(image)
@@ -71,6 +87,7 @@ class PlaceMask(SeededTransform):
         *,
         shape: str | ShapeSource = "blob",
         size_range: tuple[float, float] = (0.08, 0.35),
+        size_mm: tuple[float, float] | None = None,
         scale_range: tuple[float, float] = (0.7, 1.3),
         depth_mm: float = 8.0,
         tissue_above: float = 0.05,
@@ -78,7 +95,8 @@ class PlaceMask(SeededTransform):
         prob: float = 1.0,
     ) -> None:
         SeededTransform.__init__(self, prob)
-        for name, (low, high), most in (("size_range", size_range, 1.0), ("scale_range", scale_range, np.inf)):
+        ranges = (("size_range", size_range, 1.0), ("scale_range", scale_range, np.inf), ("size_mm", size_mm or (1.0, 1.0), np.inf))
+        for name, (low, high), most in ranges:
             if not 0 < low <= high <= most:
                 raise ValueError(f"{name} must be (smallest, largest) with 0 < smallest <= largest <= {most}, got {(low, high)}")
         if depth_mm < 0:
@@ -95,19 +113,25 @@ class PlaceMask(SeededTransform):
             raise ValueError("the bank of masks is empty; give masks, or bank=None for random shapes")
         if shape not in SHAPES if isinstance(shape, str) else not callable(shape):
             raise ValueError(f"shape must be one of {', '.join(SHAPES)} or a function (random state, side) -> (h, w), got {shape!r}")
-        self.bank = None if bank is None else [item if isinstance(item, (str, Path)) else _outline(item) for item in bank]
+        if size_mm is not None and (bank is not None or shape not in SHAPES):
+            raise ValueError(f"size_mm is for shape {' and '.join(SHAPES)}; a bank has scale_range, and a function of your own size_range")
+        self.bank = None if bank is None else checked_bank(bank)
         self.shape = shape
         self.size_range, self.scale_range = (size_range[0], size_range[1]), (scale_range[0], scale_range[1])
+        self.size_mm = None if size_mm is None else (float(size_mm[0]), float(size_mm[1]))
         self.depth_mm = depth_mm
         self.tissue_above = tissue_above
         self.plane = plane
 
-    def __call__(self, img: NdarrayOrTensor, region: NdarrayOrTensor | None = None, randomize: bool = True) -> NdarrayOrTensor:
+    def __call__(
+        self, img: NdarrayOrTensor, region: NdarrayOrTensor | None = None, prompt: Prompt | None = None, randomize: bool = True
+    ) -> NdarrayOrTensor:
         """The mask (1, H, W[, D]) uint8, in the type of the image and with its meta data.
 
         Args:
             img: (C, H, W[, D]), C 1 or 3.
             region: (1, ...) on the same grid, above 0 where the mask may lie, e.g. an organ; None means tissue.
+            prompt: text whose words for shape ("round", "oval", "irregular") and margin ("spiculated", "lobulated") the outline follows.
             randomize: draw a new trigger and seed.
 
         Raises:
@@ -116,7 +140,7 @@ class PlaceMask(SeededTransform):
         """
         if randomize:
             self.randomize()
-        return self.apply(img, region, seed=self.seed, triggered=self._do_transform)
+        return self.apply(img, region, prompt=prompt, seed=self.seed, triggered=self._do_transform)
 
     def apply(
         self,
@@ -124,6 +148,7 @@ class PlaceMask(SeededTransform):
         region: NdarrayOrTensor | None = None,
         label: NdarrayOrTensor | None = None,
         *,
+        prompt: Prompt | None = None,
         seed: int,
         triggered: bool = True,
     ) -> NdarrayOrTensor:
@@ -138,15 +163,22 @@ class PlaceMask(SeededTransform):
             check_grid("label", label, img)
             free = free & (plain(label).to(free.device) == 0)
         allowed = free if region is not None else free & self.tissue(volume)
+        if prompt is not None and (self.bank is not None or self.shape not in SHAPES):
+            raise ValueError(f"a prompt's words for the outline need shape {' or '.join(SHAPES)}, not a bank or a function of your own")
         plane = slice_plane(affine_of(img), self.plane, volume.ndim - 1)
         allowed_slices, free_slices = (to_slices(each, plane)[:, 0].cpu().numpy() for each in (allowed, free))
         mask = np.zeros_like(free_slices)
         if triggered:
-            self._draw(mask, allowed_slices, free_slices, np.random.RandomState(seed), _spacing_mm(img, plane))
+            rng, spacing_mm = np.random.RandomState(seed), slice_spacing_mm(affine_of(img), plane)
+            if self.size_mm is None and prompt is None:
+                self._draw(mask, allowed_slices, free_slices, rng, spacing_mm)
+            else:
+                self._draw_in_mm(mask, allowed_slices, free_slices, rng, spacing_mm, "" if prompt is None else prompt_text(prompt))
         stacked = from_slices(torch.from_numpy(mask)[:, None], plane).contiguous()
         result: NdarrayOrTensor = convert_to_dst_type(stacked.to(torch.uint8), dst=img, dtype=torch.uint8)[0]
         if isinstance(result, MetaTensor) and not mask.any():
-            result.meta[EMPTY_BECAUSE] = "no free place was found" if triggered else "none was to be placed"
+            cause = "" if allowed_slices.any() else _cause(region, label)
+            result.meta[EMPTY_BECAUSE] = f"no free place was found{cause}" if triggered else "none was to be placed"
         return result
 
     def tissue(self, volume: Tensor) -> Tensor:
@@ -181,6 +213,34 @@ class PlaceMask(SeededTransform):
                 mask[index][box] = _fitted(_shrunk(placed[box], float(share)), allowed[index][box], free[index][box])
             return
 
+    def _draw_in_mm(
+        self,
+        mask: NDArray[np.bool_],
+        allowed: NDArray[np.bool_],
+        free: NDArray[np.bool_],
+        rng: np.random.RandomState,
+        spacing_mm: tuple[float, float, float],
+        words: str,
+    ) -> None:
+        """Write one lesion into the stack, in place: an ellipse or ellipsoid in mm, smaller at each failure."""
+        low, high = self.size_mm or np.multiply(self.size_range, min(np.multiply(allowed.shape[1:], spacing_mm[1:])))
+        shape, margin = outline_words(words)
+        in_plane = len(allowed) == 1
+        size = rng.uniform(low, high)
+        while True:
+            axes_mm = spacing_mm[1:] if in_plane else spacing_mm
+            lesion = lesion_shape(rng, size, axes_mm, shape=shape, margin=margin, smooth=self.shape == "ellipse")
+            lesion = lesion[None] if in_plane else lesion
+            corner = place_centre(rng, lesion, allowed, SIZE_TRIES)
+            if corner is not None:
+                part, box = overlap(corner, lesion.shape, allowed.shape)
+                for here, outline, may, clear in zip(mask[box], lesion[part], allowed[box], free[box], strict=True):
+                    here[:] = _fitted(outline, may, clear)
+                return
+            if size <= low:
+                return
+            size = max(low, SHRINK * size)
+
     def _shape(self, rng: np.random.RandomState, size_hw: tuple[int, ...], pixel_mm: tuple[float, ...]) -> NDArray[np.bool_]:
         if self.bank is None:
             draw = SHAPES[self.shape] if isinstance(self.shape, str) else self.shape
@@ -192,7 +252,7 @@ class PlaceMask(SeededTransform):
                 )
             return _on_pixels(outline, pixel_mm)
         chosen = self.bank[rng.randint(len(self.bank))]
-        outline = _outline(_load(chosen), f"the mask {chosen}") if isinstance(chosen, (str, Path)) else chosen
+        outline = outline_of(load_mask(chosen), f"the mask {chosen}") if isinstance(chosen, (str, Path)) else chosen
         return borrow_shape(rng, outline, rng.uniform(*self.scale_range))
 
 
@@ -203,11 +263,16 @@ class PlaceMaskd(SeededTransform, MapTransform):
         keys: images, each (C, H, W[, D]); those of one sample share the mask, drawn on the first.
         mask_key: key of the mask; always written, empty when not triggered or when no place was found.
         region_key: region in which the mask may lie, e.g. an organ's label (above 0); None means tissue.
+        region_values: class ids of the region, e.g. that of the liver in an organ map; None means all above 0.
         label_key: class ids of the image; the mask stays clear of all non-zero pixels (existing lesions, and -1 for unknown).
+        lesion_values: class ids of the label that are lesions: the mask stays clear of them, and of negative ids, alone. Set it for a label
+            of organs, which leaves no free place; None means all ids.
+        prompt_key: prompt that ``TextPromptd`` wrote before; the outline follows its words "round", "oval", "irregular", "spiculated" and
+            "lobulated". It is then drawn in mm as with ``size_mm``. None draws any outline.
         allow_missing_keys: skip samples that lack the image.
 
     Raises:
-        KeyError: the sample has no region or no label.
+        KeyError: the sample has no region, label or prompt.
 
     >>> sample = {"image": torch.rand(1, 64, 64) + 1, "label": torch.zeros(1, 64, 64)}
     >>> sample["label"][:, :32] = 1
@@ -222,10 +287,14 @@ class PlaceMaskd(SeededTransform, MapTransform):
         *,
         mask_key: str = "mask",
         region_key: str | None = None,
+        region_values: int | Sequence[int] | None = None,
         label_key: str | None = None,
+        lesion_values: int | Sequence[int] | None = None,
+        prompt_key: str | None = None,
         bank: Sequence[NdarrayOrTensor | str | Path] | None = None,
         shape: str | ShapeSource = "blob",
         size_range: tuple[float, float] = (0.08, 0.35),
+        size_mm: tuple[float, float] | None = None,
         scale_range: tuple[float, float] = (0.7, 1.3),
         depth_mm: float = 8.0,
         tissue_above: float = 0.05,
@@ -236,16 +305,33 @@ class PlaceMaskd(SeededTransform, MapTransform):
         MapTransform.__init__(self, keys, allow_missing_keys)
         SeededTransform.__init__(self, prob)
         self.place = PlaceMask(
-            bank, shape=shape, size_range=size_range, scale_range=scale_range, depth_mm=depth_mm, tissue_above=tissue_above, plane=plane
+            bank,
+            shape=shape,
+            size_range=size_range,
+            size_mm=size_mm,
+            scale_range=scale_range,
+            depth_mm=depth_mm,
+            tissue_above=tissue_above,
+            plane=plane,
         )
-        self.mask_key, self.region_key, self.label_key = mask_key, region_key, label_key
+        if (region_values is not None and region_key is None) or (lesion_values is not None and label_key is None):
+            raise ValueError("region_values needs region_key, and lesion_values needs label_key: the item that holds these class ids")
+        if prompt_key is not None and (bank is not None or shape not in SHAPES):
+            raise ValueError(f"prompt_key needs shape {' or '.join(SHAPES)}, not a bank or a function of your own")
+        self.mask_key, self.region_key, self.label_key, self.prompt_key = mask_key, region_key, label_key, prompt_key
+        self.region_values, self.lesion_values = _ids(region_values), _ids(lesion_values)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         self.randomize()
         d = dict(data)
         for key in self.key_iterator(d):
             region, label = (None if name is None else required(d, name) for name in (self.region_key, self.label_key))
-            d[self.mask_key] = self.place.apply(d[key], region, label, seed=self.seed, triggered=self._do_transform)
+            prompt = None if self.prompt_key is None else required(d, self.prompt_key, "put TextPromptd before PlaceMaskd")
+            if self.region_values and region is not None:
+                region = _of_values(region, self.region_values)
+            if self.lesion_values and label is not None:
+                label = _of_values(label, self.lesion_values, unknown=True)
+            d[self.mask_key] = self.place.apply(d[key], region, label, prompt=prompt, seed=self.seed, triggered=self._do_transform)
             break
         return d
 
@@ -253,41 +339,28 @@ class PlaceMaskd(SeededTransform, MapTransform):
 PlaceMaskD = PlaceMaskDict = PlaceMaskd
 
 
-def _load(path: str | Path) -> NdarrayOrTensor:
-    """A mask file as MONAI reads it; pictures upright, as for the training of the embedded models, colour pictures thresholded."""
-    from monai.data.image_reader import PILReader
-    from monai.transforms.io.array import LoadImage
-
-    load = LoadImage(image_only=True)
-    load.register(PILReader(reverse_indexing=False))
-    values = plain(load(str(path)))
-    if values.ndim == 3 and values.shape[-1] in (3, 4):
-        grey = values[..., :3].amax(-1)
-        return grey > grey.max() / 2
-    return values[..., 0] if values.ndim == 3 and values.shape[-1] == 1 else values
+def _ids(values: int | Sequence[int] | None) -> tuple[int, ...]:
+    return () if values is None else (int(values),) if isinstance(values, int) else tuple(int(value) for value in values)
 
 
-def _outline(mask: NdarrayOrTensor, name: str = "a mask of the bank") -> NDArray[np.bool_]:
-    """The largest component of a mask, cropped to its bounding box: (h, w) bool."""
-    values = plain(mask).cpu().numpy()
-    flat = values.reshape(values.shape[-2:]) if values.ndim == 3 and values.shape[0] == 1 else values
-    if flat.ndim != 2:
-        raise ValueError(f"{name} must be (H, W) or (1, H, W), got {tuple(values.shape)}")
-    if not (flat > 0).any():
-        raise ValueError(f"{name} is empty; leave it out")
-    part = largest_component(flat > 0)
-    rows, columns = np.nonzero(part)
-    return part[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1].copy()
+def _of_values(label: NdarrayOrTensor, values: tuple[int, ...], unknown: bool = False) -> NdarrayOrTensor:
+    """1 where a label has one of the class ids, or with ``unknown`` a negative one."""
+    ids = plain(label)
+    chosen = torch.isin(ids, torch.tensor(values, device=ids.device))
+    if unknown:
+        chosen = chosen | (ids < 0)
+    selected: NdarrayOrTensor = convert_to_dst_type(chosen.to(torch.uint8), label, dtype=torch.uint8)[0]
+    return selected
 
 
-def _spacing_mm(img: NdarrayOrTensor, plane: SlicePlane | None) -> tuple[float, float, float]:
-    """Distances in mm of slices, rows and columns; 1 without an affine, and for the slices of a 2-D image."""
-    affine = affine_of(img)
-    if affine is None:
-        return 1.0, 1.0, 1.0
-    spacing: list[float] = affine_to_spacing(affine).tolist()
-    slices, rows, columns = (1.0, *spacing[:2]) if plane is None else (spacing[axis] for axis in plane.axes)
-    return slices, rows, columns
+def _cause(region: NdarrayOrTensor | None, label: NdarrayOrTensor | None) -> str:
+    """Why no pixel of an image is allowed."""
+    if region is not None and not bool((plain(region) > 0).any()):
+        return ": the region is empty"
+    if label is not None and bool((plain(label) != 0).any()):
+        where = "tissue" if region is None else "region"
+        return f": the label marks all of the {where}; if it holds organs, name the class ids of lesions by lesion_values="
+    return ": the image is black, or the label leaves nothing" if region is None else ""
 
 
 def _on_pixels(shape: NDArray[np.bool_], pixel_mm: tuple[float, ...]) -> NDArray[np.bool_]:

@@ -78,8 +78,9 @@ def test_an_empty_mask_file_of_the_bank_is_named(tmp_path) -> None:
     from PIL import Image
 
     Image.fromarray(np.zeros((20, 20), np.uint8)).save(tmp_path / "normal_07.png")
-    with pytest.raises(ValueError, match=r"normal_07\.png is empty"):
-        PlaceMask([tmp_path / "normal_07.png"]).apply(framed(), seed=1)
+    names = [tmp_path / "normal_07.png"] * 3
+    with pytest.raises(ValueError, match=r"3 of 4 masks of the bank are empty.*normal_07\.png, .*normal_07\.png, .*normal_07\.png"):
+        PlaceMask([*names, np.ones((4, 4))])
 
 
 def test_the_scale_of_a_shape_from_the_bank_lies_in_its_range() -> None:
@@ -146,7 +147,7 @@ def test_without_a_place_the_mask_is_empty_and_the_inpainter_says_so(random_inpa
 
 
 def test_the_record_of_an_edit_says_why_a_mask_with_meta_data_is_empty(random_inpainter) -> None:
-    for prob, reason in ((1.0, "empty mask: no free place was found"), (0.0, "empty mask: none was to be placed")):
+    for prob, reason in ((1.0, "empty mask: no free place was found: the region is empty"), (0.0, "empty mask: none was to be placed")):
         sample = {"image": MetaTensor(framed()), "organ": torch.zeros(1, 80, 96), "prompt": "x"}
         placed = PlaceMaskd("image", region_key="organ", prob=prob).set_random_state(0)(sample)
         edited = DiffusionLocalInpaintd("image", model=random_inpainter)(placed)
