@@ -14,6 +14,7 @@ from monai_diffaug.version import __version__
 
 if TYPE_CHECKING:
     from monai_diffaug import presets
+    from monai_diffaug.data.donor_bank import Donor, DonorBank
     from monai_diffaug.data.lesion_bank import LesionBank
     from monai_diffaug.data.stored_keys import PackKeysd, UnpackKeysd, with_placeholders
     from monai_diffaug.data.thread_loader import RaisingThreadDataLoader
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from monai_diffaug.edit.options import ControlNet, InpaintOptions, Noise, Region, Run, SemanticController, SoftEdge
     from monai_diffaug.edit.record import DiffAugRecord
     from monai_diffaug.edit.request import Edit
+    from monai_diffaug.edit.transplant_options import Blend, Donors, Geometry, Transplant, TransplantRecord
     from monai_diffaug.edit.validation_options import Dynamic, Screen, Validator
     from monai_diffaug.prompts import Vocabulary
     from monai_diffaug.transforms.batch import BatchLocalInpaint, PrepareBatchInpaint
@@ -39,8 +41,11 @@ if TYPE_CHECKING:
     from monai_diffaug.transforms.place_mask import PlaceMask, PlaceMaskd
     from monai_diffaug.transforms.soft_mask import SoftMask, SoftMaskd
     from monai_diffaug.transforms.text_prompt import TextPrompt, TextPromptd
+    from monai_diffaug.transforms.transplant_lesion import Transplanted, TransplantLesion
+    from monai_diffaug.transforms.transplant_lesiond import TransplantLesiond
 
 _MODULES = {
+    "data.donor_bank": ("Donor", "DonorBank"),
     "data.lesion_bank": ("LesionBank",),
     "data.stored_keys": ("PackKeysd", "UnpackKeysd", "with_placeholders"),
     "data.thread_loader": ("RaisingThreadDataLoader",),
@@ -49,6 +54,7 @@ _MODULES = {
     "edit.options": ("ControlNet", "InpaintOptions", "Noise", "Region", "Run", "SemanticController", "SoftEdge"),
     "edit.record": ("DiffAugRecord",),
     "edit.request": ("Edit",),
+    "edit.transplant_options": ("Blend", "Donors", "Geometry", "Transplant", "TransplantRecord"),
     "edit.validation_options": ("Dynamic", "Screen", "Validator"),
     "prompts": ("Vocabulary",),
     "transforms.batch": ("BatchLocalInpaint", "PrepareBatchInpaint"),
@@ -66,16 +72,22 @@ _MODULES = {
     "transforms.place_mask": ("PlaceMask", "PlaceMaskd"),
     "transforms.soft_mask": ("SoftMask", "SoftMaskd"),
     "transforms.text_prompt": ("TextPrompt", "TextPromptd"),
+    "transforms.transplant_lesion": ("TransplantLesion", "Transplanted"),
+    "transforms.transplant_lesiond": ("TransplantLesiond",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "BatchLocalInpaint",
+    "Blend",
     "CachedRandomd",
     "ControlNet",
     "DiffAugRecord",
     "DiffusionLocalInpaint",
     "DiffusionLocalInpaintd",
+    "Donor",
+    "DonorBank",
+    "Donors",
     "DrawVariantd",
     "DroppedSampleError",
     "Dynamic",
@@ -84,6 +96,7 @@ __all__ = [
     "Edit",
     "EraseLesion",
     "EraseLesiond",
+    "Geometry",
     "GridMismatchError",
     "InpaintOptions",
     "LatentValidate",
@@ -116,6 +129,11 @@ __all__ = [
     "SoftMaskd",
     "TextPrompt",
     "TextPromptd",
+    "Transplant",
+    "TransplantLesion",
+    "TransplantLesiond",
+    "TransplantRecord",
+    "Transplanted",
     "UnpackKeysd",
     "Validator",
     "VariantBank",

@@ -15,11 +15,12 @@ black cyst, are never detected. A correlation neither proves nor disproves priva
 from __future__ import annotations
 
 import logging
+import zlib
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
-from json import JSONDecodeError
 from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ from monai.config.type_definitions import NdarrayOrTensor
 from numpy.typing import NDArray
 from torch import Tensor
 
-from monai_diffaug.errors import one_line
+from monai_diffaug.data.datalist_samples import loaded_samples
 from monai_diffaug.files.whole_file import whole_file
 from monai_diffaug.geometry.grids import affine_of, check_finite, check_grid, check_image, plain
 from monai_diffaug.geometry.roi import Roi, crop
@@ -87,6 +88,7 @@ class LesionBank:
         channels: 1 or 3, of the images.
         plane: slicing plane of volumes.
         window: intensities are clipped to it, in the image's unit; None does not clip.
+        groups: (m,) text, group of each pattern; the index of the image if the samples have no groups.
 
     >>> def sample(seed):
     ...     label = torch.zeros(1, 40, 40, dtype=torch.uint8)
@@ -102,8 +104,9 @@ class LesionBank:
     owners: NDArray[np.int64]
     yardstick: NDArray[np.float32]
     channels: int
-    plane: str = "axial"
-    window: tuple[float, float] | None = None
+    plane: str
+    window: tuple[float, float] | None
+    groups: NDArray[np.str_]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LesionBank:
         return self
@@ -171,7 +174,8 @@ class LesionBank:
             raise ValueError("some images have 1 channel and some 3; load them alike, e.g. with EnsureChannelFirstd and a Lambdad")
         patterns = torch.stack([part.greys[0] for part in parts]).flatten(1).half()
         yardstick = _yardstick(parts, patterns, np.asarray(owners), groups)
-        return cls(patterns.numpy(), np.asarray(owners, np.int64), yardstick, channels.pop(), plane, window)
+        names = np.asarray([str(group) for group in groups])
+        return cls(patterns.numpy(), np.asarray(owners, np.int64), yardstick, channels.pop(), plane, window, names)
 
     @classmethod
     def from_datalist(
@@ -196,48 +200,28 @@ class LesionBank:
             ValueError: no JSON, no such section, or an entry that cannot be read; otherwise as ``of``.
             KeyError: as ``of``.
         """
-        from monai.data.decathlon_datalist import load_decathlon_datalist
-        from monai.transforms.io.dictionary import LoadImaged
-        from monai.transforms.utility.dictionary import EnsureChannelFirstd
-
-        path = Path(datalist)
-        if not path.is_file():
-            raise FileNotFoundError(f"datalist {path}: no such file")
-        try:
-            entries = load_decathlon_datalist(path, True, section, base_dir=path.parent)
-        except (UnicodeDecodeError, JSONDecodeError) as error:
-            raise ValueError(f"datalist {path} is no JSON: {error}") from error
-        except TypeError as error:
-            raise ValueError(f'datalist {path}: "{section}" must be a list of entries with "image" and "label"') from error
-        entries = [{key: value for key, value in entry.items() if value is not None} for entry in entries]  # "label": null is no label
-        keys = ["image", "label"]
-        load, channel_first = LoadImaged(keys, allow_missing_keys=True), EnsureChannelFirstd(keys, allow_missing_keys=True)
-
-        def loaded(index: int) -> Mapping[Hashable, Any]:
-            try:
-                return channel_first(load(entries[index]))
-            except Exception as error:  # the readers raise errors of different types
-                raise ValueError(f"{path}, {section}[{index}] cannot be read: {one_line(error)}") from error
-
-        samples = map(loaded, range(len(entries)))
+        samples = loaded_samples(datalist, section)
         return cls.of(samples, label_value=label_value, group_key=group_key, plane=plane, window=window)
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """The content of the bank's file by name."""
+        return {
+            "patterns": self.patterns,
+            "owners": self.owners,
+            "yardstick": self.yardstick,
+            "channels": np.asarray(self.channels),
+            "plane": np.asarray(self.plane),
+            "window": np.asarray(() if self.window is None else self.window, np.float64),
+            "groups": self.groups,
+        }
 
     def save(self, path: str | Path) -> Path:
         """Write the bank as ``.npz`` (never an incomplete file); returns the path. ValueError if a file there is no lesion bank."""
         target = Path(path)
         self.require_replaceable(target)
         target.parent.mkdir(parents=True, exist_ok=True)
-        window = np.asarray(() if self.window is None else self.window, np.float64)
         with whole_file(target) as part, part.open("wb") as file:
-            np.savez_compressed(
-                file,
-                patterns=self.patterns,
-                owners=self.owners,
-                yardstick=self.yardstick,
-                channels=np.asarray(self.channels),
-                plane=np.asarray(self.plane),
-                window=window,
-            )
+            np.savez_compressed(file, **self.arrays())
         return target
 
     @classmethod
@@ -270,16 +254,18 @@ class LesionBank:
                     int(stored["channels"]),
                     str(stored["plane"]),
                     (window[0], window[1]) if window else None,
+                    stored["groups"],
                 )
-        except (KeyError, ValueError, OSError, EOFError) as error:
+        except (KeyError, ValueError, OSError, EOFError, BadZipFile, zlib.error) as error:
             raise ValueError(f"{path} is no lesion bank ({error}); make one by LesionBank.of(...).save(path)") from error
 
-    def nearest(self, image: NdarrayOrTensor, mask: NdarrayOrTensor) -> Nearest:
+    def nearest(self, image: NdarrayOrTensor, mask: NdarrayOrTensor, *, exempt_group: str | None = None) -> Nearest:
         """The lesion of the bank that is most similar to the one in the mask; the maximum over components and slices.
 
         Args:
             image: (C, H, W[, D]), any unit, with the number of channels of the bank.
             mask: (1, H, W[, D]), non-zero inside the lesion.
+            exempt_group: lesions of this group are not compared; None compares all.
 
         Raises:
             GridMismatchError: the mask is on another grid.
@@ -293,8 +279,11 @@ class LesionBank:
             )
         patterns = torch.from_numpy(self.patterns)
         nearest = Nearest(-1.0, -1)
+        allowed = None if exempt_group is None else torch.from_numpy(self.groups != exempt_group)
+        if allowed is not None and not bool(allowed.any()):
+            return nearest
         for part in _parts(image, mask, self.plane, self.window):
-            similarity, row = _search(part, patterns)
+            similarity, row = _search(part, patterns, allowed)
             nearest = max(nearest, Nearest(similarity, int(self.owners[row])))
         return nearest
 

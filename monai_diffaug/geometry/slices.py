@@ -9,7 +9,19 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-__all__ = ["PLANES", "Slab", "SlicePlane", "from_slices", "hit_along", "pixel_mm", "slab_of", "slice_plane", "to_slices", "touched"]
+__all__ = [
+    "PLANES",
+    "Slab",
+    "SlicePlane",
+    "from_slices",
+    "hit_along",
+    "pixel_mm",
+    "slab_of",
+    "slice_plane",
+    "slice_spacing_mm",
+    "to_slices",
+    "touched",
+]
 
 # World axes (0 right, 1 anterior, 2 superior) of slice, row and column for each plane, and their signs: slices run towards + world,
 # rows from the top of the picture, columns from its left (radiological view: the patient's right).
@@ -83,6 +95,21 @@ def pixel_mm(affine: ArrayLike | None, plane: SlicePlane | None) -> float:
     spacing_mm = affine_to_spacing(np.asarray(affine, dtype=np.float64))
     rows, columns = (0, 1) if plane is None else plane.axes[1:]
     return float(np.sqrt(spacing_mm[rows] * spacing_mm[columns]))
+
+
+def slice_spacing_mm(affine: ArrayLike | None, plane: SlicePlane | None) -> tuple[float, float, float]:
+    """Distances in mm of slices, rows and columns; 1 without an affine, and for the slices of a 2-D image.
+
+    >>> slice_spacing_mm(np.diag([2.0, 8.0, 5.0, 1.0]), slice_plane(None, "axial"))
+    (5.0, 8.0, 2.0)
+    """
+    if affine is None:
+        return 1.0, 1.0, 1.0
+    from monai.data.utils import affine_to_spacing
+
+    spacing: list[float] = affine_to_spacing(np.asarray(affine, dtype=np.float64)).tolist()
+    slices, rows, columns = (1.0, *spacing[:2]) if plane is None else (spacing[axis] for axis in plane.axes)
+    return slices, rows, columns
 
 
 def to_slices(volume: Tensor, plane: SlicePlane | None) -> Tensor:

@@ -17,6 +17,8 @@ from monai_diffaug.transforms.patch_merge import RandPatchMerge, RandPatchMerged
 from monai_diffaug.transforms.place_mask import PlaceMask, PlaceMaskd
 from monai_diffaug.transforms.soft_mask import SoftMask, SoftMaskd
 from monai_diffaug.transforms.text_prompt import TextPrompt, TextPromptd
+from monai_diffaug.transforms.transplant_lesion import TransplantLesion
+from monai_diffaug.transforms.transplant_lesiond import TransplantLesiond
 
 __all__ = [
     "BatchLocalInpaint",
@@ -43,4 +45,6 @@ __all__ = [
     "SoftMaskd",
     "TextPrompt",
     "TextPromptd",
+    "TransplantLesion",
+    "TransplantLesiond",
 ]

@@ -54,6 +54,8 @@ class LesionNovelty(Transform, Described):
         quantile: share of new real lesions that is rejected by mistake, about. The limit is the 1 - ``quantile`` quantile of the
             similarities among real lesions of different groups.
         limit: least similarity at which a lesion is rejected; replaces the quantile.
+        exempt_donor: a transplant (``TransplantLesiond``) is not compared with lesions of its donor's group, which it repeats by design;
+            copies of all others are still rejected.
 
     Raises:
         FileNotFoundError: no such file.
@@ -70,7 +72,9 @@ class LesionNovelty(Transform, Described):
 
     backend = [TransformBackends.TORCH, TransformBackends.NUMPY]
 
-    def __init__(self, bank: LesionBank | str | Path, quantile: float = 0.05, *, limit: float | None = None) -> None:
+    def __init__(
+        self, bank: LesionBank | str | Path, quantile: float = 0.05, *, limit: float | None = None, exempt_donor: bool = False
+    ) -> None:
         if not 0 < quantile < 1:
             raise ValueError(f"quantile must lie in (0, 1), got {quantile}")
         if limit is not None and not 0 < limit <= 1:
@@ -80,6 +84,7 @@ class LesionNovelty(Transform, Described):
         self.source: LesionBank | ModelSpec = bank if isinstance(bank, LesionBank) else ModelSpec("lesion_bank", str(bank))
         self.quantile = quantile
         self.fixed_limit = limit
+        self.exempt_donor = exempt_donor
         if isinstance(bank, LesionBank) and limit is None and len(bank.yardstick) * quantile < 1:
             logger.warning("the %g quantile of %d lesions is their nearest pair; more would make it firm", quantile, len(bank.yardstick))
 
@@ -93,19 +98,20 @@ class LesionNovelty(Transform, Described):
         """Least similarity at which a lesion is rejected."""
         return float(np.quantile(self.bank.yardstick, 1 - self.quantile)) if self.fixed_limit is None else self.fixed_limit
 
-    def __call__(self, image: NdarrayOrTensor, mask: NdarrayOrTensor) -> Novelty:
+    def __call__(self, image: NdarrayOrTensor, mask: NdarrayOrTensor, *, donor_group: str = "") -> Novelty:
         """Judge the lesion in a mask.
 
         Args:
             image: (C, H, W[, D]), any unit; as many channels as the images of the bank.
             mask: (1, H, W[, D]) on the same grid, non-zero where the lesion was painted. Components of fewer than 25 pixels are not
                 judged.
+            donor_group: group of the lesion's donor, as the record of a transplant names it; used with ``exempt_donor``.
 
         Raises:
             GridMismatchError: the mask is on another grid.
             ValueError: other channels than the bank, or non-finite voxels.
         """
-        similarity, origin = self.bank.nearest(image, mask)
+        similarity, origin = self.bank.nearest(image, mask, exempt_group=donor_group if self.exempt_donor and donor_group else None)
         limit = self.limit
         if similarity < limit:
             return Novelty(True, similarity, origin, limit, "")
