@@ -26,15 +26,17 @@ from monai_diffaug.data.lesion_bank import MIN_AREA_PX, LesionBank
 from monai_diffaug.files.whole_file import whole_file
 from monai_diffaug.geometry.grids import affine_of, check_finite, check_grid, check_image, plain
 from monai_diffaug.geometry.slices import slice_plane, slice_spacing_mm, to_slices
+from monai_diffaug.geometry.window import window_of
 from monai_diffaug.masks.labels import class_ids, voxels_of
 from monai_diffaug.masks.rim import rim_of, rim_statistics
+from monai_diffaug.masks.tissue import normal_tissue
 from monai_diffaug.models.registry import ModelSpec
 
 __all__ = ["LESION", "OTHER", "Donor", "DonorBank", "Origin", "load_donor_bank"]
 
 logger = logging.getLogger(__name__)
 
-LESION, OTHER = 1, 2  # values of a donor's mask: this lesion, anything else that is labelled
+LESION, OTHER = 1, 2  # values of a donor's mask: this lesion, what is not to be pasted with it
 CONTEXT = 0.5  # tissue on each side of the crop, in longer sides of the lesion
 LEAST_CONTEXT_PX = 8
 WORDS = ("modality", "anatomy", "finding")
@@ -69,10 +71,11 @@ class Donor:
 
     Attributes:
         pixels: (S, C, h, w) slices in the unit of the image.
-        mask: (S, h, w) uint8: 1 the lesion, 2 anything else that is labelled, 0 the rest.
+        mask: (S, h, w) uint8: 1 the lesion, 2 what is not to be pasted with it (labelled, or the black frame of a scan), 0 the rest.
         spacing_mm: distance of slices, rows and columns; 1 without an affine.
         is_volume: the image was 3-D.
         surround: (mean, standard deviation) of the tissue around the lesion, per channel.
+        window: lowest and highest intensity of the image: its 0.5 and 99.5 percentiles, or 0 and 255 of uint8.
         origin: where it comes from.
     """
 
@@ -81,6 +84,7 @@ class Donor:
     spacing_mm: tuple[float, float, float]
     is_volume: bool
     surround: tuple[tuple[float, float], ...]
+    window: tuple[float, float]
     origin: Origin
 
 
@@ -224,8 +228,8 @@ class DonorBank:
         require_replaceable(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         rows = [
-            {**asdict(d.origin), "spacing_mm": d.spacing_mm, "is_volume": d.is_volume, "surround": d.surround, "shape": d.pixels.shape}
-            | {"dtype": d.pixels.dtype.str}
+            {**asdict(d.origin), "spacing_mm": d.spacing_mm, "is_volume": d.is_volume, "surround": d.surround, "window": d.window}
+            | {"shape": d.pixels.shape, "dtype": d.pixels.dtype.str}
             for d in self.donors
         ]
         table = json.dumps({"plane": self.plane, "donors": rows}).encode()
@@ -293,7 +297,8 @@ def _unpacked(table: NDArray[np.uint8], pixels: NDArray[np.uint8], masks: NDArra
         byte, voxel = byte + n_bytes, voxel + n_voxels
         slices, rows, columns = map(float, row.pop("spacing_mm"))
         surround = tuple((float(mean), float(spread)) for mean, spread in row.pop("surround"))
-        donors.append(Donor(crop, mask, (slices, rows, columns), bool(row.pop("is_volume")), surround, Origin(**row)))
+        low, high = map(float, row.pop("window"))
+        donors.append(Donor(crop, mask, (slices, rows, columns), bool(row.pop("is_volume")), surround, (low, high), Origin(**row)))
     if not donors or (byte, voxel) != (len(pixels), len(masks)):
         raise ValueError(f"its table describes {byte} bytes of {len(pixels)}")
     return DonorBank(tuple(donors), str(content["plane"]))
@@ -324,6 +329,8 @@ def _donors(
         return []
     classes = to_slices(class_ids(ids), cut)[:, 0].numpy()
     pixels, spacing_mm = to_slices(volume.cpu(), cut).numpy(), slice_spacing_mm(affine, cut)
+    window = window_of(volume)
+    level = to_slices(window.to_model(volume.cpu()).amax(0, keepdim=True), cut)[:, 0].numpy()
     donors: list[Donor] = []
     for value in np.unique(classes[lesions]):
         parts, _ = components(lesions & (classes == value), np.ones((3, 3, 3)))
@@ -332,13 +339,14 @@ def _donors(
             if inside.sum((1, 2)).max() < MIN_AREA_PX:
                 continue
             near = _with_context(box, parts.shape)
-            mask = np.where(parts[near] == number, LESION, np.where(classes[near] != 0, OTHER, 0)).astype(np.uint8)
+            tissue = np.stack([normal_tissue((each + 1) / 2, np.zeros_like(each)) for each in level[near]])
+            mask = np.where(parts[near] == number, LESION, np.where((classes[near] != 0) | ~tissue, OTHER, 0)).astype(np.uint8)
             crop = _small(pixels[near[0], :, near[1], near[2]])
             rim = rim_of(mask == LESION) & (mask == 0)
             surround = rim_statistics(crop.swapaxes(0, 1), rim)
             words = {key: _word(sample.get(key), int(value)) for key in WORDS}
             origin = Origin(f"{source}#{len(donors) + 1}", source, group, int(value), **words)
-            donors.append(Donor(crop, mask, spacing_mm, volume.ndim == 4, surround, origin))
+            donors.append(Donor(crop, mask, spacing_mm, volume.ndim == 4, surround, (window.low, window.high), origin))
     return donors
 
 

@@ -14,7 +14,7 @@ from monai_diffaug.edit.signature import option_group
 
 __all__ = ["Blend", "Donors", "Geometry", "Transplant", "TransplantRecord"]
 
-MATCHES = ("rim", "none")
+MATCHES = ("rim", "spread", "none")
 JOINS = ("gradient", "soft")
 
 
@@ -99,9 +99,12 @@ class Blend:
     """How the donor's pixels are made to fit, before the diffusion model refines them.
 
     Args:
-        match: "rim": mean and standard deviation of the tissue around the lesion are brought to those of the new place; "none".
+        match: "rim": the mean of the tissue around the lesion is brought to that of the new place, and the ends of the image's window to
+            those of the other image, linearly in between: black stays black. "spread": mean and standard deviation of the tissue around
+            the lesion; "none".
         join: "gradient": the join is continuous (Poisson); "soft": a soft edge.
         margin: width of the donor's own surround that is pasted along with the lesion, in longer sides of the lesion.
+        keep_detail: put back the fine detail that the model's autoencoder loses, so that only the sampler changes the lesion.
 
     Raises:
         ValueError: an option is unknown or out of range.
@@ -113,6 +116,7 @@ class Blend:
     match: str = "rim"
     join: str = "gradient"
     margin: float = 0.1
+    keep_detail: bool = True
 
     def __post_init__(self) -> None:
         _check(self.match in MATCHES, f"match must be one of {', '.join(MATCHES)}, got {self.match!r}")

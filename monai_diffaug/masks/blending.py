@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["join", "match_rim"]
+__all__ = ["join", "match_rim", "match_spread"]
 
 GAIN_RANGE = (0.5, 2.0)  # contrast of a lesion is changed by no more than this
 TOLERANCE = 1e-4  # of the solver, relative
@@ -16,7 +16,37 @@ MOST_STEPS = 2000
 Statistics = tuple[tuple[float, float], ...]
 
 
-def match_rim(pixels: NDArray[np.float32], surround: Statistics, target: Statistics) -> NDArray[np.float32]:
+Ends = tuple[float, float]
+
+
+def match_rim(
+    pixels: NDArray[np.float32], means: tuple[float, ...], new_means: tuple[float, ...], window: Ends, new_window: Ends
+) -> NDArray[np.float32]:
+    """Pixels (C, ...) mapped so that the mean of their surround becomes that of the new one, and the ends of the window those of the new.
+
+    The map is linear in between, with a slope in [0.5, 2]: a black cyst stays black in a brighter image.
+
+    Args:
+        pixels: of the lesion and its surround.
+        means, new_means: per channel, of the tissue around the lesion where it comes from, and around its new place.
+        window, new_window: lowest and highest intensity of the two images.
+
+    >>> match_rim(np.array([[0.0, 60.0, 255.0]], np.float32), (60.0,), (100.0,), (0.0, 255.0), (0.0, 255.0)).round().tolist()
+    [[0.0, 100.0, 255.0]]
+    """
+    matched = np.empty_like(pixels)
+    for index, (mean, new_mean) in enumerate(zip(means, new_means, strict=True)):
+        darker, brighter = (_slope(mean - old, new_mean - new) for old, new in zip(window, new_window, strict=True))
+        offset = pixels[index] - mean
+        matched[index] = new_mean + np.where(offset < 0, darker, brighter) * offset
+    return matched
+
+
+def _slope(old: float, new: float) -> float:
+    return float(np.clip(new / old, *GAIN_RANGE)) if old else 1.0
+
+
+def match_spread(pixels: NDArray[np.float32], surround: Statistics, target: Statistics) -> NDArray[np.float32]:
     """Pixels (C, ...) with mean and standard deviation of their surround brought to those of the new one.
 
     Args:
@@ -24,7 +54,7 @@ def match_rim(pixels: NDArray[np.float32], surround: Statistics, target: Statist
         surround: (mean, standard deviation) per channel of the tissue around the lesion where it comes from.
         target: the same of the tissue around its new place. The gain is limited to [0.5, 2].
 
-    >>> match_rim(np.array([[10.0, 14.0]], np.float32), ((10.0, 2.0),), ((50.0, 3.0),)).tolist()
+    >>> match_spread(np.array([[10.0, 14.0]], np.float32), ((10.0, 2.0),), ((50.0, 3.0),)).tolist()
     [[50.0, 56.0]]
     """
     matched = np.empty_like(pixels)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["normal_tissue"]
+__all__ = ["normal_tissue", "well_inside"]
 
 FRAME_LEVEL = 8 / 255  # largest mean brightness of a neighbourhood in the black frame
 NEIGHBOURHOOD_PX = 9
@@ -32,3 +32,17 @@ def normal_tissue(brightness: NDArray[Any], label: NDArray[Any]) -> NDArray[np.b
     bright = uniform_filter(brightness.astype(np.float32), NEIGHBOURHOOD_PX) > FRAME_LEVEL
     tissue: NDArray[np.bool_] = bright & ~binary_dilation(label > 0, iterations=MARGIN_PX)
     return tissue
+
+
+def well_inside(tissue: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The pixels of (H, W) whose neighbourhood of 9 x 9 pixels is tissue: ``normal_tissue`` reaches 4 pixels into the black frame.
+
+    >>> tissue = np.ones((20, 20), bool)
+    >>> tissue[:, 12:] = False
+    >>> well_inside(tissue)[10].sum()
+    np.int64(8)
+    """
+    from scipy.ndimage import minimum_filter
+
+    inside: NDArray[np.bool_] = minimum_filter(tissue, NEIGHBOURHOOD_PX, mode="nearest")
+    return inside

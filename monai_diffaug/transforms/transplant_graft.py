@@ -13,13 +13,14 @@ from torch import Tensor
 from monai_diffaug.data.donor_bank import LESION, Donor
 from monai_diffaug.edit.transplant_options import Blend, Donors, Geometry
 from monai_diffaug.geometry.lesion_warp import CONTROL_POINTS, Spacing, Warp, WarpedLesion, warp_lesion
-from monai_diffaug.masks.blending import join, match_rim
+from monai_diffaug.masks.blending import join, match_rim, match_spread
 from monai_diffaug.masks.free_place import free_place
 from monai_diffaug.masks.rim import rim_of, rim_statistics
 from monai_diffaug.masks.soft_edge import composite, soft_mask
 
 __all__ = ["Graft", "NoGraftError", "Scene", "donors_for", "draw_graft", "pasted"]
 
+LEAST_SHARE = 0.98  # of lesion and margin on tissue
 DONOR_TRIES = 8  # donors that are tried before there is no place for any
 LEAST_MARGIN_PX = 2
 SOFT_EDGE = 0.5  # standard deviation of a soft join, in widths of the margin
@@ -38,8 +39,9 @@ class Scene(NamedTuple):
         free: (S, H, W) bool, no label.
         likelihood: (S, H, W) >= 0 of its middle, or None.
         spacing_mm: distances of slices, rows and columns.
+        window: lowest and highest intensity of the image.
         is_volume: the image is 3-D.
-        least_share: of the lesion that has to be allowed.
+        in_region: all of the lesion has to be allowed; else 98 % of lesion and margin.
     """
 
     slices: Tensor
@@ -47,8 +49,9 @@ class Scene(NamedTuple):
     free: NDArray[np.bool_]
     likelihood: NDArray[np.floating[Any]] | None
     spacing_mm: Spacing
+    window: tuple[float, float]
     is_volume: bool
-    least_share: float
+    in_region: bool
 
 
 class Graft(NamedTuple):
@@ -118,8 +121,10 @@ def draw_graft(rng: np.random.RandomState, donors: Sequence[Donor], scene: Scene
         pixels, mask = _slices_of(rng, donor, scene.is_volume)
         warp = _drawn(rng, geometry, mask, donor.spacing_mm)
         lesion = warp_lesion(pixels, mask, donor.spacing_mm, scene.spacing_mm, warp, _margin_room(mask, donor, scene, warp, blend))
-        inner = _box(lesion.mask)
-        place = free_place(rng, lesion.mask[inner], scene.allowed, scene.free, scene.likelihood, scene.least_share)
+        outline = lesion.mask if scene.in_region else _widened(lesion, blend)
+        inner = _box(outline)
+        least_share = 1.0 if scene.in_region else LEAST_SHARE
+        place = free_place(rng, outline[inner], scene.allowed, scene.free, scene.likelihood, least_share)
         if place is not None:
             start = tuple(first - side.start for first, side in zip(place, inner, strict=True))
             return _at(donor, lesion, (start[0], start[1], start[2]), scene, blend)
@@ -133,10 +138,8 @@ def pasted(graft: Graft, scene: Scene, blend: Blend) -> tuple[Tensor, Tensor]:
     image = near.float().numpy().swapaxes(0, 1)
     region = graft.region[box]
     pixels = graft.lesion.pixels[:, *part]
-    if blend.match == "rim":
-        rim = rim_of(graft.mask) & scene.free
-        surround = rim_statistics(scene.slices.float().numpy().swapaxes(0, 1)[:, *_box(rim)], rim[_box(rim)]) if rim.any() else None
-        pixels = pixels if surround is None else match_rim(pixels, graft.donor.surround, surround)
+    if blend.match != "none":
+        pixels = _matched(pixels, graft, scene, blend)
     if blend.join == "gradient":
         pixels, weights = join(pixels, image, region, scene.spacing_mm), torch.from_numpy(region).float()
     else:
@@ -147,6 +150,28 @@ def pasted(graft: Graft, scene: Scene, blend: Blend) -> tuple[Tensor, Tensor]:
     everywhere = torch.zeros(graft.mask.shape)
     everywhere[box] = weights
     return result, everywhere
+
+
+def _matched(pixels: NDArray[np.float32], graft: Graft, scene: Scene, blend: Blend) -> NDArray[np.float32]:
+    """Pixels in the intensities of the tissue around the new place; unchanged where there is none."""
+    rim = rim_of(graft.mask) & scene.free
+    if not rim.any():
+        return pixels
+    near = _box(rim)
+    surround = rim_statistics(scene.slices[near[0], :, near[1], near[2]].float().numpy().swapaxes(0, 1), rim[near])
+    if blend.match == "spread":
+        return match_spread(pixels, graft.donor.surround, surround)
+    means, new_means = (tuple(mean for mean, _ in each) for each in (graft.donor.surround, surround))
+    return match_rim(pixels, means, new_means, graft.donor.window, scene.window)
+
+
+def _widened(lesion: WarpedLesion, blend: Blend) -> NDArray[np.bool_]:
+    """The lesion and the margin around it in its slices, without what the donor has there besides the lesion."""
+    from scipy.ndimage import distance_transform_edt
+
+    margin = _margin_px(lesion.mask, blend)
+    wide = np.stack([distance_transform_edt(~each) <= margin if each.any() else each for each in lesion.mask])
+    return (wide & ~lesion.other) | lesion.mask
 
 
 def _is_same_file(file: str, source: str) -> bool:
@@ -201,13 +226,9 @@ def _margin_px(mask: NDArray[np.bool_], blend: Blend) -> int:
 
 def _at(donor: Donor, lesion: WarpedLesion, start: tuple[int, int, int], scene: Scene, blend: Blend) -> Graft:
     """The lesion at a place, with a margin that touches neither labels nor what the donor has there besides the lesion."""
-    from scipy.ndimage import distance_transform_edt
-
-    margin = _margin_px(lesion.mask, blend)
-    wide = np.stack([distance_transform_edt(~each) <= margin if each.any() else each for each in lesion.mask]) & ~lesion.other
     mask, region = np.zeros(scene.free.shape, bool), np.zeros(scene.free.shape, bool)
     box, part = _overlap(start, lesion.mask.shape, scene.free.shape)
-    mask[box], region[box] = lesion.mask[part], wide[part]
+    mask[box], region[box] = lesion.mask[part], _widened(lesion, blend)[part]
     return Graft(donor, lesion, start, mask, (region & scene.free) | mask)
 
 

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from monai_diffaug.data.donor_bank import DonorBank, load_donor_bank
-from monai_diffaug.edit.denoise import Look
+from monai_diffaug.edit.denoise import Candidate, Look
+from monai_diffaug.edit.kept_detail import with_detail
 from monai_diffaug.edit.options import check_group
 from monai_diffaug.edit.request import PendingEdit, Prompt, prompt_text
 from monai_diffaug.edit.transplant_options import Transplant, TransplantRecord
@@ -26,7 +27,7 @@ from monai_diffaug.geometry.grids import affine_of, check_finite, check_grid, ch
 from monai_diffaug.geometry.slices import PLANES, SlicePlane, from_slices, slice_plane, slice_spacing_mm, to_slices
 from monai_diffaug.geometry.window import window_of
 from monai_diffaug.masks.labels import check_label_value, class_ids, paint_label
-from monai_diffaug.masks.tissue import normal_tissue
+from monai_diffaug.masks.tissue import normal_tissue, well_inside
 from monai_diffaug.models.registry import ModelSpec, shared_model
 from monai_diffaug.prompts import compose_prompt, vocabulary_of
 from monai_diffaug.transforms.local_inpaint import ON_ERROR, DiffusionLocalInpaint
@@ -36,8 +37,6 @@ from monai_diffaug.transforms.transplant_graft import Graft, NoGraftError, Scene
 __all__ = ["PendingTransplant", "TransplantLesion", "Transplanted"]
 
 logger = logging.getLogger(__name__)
-
-ON_TISSUE = 0.95  # least share of a lesion on tissue; of a region it has to be all
 
 
 class Transplanted(NamedTuple):
@@ -269,7 +268,7 @@ class TransplantLesion(SeededTransform):
             (edit,) = self.inpaint.finish_batch([pending.edit])
             if not edit.record["applied"]:
                 return self.untouched(pending.image, pending.label, pending.seed, str(edit.record["reason"]), pending.prompt)
-            image = edit.image
+            image = self._with_detail(pending.edit.outcome, edit.image)
         record.applied, record.donor, record.donor_group = True, graft.donor.origin.name, graft.donor.origin.group
         mask = _mask_like(graft.mask, self._plane_of(pending.image), pending.image)
         label = pending.label
@@ -293,6 +292,13 @@ class TransplantLesion(SeededTransform):
         hard = plain(mask).cpu().float()
         return hard if self.inpaint is None else torch.maximum(hard, self.inpaint.soft_region(pending.image_pasted, mask))
 
+    def _with_detail(self, outcome: Any, image: NdarrayOrTensor) -> NdarrayOrTensor:
+        """The repainted image with the detail that the autoencoder loses, unless the options leave it out."""
+        if self.inpaint is None or not self.options.blend.keep_detail or not isinstance(outcome, Candidate):
+            return image
+        model = self.inpaint.inpainter_on(outcome.stack.slices.device)
+        return like(with_detail(model, outcome, plain(image), self.inpaint.settings), image)
+
     @property
     def _model(self) -> str:
         return "" if self.inpaint is None else self.inpaint.spec.source
@@ -315,20 +321,19 @@ class TransplantLesion(SeededTransform):
         check_finite(volume)
         plane = self._plane_of(img)
         slices = to_slices(volume, plane)
-        shape = (len(slices), *slices.shape[2:])
         ids = torch.zeros(1, *volume.shape[1:], dtype=torch.int64) if label is None else class_ids(plain(label).cpu())
         classes = to_slices(ids, plane)[:, 0].numpy()
+        window = window_of(volume)
         free = np.isin(classes, (0, *self.options.background))
         if region is not None:
             allowed = free & (to_slices(plain(region).cpu() > 0, plane)[:, 0].numpy())
         else:
-            brightness = (to_slices(window_of(volume).to_model(volume).amax(0, keepdim=True), plane)[:, 0].numpy() + 1) / 2
-            allowed = free & np.stack([normal_tissue(each, ~clear) for each, clear in zip(brightness, free, strict=True)])
+            brightness = (to_slices(window.to_model(volume).amax(0, keepdim=True), plane)[:, 0].numpy() + 1) / 2
+            allowed = free & np.stack([well_inside(normal_tissue(each, ~clear)) for each, clear in zip(brightness, free, strict=True)])
         weights = None if likelihood is None else _likelihood(to_slices(plain(likelihood).cpu().float(), plane)[:, 0].numpy())
         spacing_mm = slice_spacing_mm(affine_of(img), plane)
-        if allowed.shape != shape:
-            raise ValueError(f"the image has slices {shape}, got places {allowed.shape}")
-        return Scene(slices, allowed, free, weights, spacing_mm, plane is not None, ON_TISSUE if region is None else 1.0), plane
+        ends = (window.low, window.high)
+        return Scene(slices, allowed, free, weights, spacing_mm, ends, plane is not None, region is not None), plane
 
 
 def _likelihood(values: NDArray[np.float32]) -> NDArray[np.float32]:
