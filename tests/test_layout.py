@@ -78,7 +78,7 @@ def test_every_folder_says_in_two_sentences_what_belongs_there() -> None:
 
 
 def test_only_the_public_face_stands_at_the_root() -> None:
-    assert {path.stem for path in PACKAGE.glob("*.py")} == {"__init__", "__main__", "errors", "version", "presets", "prompts"}
+    assert {path.stem for path in PACKAGE.glob("*.py")} == {"__init__", "__main__", "errors", "version", "prompts"}
 
 
 def test_each_test_file_mirrors_a_source_file() -> None:

@@ -5,10 +5,12 @@ import pickle
 import pytest
 import torch
 from monai.data import MetaTensor
+from monai.data.utils import list_data_collate
 from monai.transforms import Compose
 
 from monai_diffaug import (
     ControlNet,
+    DonorBank,
     LatentValidate,
     LesionBank,
     LesionNovelty,
@@ -16,10 +18,12 @@ from monai_diffaug import (
     Region,
     SemanticController,
     SoftEdge,
+    Validator,
     presets,
 )
 from monai_diffaug.models.inpainter import load_inpainter
 from monai_diffaug.models.registry import ModelSpec
+from monai_diffaug.presets.preset_keys import WholeImaged
 from monai_diffaug.transforms.text_prompt import TextPromptd
 
 
@@ -190,7 +194,7 @@ def test_presets_can_follow_each_other(random_inpainter, controlnet) -> None:
 
 def test_the_whole_image_as_mask_has_the_type_of_its_label() -> None:
     for label in (sample()["label"], MetaTensor(sample()["label"] - 1), sample()["label"].numpy()):
-        mask = presets.WholeImaged("label")({"label": label})["mask"]
+        mask = WholeImaged("label")({"label": label})["mask"]
         assert type(mask) is type(label) and mask.shape == label.shape and bool((mask == 1).all())
 
 
@@ -214,3 +218,121 @@ def test_diffaug_places_and_repaints_in_the_plane_that_was_named(random_inpainte
     result = run(presets.diffaug(modality="MRI", plane="sagittal", place=place, max_tries=1, model=random_inpainter, prob=1.0), volume)
     assert int((result["mask"] > 0).flatten(2).any(dim=2).sum()) == 1
     assert result["image_diffaug"]["n_slices"] == 1
+
+
+def finds(found: bool) -> object:
+    """A validator that finds a lesion everywhere, or nowhere."""
+    return lambda images: torch.full((len(images), 1, 128, 128), float(found))
+
+
+def test_controls_erase_lesions_and_repaint_normal_tissue_where_there_is_none(random_inpainter) -> None:
+    preset = presets.controls(
+        modality="ultrasound", anatomy="breast", model=random_inpainter, validator=finds(False), num_inference_steps=1, prob=1.0
+    )
+    with_lesion = run(preset, sample())
+    normal = run(preset, {**sample(), "label": torch.zeros(1, 64, 64)})
+    for result in (with_lesion, normal):
+        assert result["image_diffaug"]["applied"] and not result["label"].any() and result["mask"].any()
+        assert result["image_diffaug"]["prompt"] == "ultrasound of breast, normal tissue"
+    assert (with_lesion["mask"][sample()["label"] > 0] == 1).all() and not torch.equal(normal["mask"], with_lesion["mask"])
+
+
+def test_controls_restore_what_the_validator_still_finds(random_inpainter) -> None:
+    preset = presets.controls(
+        modality="ultrasound", anatomy="breast", model=random_inpainter, validator=finds(True), num_inference_steps=1, prob=1.0
+    )
+    result = run(preset, sample())
+    assert torch.equal(result["image"], sample()["image"]) and torch.equal(result["label"], sample()["label"])
+    assert not result["image_diffaug"]["accepted"] and result["image_diffaug"]["tries"] == 3
+
+
+def test_controls_of_normal_images_lie_in_the_organ(random_inpainter) -> None:
+    label = torch.zeros(1, 64, 64)
+    label[:, 30:60, 8:40] = 1
+    preset = presets.controls(
+        modality="CT", anatomy="abdomen", keep_values=[1], model=random_inpainter, validator=None, num_inference_steps=1, prob=1.0
+    )
+    result = run(preset, {**sample(), "label": label})
+    assert result["mask"].any() and (label[result["mask"] > 0] == 1).all() and torch.equal(result["label"], label)
+
+
+def test_relocate_clears_the_old_place_and_paints_at_another(random_inpainter) -> None:
+    preset = presets.relocate(
+        modality="ultrasound", anatomy="breast", model=random_inpainter, validator=judge_of_both(), num_inference_steps=1, prob=1.0
+    )
+    result = run(preset, sample())
+    old = sample()["label"] > 0
+    assert result["image_erased"]["applied"] and result["image_diffaug"]["applied"]
+    assert result["label"].any() and not result["label"][old].any() and torch.equal(result["label"] > 0, result["mask"] > 0)
+    assert (result["image"][old] != sample()["image"][old]).all()
+    assert "normal tissue" in result["image_erased"]["prompt"] and "normal tissue" not in result["image_diffaug"]["prompt"]
+
+
+def judge_of_both() -> LatentValidate:
+    """Accepts every erased lesion (all of the mask may be predicted) and every painted one."""
+    return LatentValidate(finds(True), min_dice=0.0, options=Validator(max_false_positive=99.0))
+
+
+@pytest.mark.parametrize("keep_values", [(), (2,)])
+def test_relocate_restores_the_image_if_nothing_is_painted_elsewhere(random_inpainter, keep_values) -> None:
+    data = sample()
+    data["label"][data["label"] == 0] = 3  # no free place
+    preset = presets.relocate(
+        modality="MRI",
+        anatomy="brain",
+        keep_values=keep_values,
+        model=random_inpainter,
+        validator=judge_of_both(),
+        num_inference_steps=1,
+        prob=1.0,
+    )
+    result = run(preset, data)
+    assert torch.equal(result["image"], data["image"]) and torch.equal(result["label"], data["label"]) and not result["mask"].any()
+    assert not result["image_erased"]["applied"] and result["image_erased"]["reason"].startswith("no lesion was painted elsewhere")
+    assert "empty mask" in result["image_diffaug"]["reason"]
+
+
+def test_relocate_has_the_same_keys_and_types_whether_it_was_triggered_or_not(random_inpainter) -> None:
+    results = []
+    for prob, validator in ((0.0, judge_of_both()), (1.0, judge_of_both()), (1.0, finds(True))):
+        options = {"validator": validator, "num_inference_steps": 1, "max_tries": 1, "prob": prob}
+        results.append(run(presets.relocate(modality="MRI", anatomy="brain", model=random_inpainter, **options), sample()))
+    assert [each["image_diffaug"]["applied"] for each in results] == [False, True, False]
+    assert results[2]["image_diffaug"]["reason"].startswith("no lesion was erased: the validator still finds")
+    list_data_collate(results)
+
+
+def test_relocate_stays_in_the_organ(random_inpainter) -> None:
+    data = sample()
+    data["label"][:, 20:60, 8:44] = torch.where(data["label"] > 0, 2.0, 1.0)[:, 20:60, 8:44]
+    preset = presets.relocate(
+        modality="CT",
+        anatomy="abdomen",
+        finding="hepatic cyst",
+        label_value=2,
+        keep_values=[1],
+        background_value=1,
+        model=random_inpainter,
+        validator=judge_of_both(),
+        num_inference_steps=1,
+        prob=1.0,
+    )
+    result = run(preset, data)
+    assert (data["label"][result["mask"] > 0] == 1).all() and (result["label"] == 2).any()
+    assert torch.equal(result["label"] > 0, data["label"] > 0)
+
+
+def test_relocate_transplants_when_it_is_given_donors(random_inpainter) -> None:
+    donor = {key: value.flip(-1) for key, value in sample().items()}
+    preset = presets.relocate(
+        modality="ultrasound",
+        anatomy="breast",
+        bank=DonorBank.of([donor]),
+        model=random_inpainter,
+        validator=judge_of_both(),
+        prob=1.0,
+    )
+    result = preset.set_random_state(0)(sample())
+    old = sample()["label"] > 0
+    assert result["image_erased"]["applied"] and result["image_diffaug"]["applied"]
+    assert result["label"].any() and not result["label"][old].any()

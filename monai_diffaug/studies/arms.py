@@ -17,7 +17,7 @@ from monai.transforms import Compose, CopyItemsd
 
 from monai_diffaug.edit.options import ControlNet, InpaintOptions, Noise, Region, SemanticController, SoftEdge
 from monai_diffaug.errors import DroppedSampleError
-from monai_diffaug.presets import WholeImaged
+from monai_diffaug.presets.preset_keys import WholeImaged
 from monai_diffaug.sampling.seeding import MAX_SEED
 from monai_diffaug.studies.lesion_sources import BorrowedLesiond, OwnLesiond, OwnOrBorrowedLesiond
 from monai_diffaug.studies.masked_images import MaskedImage

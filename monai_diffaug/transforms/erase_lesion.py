@@ -162,24 +162,32 @@ class EraseLesiond(SeededTransform, MapTransform):
         if not keys:
             return d
         lesions, mask = self.regions(label, affine_of(d[keys[0]]))
-        if not (triggered and bool(lesions.any())):
-            reason = "the label shows no lesion to erase" if triggered else "not triggered"
-            for key in keys:
-                d[self.record_key(key)] = DiffAugRecord(
-                    seed=seed, prompt=self.prompt, model=self.inpaint.inpaint.spec.source, reason=reason
-                ).as_dict()
-            return {**d, self.mask_key: _as_mask(torch.zeros_like(mask), d[keys[0]])}
+        if triggered and bool(lesions.any()):
+            d, applied = self.repaint(d, mask, seed)
+            if applied:
+                d[self.label_key] = like(paint_label(plain(label), lesions, self.background_value), label)
+            return d
+        return self.left(d, seed, "the label shows no lesion to erase" if triggered else "not triggered")
+
+    def repaint(self, data: Mapping[Hashable, Any], mask: Tensor, seed: int) -> tuple[dict[Hashable, Any], bool]:
+        """The images repainted as normal tissue under a mask (1, H, W[, D]) bool, their records and the mask; and whether it was applied."""
+        d = dict(data)
+        keys = list(self.key_iterator(d))
         inner = {**{key: d[key] for key in keys}, self.mask_key: _as_mask(mask, d[keys[0]]), PROMPT_KEY: self.prompt}
-        if self.is_judged:
-            edited = self.judged.set_random_state(seed)(inner)
-        else:
-            edited = self.inpaint.edit(inner, seed=seed)
+        edited = self.judged.set_random_state(seed)(inner) if self.is_judged else self.inpaint.edit(inner, seed=seed)
         applied = all(edited[self.record_key(key)]["applied"] for key in keys)
         for key in keys:
             d[key], d[self.record_key(key)] = edited[key], edited[self.record_key(key)]
-        if applied:
-            d[self.label_key] = like(paint_label(plain(label), lesions, self.background_value), label)
         d[self.mask_key] = _as_mask(mask if applied else torch.zeros_like(mask), data[keys[0]])
+        return d, applied
+
+    def left(self, data: Mapping[Hashable, Any], seed: int, reason: str) -> dict[Hashable, Any]:
+        """The sample as it is, with an empty mask and the records of images that were not edited."""
+        d = dict(data)
+        keys = list(self.key_iterator(d))
+        record = DiffAugRecord(seed=seed, prompt=self.prompt, model=self.inpaint.inpaint.spec.source, reason=reason)
+        d.update({self.record_key(key): record.as_dict() for key in keys})
+        d[self.mask_key] = _as_mask(torch.zeros(plain(d[keys[0]])[:1].shape), d[keys[0]])
         return d
 
     def regions(self, label: NdarrayOrTensor, affine: Tensor | None = None) -> tuple[Tensor, Tensor]:
