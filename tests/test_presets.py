@@ -324,15 +324,13 @@ def test_relocate_stays_in_the_organ(random_inpainter) -> None:
 
 def test_relocate_transplants_when_it_is_given_donors(random_inpainter) -> None:
     donor = {key: value.flip(-1) for key, value in sample().items()}
-    preset = presets.relocate(
-        modality="ultrasound",
-        anatomy="breast",
-        bank=DonorBank.of([donor]),
-        model=random_inpainter,
-        validator=judge_of_both(),
-        prob=1.0,
-    )
-    result = preset.set_random_state(0)(sample())
-    old = sample()["label"] > 0
-    assert result["image_erased"]["applied"] and result["image_diffaug"]["applied"]
+    results = []
+    for prob in (1.0, 0.0):
+        options = {"bank": DonorBank.of([donor]), "model": random_inpainter, "validator": judge_of_both(), "prob": prob}
+        preset = presets.relocate(modality="ultrasound", anatomy="breast", **options)
+        results.append(preset.set_random_state(0)(sample()))
+    result, old = results[0], sample()["label"] > 0
+    assert result["image_erased"]["applied"] and result["image_diffaug"]["applied"] and result["image_diffaug"]["donor"] == "0#1"
     assert result["label"].any() and not result["label"][old].any()
+    assert not results[1]["image_diffaug"]["applied"] and torch.equal(results[1]["label"], sample()["label"])
+    list_data_collate(results)

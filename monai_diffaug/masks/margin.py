@@ -34,7 +34,6 @@ def with_margin(region: Tensor, margin_mm: float, spacing_mm: Sequence[float]) -
         hits = np.flatnonzero(inside.any(tuple(i for i in range(inside.ndim) if i != axis)))
         reach = int(margin_mm / mm) + 1
         near.append(slice(max(int(hits[0]) - reach, 0), int(hits[-1]) + reach + 1))
-    grown = torch.zeros_like(region)
-    within = distance_transform_edt(~inside[tuple(near)], sampling=tuple(spacing_mm)) <= margin_mm
-    grown[(0, *near)] = torch.from_numpy(within).to(region.device)
-    return grown
+    grown = np.zeros_like(inside)
+    grown[tuple(near)] = distance_transform_edt(~inside[tuple(near)], sampling=tuple(spacing_mm)) <= margin_mm
+    return torch.from_numpy(grown)[None].to(region.device)

@@ -15,6 +15,7 @@ from monai.utils.type_conversion import convert_to_dst_type
 
 from monai_diffaug.data.donor_bank import DonorBank
 from monai_diffaug.edit.options import InpaintOptions
+from monai_diffaug.edit.record import DiffAugRecord
 from monai_diffaug.edit.signature import Described, named_options
 from monai_diffaug.edit.transplant_options import Transplant
 from monai_diffaug.geometry.grids import like, plain
@@ -68,13 +69,17 @@ class Relocated(SeededTransform, MapTransform):
         keys: the image.
         erase: erases the lesion; its record has the postfix "erased".
         paint: writes image, label, mask, prompt and the record "{key}_diffaug".
+        record_type: class of that record.
         prob: probability of being applied.
     """
 
-    def __init__(self, keys: KeysCollection, *, erase: EraseLesiond, paint: Compose, prob: float = 1.0) -> None:
+    def __init__(
+        self, keys: KeysCollection, *, erase: EraseLesiond, paint: Compose, record_type: type[DiffAugRecord], prob: float = 1.0
+    ) -> None:
         MapTransform.__init__(self, keys)
         SeededTransform.__init__(self, prob)
         self.erase, self.paint = erase, paint
+        self.record_type = record_type
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         self.randomize()
@@ -84,13 +89,14 @@ class Relocated(SeededTransform, MapTransform):
         record = erased[erased_key]
         if not record["applied"]:
             reason = f"no lesion was erased: {record['reason']}" if self._do_transform else record["reason"]
-            return {**erased, "prompt": "", painted_key: {**record, "applied": False, "reason": reason}}
+            unpainted = {**self.record_type().as_dict(), **record, "reason": reason}
+            return {**erased, "prompt": "", painted_key: unpainted}
         moved: dict[Hashable, Any] = self.paint.set_random_state(self.seed)(erased)
         if moved[painted_key]["applied"]:
             return moved
         mask = like(torch.zeros_like(plain(erased["mask"])), erased["mask"])
         restored = {**record, "applied": False, "n_slices": 0, "reason": "no lesion was painted elsewhere, so the image was restored"}
-        written = {"mask": mask, "prompt": moved["prompt"], erased_key: restored, painted_key: moved[painted_key]}
+        written: dict[Hashable, Any] = {"mask": mask, "prompt": moved["prompt"], erased_key: restored, painted_key: moved[painted_key]}
         return {**data, **written}
 
 
@@ -203,4 +209,4 @@ def relocate(
             DeleteItemsd([FREE_KEY, TAKEN_KEY]),
         ]
     )
-    return Compose([Relocated(image_key, erase=erase, paint=paint, prob=prob)])
+    return Compose([Relocated(image_key, erase=erase, paint=paint, record_type=judged.record_type, prob=prob)])

@@ -15,6 +15,7 @@ from monai.transforms.transform import MapTransform, RandomizableTransform
 from monai.utils.type_conversion import convert_to_dst_type, convert_to_tensor
 
 from monai_diffaug.data.lesion_bank import LesionBank
+from monai_diffaug.edit.contrast import NOT_VISIBLE
 from monai_diffaug.edit.options import check_group
 from monai_diffaug.edit.record import RECORD_POSTFIX, DiffAugRecord, original_key, record_key
 from monai_diffaug.edit.screening import CandidateScreen, Refused
@@ -24,7 +25,7 @@ from monai_diffaug.errors import DroppedSampleError
 from monai_diffaug.masks.labels import paint_label
 from monai_diffaug.sampling.seeding import draw_seed
 from monai_diffaug.transforms.latent_validate import LatentValidate, Verdict, labelled_elsewhere
-from monai_diffaug.transforms.lesion_novelty import LesionNovelty
+from monai_diffaug.transforms.lesion_novelty import LesionNovelty, Novelty
 
 __all__ = ["LatentValidateD", "LatentValidateDict", "LatentValidated"]
 
@@ -141,6 +142,7 @@ class LatentValidated(RandomizableTransform, MapTransform, Described):
             raise ValueError("refine_label=True needs label_key (and label_value)")
         self.mask_key, self.label_key, self.label_value = mask_key, label_key, label_value
         self.inpaint = inpaint
+        self.record_type: type[DiffAugRecord] = getattr(inpaint, "record_type", DiffAugRecord)
         self.record_postfix = str(validator.record_postfix or getattr(inpaint, "record_postfix", RECORD_POSTFIX))
         self.screen = None if screen is None else CandidateScreen(screen if isinstance(screen, Screen) else Screen(screen))
         self.novelty = LesionNovelty(novelty) if isinstance(novelty, (LesionBank, str, Path)) else novelty
@@ -204,7 +206,11 @@ class LatentValidated(RandomizableTransform, MapTransform, Described):
         originals = {key: data[key] for key in (*keys, self.mask_key, self.label_key) if key is not None and key in data}
         if not self._do_transform:
             self._take_originals(data, keys)  # of an edit before this transform
-            return {**data, **{self.record_key(key): DiffAugRecord(reason="not triggered").as_dict() for key in keys}}
+            if getattr(self.inpaint, "writes_mask", False):  # it writes the same keys when it is not triggered
+                sample = self._untriggered(data)
+                self._take_originals(sample, keys)
+                return sample
+            return {**data, **{self.record_key(key): self.record_type(reason="not triggered").as_dict() for key in keys}}
         tries = self.max_tries if self.on_reject == "retry" else 1
         best: tuple[tuple[bool, float], dict[Hashable, Any], dict[Hashable, DiffAugRecord], dict[Hashable, Verdict]] | None = None
         refused: Refused | None = None
@@ -218,7 +224,12 @@ class LatentValidated(RandomizableTransform, MapTransform, Described):
             self._take_originals(sample, keys)
             records = {key: self._record(sample, key) for key in keys}
             if not any(record.applied for record in records.values()):
+                if any(record.reason.startswith(NOT_VISIBLE) for record in records.values()) and attempt + 1 < tries:
+                    continue  # another seed may be seen
                 if best is None and refused is None:
+                    for key, record in records.items() if attempt else ():
+                        record.tries = attempt + 1
+                        sample[self.record_key(key)] = {**sample[self.record_key(key)], **record.as_dict()}
                     return sample
                 continue  # the edit failed this time (on_error); judge by the others
             self.statistics["retried"] += attempt > 0
@@ -252,6 +263,10 @@ class LatentValidated(RandomizableTransform, MapTransform, Described):
         verdict = Verdict(False, refused.score, 0.0, 0.0, -1.0, refused.reason, torch.zeros(0, dtype=torch.bool))
         judged = [key for key, record in records.items() if record.applied or fate != "flag"]
         return self._conclude(sample, originals, records, dict.fromkeys(judged, verdict), accepted=False)
+
+    def _untriggered(self, data: dict[Hashable, Any]) -> dict[Hashable, Any]:
+        inpaint: Any = self.inpaint
+        return dict(inpaint.edit(data, seed=self.seeds[0], triggered=False))
 
     def _candidate(self, data: dict[Hashable, Any], seed: int, forced: bool) -> dict[Hashable, Any] | Refused:
         """One run of a copy of ``inpaint`` whose random state is fixed by the seed; a retry is always triggered."""
@@ -310,10 +325,17 @@ class LatentValidated(RandomizableTransform, MapTransform, Described):
         for key, record in records.items():
             if record.applied:
                 verdict = self.validator(sample[key], mask, originals.get(key), known=known, seed=record.seed, min_dice=least)
-                verdicts[key] = verdict if self.novelty is None else verdict.unless_copied(self.novelty(sample[key], mask))
+                verdicts[key] = verdict if self.novelty is None else verdict.unless_copied(self._novelty_of(sample, key))
         if self.dynamic is not None:
             self.scores = [*self.scores, *(verdict.score for verdict in verdicts.values())][-self.dynamic.length :]
         return verdicts
+
+    def _novelty_of(self, sample: Mapping[Hashable, Any], key: Hashable) -> Novelty:
+        """The guard's verdict on an image; of a transplant the record names the donor's group."""
+        if self.novelty is None:
+            raise RuntimeError("no guard")  # unreachable
+        donor_group = str(sample[self.record_key(key)].get("donor_group", ""))
+        return self.novelty(sample[key], sample[self.mask_key], donor_group=donor_group)
 
     def _conclude(
         self,
@@ -336,9 +358,11 @@ class LatentValidated(RandomizableTransform, MapTransform, Described):
             raise DroppedSampleError(f"sample rejected: {reasons}")
         if restored:
             sample.update(originals)
+            if self.inpaint is not None and self.mask_key not in originals and self.mask_key in sample:
+                sample[self.mask_key] = sample[self.mask_key] * 0  # the edit wrote it
         elif accepted and self.options.refine_label and self.label_key in originals:
             sample[self.label_key] = self._refined(originals[self.label_key], verdicts)
-        sample.update({self.record_key(key): record.as_dict() for key, record in records.items()})
+        sample.update({name: {**sample[name], **record.as_dict()} for key, record in records.items() for name in (self.record_key(key),)})
         logger.debug("accepted %s: %s", accepted, reasons)
         return sample
 

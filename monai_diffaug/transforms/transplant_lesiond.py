@@ -13,7 +13,7 @@ from monai.transforms.transform import MapTransform
 from monai_diffaug.data.donor_bank import DonorBank
 from monai_diffaug.edit.denoise import Look
 from monai_diffaug.edit.record import original_key, record_key
-from monai_diffaug.edit.transplant_options import Transplant
+from monai_diffaug.edit.transplant_options import Transplant, TransplantRecord
 from monai_diffaug.geometry.grids import plain, required
 from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaint
 from monai_diffaug.transforms.seeded import SeededTransform
@@ -53,6 +53,10 @@ class TransplantLesiond(SeededTransform, MapTransform):
     >>> sample["image_diffaug"]["donor_group"], bool((sample["label"] == 2 * sample["mask"]).all())
     ('a', True)
     """
+
+    writes_mask = True  # in addition to image, label and record
+
+    record_type = TransplantRecord
 
     def __init__(
         self,
