@@ -35,6 +35,10 @@ __all__ = ["RECIPES", "add_parser", "run"]
 RECIPES: dict[str, tuple[str, str]] = {
     "vae": ("monai_diffaug.training.recipes.vae_recipe:VaeRecipe", "the autoencoder whose latents the other models work on"),
     "inpaint": ("monai_diffaug.training.recipes.inpaint_recipe:InpaintRecipe", "the model that repaints lesions"),
+    "few-steps": (
+        "monai_diffaug.training.recipes.few_steps_recipe:FewStepsRecipe",
+        "a student of --model that repaints in --student-steps steps without guidance",
+    ),
     "controlnet": (
         "monai_diffaug.training.recipes.controlnet_recipe:ControlNetRecipe",
         "a network that keeps edges, next to the frozen --inpainter",
@@ -122,6 +126,10 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         default=0.0,
         metavar="W",
         help="vae, inpaint: weight of a loss that makes the decoder keep fine texture, e.g. 0.15; default 0",
+    )
+    parser.add_argument("--student-steps", type=positive, default=4, metavar="N", help="few-steps: steps of the student; default 4")
+    parser.add_argument(
+        "--guidance", type=finite, default=3.0, metavar="S", help="few-steps: guidance of the teacher, which the student learns; default 3"
     )
     parser.add_argument(
         "--prediction-type", default="sample", choices=("sample", "epsilon"), help="validator with fresh weights; default sample"
@@ -230,6 +238,7 @@ def _used_as(options: argparse.Namespace) -> str:
         "semantic-controller": f"options=InpaintOptions(control=SemanticController({source}))",
         "latent-screen": f"screen={source}",
         "vae": f"--vae {options.out}",
+        "few-steps": f"model={source}, num_inference_steps={options.student_steps}, guidance_scale=1",
     }.get(options.recipe, f"model={source}")
 
 

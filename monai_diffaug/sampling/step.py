@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Step", "linear_coefficients", "make_step", "noise_factor", "predicted_clean"]
+__all__ = ["Step", "clean_and_noise", "linear_coefficients", "make_step", "noise_factor", "predicted_clean"]
 
 Step = Callable[[int, Tensor, Tensor], Tensor]
 """(index of the timestep, the UNet's prediction, latents) -> latents of the next noise level."""
@@ -104,7 +104,7 @@ def linear_coefficients(scheduler: Any, timesteps: Tensor, noise_gain: float = 0
     for timestep in timesteps.tolist():
         following = timestep - stride
         a, b = alphas[timestep], alphas[following] if following >= 0 else float(scheduler.final_alpha_cumprod)
-        parts = _clean_and_noise(scheduler.config.prediction_type, math.sqrt(a), math.sqrt(1 - a))
+        parts = clean_and_noise(scheduler.config.prediction_type, math.sqrt(a), math.sqrt(1 - a))
         if parts is None:
             return None
         (clean_l, clean_p), (noise_l, noise_p) = parts
@@ -126,7 +126,7 @@ def predicted_clean(scheduler: Any, timestep: Tensor, latents: Tensor, predictio
     alphas = getattr(scheduler, "alphas_cumprod", None)
     if alphas is not None and float(scheduler.init_noise_sigma) == 1.0:
         signal = float(alphas[int(timestep)])
-        parts = _clean_and_noise(scheduler.config.prediction_type, math.sqrt(signal), math.sqrt(1 - signal))
+        parts = clean_and_noise(scheduler.config.prediction_type, math.sqrt(signal), math.sqrt(1 - signal))
         if parts is not None:
             of_latents, of_prediction = parts[0]
             return latents * of_latents + prediction * of_prediction
@@ -136,7 +136,7 @@ def predicted_clean(scheduler: Any, timestep: Tensor, latents: Tensor, predictio
     )
 
 
-def _clean_and_noise(prediction_type: str, signal: float, sigma: float) -> tuple[tuple[float, float], tuple[float, float]] | None:
+def clean_and_noise(prediction_type: str, signal: float, sigma: float) -> tuple[tuple[float, float], tuple[float, float]] | None:
     """Factors of (latents, prediction) of the clean latents and of the noise; None if one is infinite or the type unknown.
 
     From x_t = signal x0 + sigma e and v = signal e - sigma x0 (Salimans and Ho 2022, "Progressive distillation", appendix D).

@@ -19,7 +19,8 @@ __all__ = ["Recipe", "seeded"]
 
 OF_FRESH_WEIGHTS = ("vae", "encoder", "prediction_type")
 OF_TRAINED_WEIGHTS = ("lora", "freeze_encoder")
-OF_SOME_RECIPES = (*OF_FRESH_WEIGHTS, *OF_TRAINED_WEIGHTS, "text_encoder", "decoder", "texture_weight", "inpainter", "validator")
+OTHERS = ("text_encoder", "decoder", "texture_weight", "inpainter", "validator", "student_steps", "guidance")
+OF_SOME_RECIPES = (*OF_FRESH_WEIGHTS, *OF_TRAINED_WEIGHTS, *OTHERS)
 
 
 class Recipe:

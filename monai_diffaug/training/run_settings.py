@@ -53,6 +53,8 @@ class FineTuneSettings:
     encoder: str = "tiny"  # semantic-controller with fresh weights: source of the MedSAM whose features it predicts
     validator: str = "tiny"  # latent-screen: source of the validator whose verdicts it learns
     prediction_type: str = "sample"  # validator with fresh weights: "sample" or "epsilon"
+    student_steps: int = 4  # few-steps: sampling steps of the student
+    guidance: float = 3.0  # few-steps: scale of the teacher's guidance that the student learns; 1 is none
 
     def __post_init__(self) -> None:
         if (self.minutes is None) == (self.steps is None):
@@ -66,6 +68,10 @@ class FineTuneSettings:
             raise ValueError(f"prediction_type must be 'sample' or 'epsilon', got {self.prediction_type!r}")
         if not 0 <= self.texture_weight < math.inf:
             raise ValueError(f"texture_weight must be >= 0 and finite, got {self.texture_weight}")
+        if self.student_steps < 1:
+            raise ValueError(f"student_steps must be >= 1, got {self.student_steps}")
+        if not 1 <= self.guidance < math.inf:
+            raise ValueError(f"guidance must be >= 1 and finite, got {self.guidance}")
         if self.rank < 1 or self.batch_size < 1:
             raise ValueError(f"rank and batch_size must be >= 1, got {self.rank} and {self.batch_size}")
 

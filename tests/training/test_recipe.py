@@ -19,6 +19,8 @@ OTHER_VALUES = {
     "encoder": "a",
     "validator": "a",
     "prediction_type": "epsilon",
+    "student_steps": 2,
+    "guidance": 2.0,
 }
 
 
