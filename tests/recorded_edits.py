@@ -1022,8 +1022,13 @@ def is_json(value: Any) -> bool:
     return True
 
 
+MEASURED = ("contrast", "cnr", "size_mm")  # fields of a record that follow from the image and the mask, whose hashes are kept
+
+
 def as_json(value: Any) -> str:
-    """A record or text as JSON, without the process and address in the name of a live model."""
+    """A record or text as JSON, without the process and address in the name of a live model, and without ``MEASURED``."""
+    if isinstance(value, Mapping) and set(MEASURED) <= set(value):
+        value = {name: each for name, each in value.items() if name not in MEASURED}
     return re.sub(r"(object:\w+)-\d+-[0-9a-f]+", r"\1", json.dumps(value, sort_keys=True))
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from monai_diffaug.edit.channel_options import Channels
+from monai_diffaug.edit.contrast import Contrast
 from monai_diffaug.edit.record import RECORD_POSTFIX
 from monai_diffaug.edit.signature import option_group
 from monai_diffaug.geometry.roi import RESAMPLINGS
@@ -216,6 +218,8 @@ class InpaintOptions:
         noise: the initial noise.
         soft_edge: the edge between repainted and original pixels.
         region: the part of a slice that the model sees.
+        contrast: what an edit must reach to count as painted.
+        channels: how images with several channels that are no colours are repainted.
         control: a ``ControlNet`` or a ``SemanticController`` that steers the UNet; None is the plain model.
         run: floating type, compilation and slices per model call.
         guidance_interval: share of the steps, from the noisiest on, with guidance; a step without guidance costs half.
@@ -233,6 +237,8 @@ class InpaintOptions:
     noise: Noise = field(default_factory=Noise)
     soft_edge: SoftEdge = field(default_factory=SoftEdge)
     region: Region = field(default_factory=Region)
+    contrast: Contrast = field(default_factory=Contrast)
+    channels: Channels = field(default_factory=Channels)
     control: ControlNet | SemanticController | None = None
     run: Run = field(default_factory=Run)
     guidance_interval: tuple[float, float] = (0.0, 1.0)
@@ -242,6 +248,8 @@ class InpaintOptions:
         check_group("noise", self.noise, Noise)
         check_group("soft_edge", self.soft_edge, SoftEdge)
         check_group("region", self.region, Region)
+        check_group("contrast", self.contrast, Contrast)
+        check_group("channels", self.channels, Channels)
         check_group("control", self.control, ControlNet, SemanticController, type(None))
         check_group("run", self.run, Run)
         _check(len(self.guidance_interval) == 2, f"guidance_interval must be (begin, end), got {self.guidance_interval}")

@@ -27,6 +27,10 @@ class DiffAugRecord:
         score: the validator's score in [0, 1]; -1 before validation.
         tries: number of candidates.
         reason: why nothing was applied or accepted, else empty.
+        contrast: median inside the mask less median of the rim around it, in the unit of the image, of the last candidate that was decoded;
+            0 without one. See ``Contrast``.
+        cnr: the same in standard deviations of the rim (contrast-to-noise ratio).
+        size_mm: longest side of the mask's bounding box in mm, or in pixels without an affine; 0 for an empty mask and without an edit.
 
     >>> record = DiffAugRecord(applied=True, seed=7).as_dict()
     >>> record["applied"], record["reason"], DiffAugRecord.from_dict(record).seed
@@ -42,6 +46,9 @@ class DiffAugRecord:
     score: float = -1.0
     tries: int = 0
     reason: str = ""
+    contrast: float = 0.0
+    cnr: float = 0.0
+    size_mm: float = 0.0
 
     def as_dict(self) -> dict[str, str | int | float | bool]:
         return asdict(self)

@@ -7,20 +7,24 @@ from typing import NamedTuple
 
 from monai.config import NdarrayOrTensor
 from monai.data.meta_tensor import MetaTensor
+from torch import Tensor
 
+from monai_diffaug.edit.contrast import Contrast, lesion_contrast
 from monai_diffaug.edit.decode import Outcome
 from monai_diffaug.edit.denoise import Candidate
 from monai_diffaug.edit.options import ControlNet, RepaintSettings
 from monai_diffaug.edit.record import EMPTY_BECAUSE, DiffAugRecord
-from monai_diffaug.edit.stack import Stack, open_stack
-from monai_diffaug.geometry.grids import affine_of, check_colour, check_finite, check_grid, check_image, like, plain
-from monai_diffaug.geometry.slices import pixel_mm, slab_of, slice_plane
+from monai_diffaug.edit.stack import ShownChannel, Stack, open_stack
+from monai_diffaug.geometry.channels import MANY_CHANNELS, is_one_picture, windows_of
+from monai_diffaug.geometry.grids import affine_of, check_finite, check_grid, check_image, like, plain
+from monai_diffaug.geometry.slices import longest_side_mm, pixel_mm, slab_of, slice_plane
 from monai_diffaug.geometry.window import Window, window_of
 from monai_diffaug.masks.labels import check_label_value, paint_label
 from monai_diffaug.sampling.prompt_mix import prompt_mix_text, prompt_pairs
 
 __all__ = ["Edit", "PendingEdit", "Prompt", "Request", "finish_request", "open_request", "prompt_text"]
 
+EVERY_CONTRAST = Contrast()
 Prompt = str | Sequence[tuple[float, str]]
 """One text, or (weight, text) pairs whose text states are averaged."""
 
@@ -29,7 +33,7 @@ class Request(NamedTuple):
     """The arguments of one edit.
 
     Attributes:
-        image: (C, H, W[, D]), C 1 or 3.
+        image: (C, H, W[, D]), C 1 to 8.
         mask: (1, H, W[, D]), non-zero means repaint.
         prompt: text, or a mix of texts.
         label: (1, H, W[, D]) class ids, or None.
@@ -92,7 +96,7 @@ def open_request(request: Request, settings: RepaintSettings, label_value: int) 
             ControlNet.
     """
     image = request.image
-    check_image(image)
+    check_image(image, MANY_CHANNELS)
     check_grid("mask", request.mask, image)
     if request.label is not None:
         check_grid("label", request.label, image)
@@ -104,13 +108,14 @@ def open_request(request: Request, settings: RepaintSettings, label_value: int) 
     volume, region = plain(image), plain(request.mask)
     affine = affine_of(image)
     plane = slice_plane(affine, settings.plane, volume.ndim - 1)
-    window = Window(0.0, 1.0)  # not used when the mask is empty
+    window, channels = Window(0.0, 1.0), ()  # not used when the mask is empty
     slab = slab_of(region, plane)
     if slab.length:
         check_finite(volume)
-        if settings.window is None:
-            check_colour(volume)
-        window = settings.window or window_of(volume)
+        if settings.options.channels.one_by_one or not is_one_picture(volume, settings.window):
+            channels = _shown_channels(volume, request.prompt, settings)
+        else:
+            window = settings.window or window_of(volume)
     return open_stack(
         volume,
         region,
@@ -121,10 +126,31 @@ def open_request(request: Request, settings: RepaintSettings, label_value: int) 
         seed=request.seed,
         pixel_mm=pixel_mm(affine, plane),
         control=None if request.control is None else plain(request.control),
+        channels=channels,
     )
 
 
-def finish_request(request: Request, outcome: Outcome, *, label_value: int, model: str) -> Edit:
+def _shown_channels(volume: Tensor, prompt: Prompt, settings: RepaintSettings) -> tuple[ShownChannel, ...]:
+    """The channels that are repainted one by one, each with its window and prompt."""
+    options, pairs = settings.options.channels, prompt_pairs(prompt)
+    indices = options.chosen(volume.shape[0])
+    window = None if settings.window is None else (settings.window.low, settings.window.high)
+    windows = windows_of(volume[list(indices)], window) if options.windows is None else tuple(Window(*ends) for ends in options.windows)
+    return tuple(
+        ShownChannel(index, windows[k], tuple((weight, options.prompt_of(k, text)) for weight, text in pairs))
+        for k, index in enumerate(indices)
+    )
+
+
+def finish_request(
+    request: Request,
+    outcome: Outcome,
+    *,
+    label_value: int,
+    model: str,
+    plane: str = "axial",
+    contrast: Contrast = EVERY_CONTRAST,
+) -> Edit:
     """The edited image in the type of the input, the label with the edit painted in, and the record.
 
     Args:
@@ -132,10 +158,20 @@ def finish_request(request: Request, outcome: Outcome, *, label_value: int, mode
         outcome: the repainted volume, or why there is none.
         label_value: class id that is painted; 0 erases.
         model: source of the model, for the record.
+        plane: anatomical plane of the slices.
+        contrast: what the edit must reach to count as painted.
     """
     text = prompt_text(request.prompt)
     record = DiffAugRecord(seed=request.seed, prompt=text, model=model, tries=1, reason=_reason(outcome, request.mask))
     if outcome.volume is None:
+        return Edit(request.image, request.label, record.as_dict())
+    affine, region = affine_of(request.image), plain(request.mask)
+    spatial = slice_plane(affine, plane, region.ndim - 1)
+    measured = lesion_contrast(outcome.volume, region, spatial)
+    record.contrast, record.cnr = measured
+    record.size_mm = longest_side_mm(region, affine, spatial)
+    record.reason = contrast.refusal(measured, text)
+    if record.reason:
         return Edit(request.image, request.label, record.as_dict())
     record.applied, record.n_slices = True, outcome.n_slices
     label = request.label

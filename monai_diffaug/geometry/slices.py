@@ -15,6 +15,7 @@ __all__ = [
     "SlicePlane",
     "from_slices",
     "hit_along",
+    "longest_side_mm",
     "pixel_mm",
     "slab_of",
     "slice_plane",
@@ -110,6 +111,21 @@ def slice_spacing_mm(affine: ArrayLike | None, plane: SlicePlane | None) -> tupl
     spacing: list[float] = affine_to_spacing(np.asarray(affine, dtype=np.float64)).tolist()
     slices, rows, columns = (1.0, *spacing[:2]) if plane is None else (spacing[axis] for axis in plane.axes)
     return slices, rows, columns
+
+
+def longest_side_mm(mask: Tensor, affine: ArrayLike | None, plane: SlicePlane | None) -> float:
+    """Longest side in mm of the bounding box of a mask (1, H, W[, D]); pixels without an affine, 0 for an empty mask.
+
+    >>> mask = torch.zeros(1, 9, 9, 9)
+    >>> mask[:, 2:5, 2:6, 3:5] = 1
+    >>> longest_side_mm(mask, np.diag([1.0, 1.0, 3.0, 1.0]), slice_plane(None, "axial"))
+    6.0
+    """
+    spacing_mm = slice_spacing_mm(affine, plane)
+    axes = (0, 1) if plane is None else plane.axes[1:]
+    lengths = dict(zip(axes, spacing_mm[1:], strict=True)) | ({} if plane is None else {plane.axes[0]: spacing_mm[0]})
+    hits = {axis: hit_along(mask, 1 + axis).nonzero().flatten() for axis in lengths}
+    return max((float((hit[-1] - hit[0] + 1) * lengths[axis]) for axis, hit in hits.items() if len(hit)), default=0.0)
 
 
 def to_slices(volume: Tensor, plane: SlicePlane | None) -> Tensor:

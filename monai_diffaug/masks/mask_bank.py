@@ -18,11 +18,18 @@ MOST_NAMES = 20
 
 
 def checked_bank(bank: Sequence[NdarrayOrTensor | str | Path]) -> list[NDArray[np.bool_] | str | Path]:
-    """The masks of a bank, arrays cut to their outlines; ValueError names all that are empty."""
+    """The masks of a bank, arrays cut to their outlines.
+
+    Raises:
+        FileNotFoundError: a file does not exist.
+        ValueError: masks are empty; the message names all of them.
+    """
     outlines: list[NDArray[np.bool_] | str | Path] = []
     empty = []
     for index, item in enumerate(bank):
         is_file = isinstance(item, (str, Path))
+        if isinstance(item, (str, Path)) and not Path(item).exists():
+            raise FileNotFoundError(f"{item}, mask {index} of the bank, does not exist")
         values = load_mask(item) if isinstance(item, (str, Path)) else item
         if not bool((plain(values) > 0).any()):
             empty.append(str(item) if is_file else f"mask {index}")

@@ -13,7 +13,7 @@ ELASTIC_CANVAS_PX = 96  # the ellipse is drawn and deformed at this size; its lo
 ELASTIC_SPACING_PX = 16  # distance of the control points
 ELASTIC_MAGNITUDE_PX = (2.0, 6.0)  # standard deviation of the control points' shifts, 3 to 9 % of the longer axis
 
-AXIS_RATIOS = {"round": (0.92, 1.0), "oval": (0.5, 0.68), "irregular": (0.6, 1.0), "": (0.5, 1.0)}  # further axes / longest axis
+AXIS_RATIOS = {"round": (0.92, 1.0), "oval": (0.5, 0.68), "irregular": (0.75, 1.0), "": (0.5, 1.0)}  # further axes / longest axis
 WAVES = {"round": 0.0, "oval": 0.0, "irregular": 1.5, "": 0.25}  # largest amplitude of a radial wave, times its order
 ORDERS = range(2, 6)
 SPIKES = {2: 16, 3: 60}  # by the number of axes

@@ -258,7 +258,8 @@ class DiffusionLocalInpaint(SeededTransform):
         return Models(inpainter, semantic_controller=shared_model(spec, inpainter.device, load_semantic_controller))
 
     def _finish(self, request: Request, outcome: Outcome) -> Edit:
-        return finish_request(request, outcome, label_value=self.label_value, model=self.spec.source)
+        plane, contrast = self.settings.plane, self.settings.options.contrast
+        return finish_request(request, outcome, label_value=self.label_value, model=self.spec.source, plane=plane, contrast=contrast)
 
     def _failed(self, error: Exception) -> Outcome:
         """Raise, or with ``on_error="passthrough"`` an outcome that leaves the image as it is."""

@@ -14,6 +14,9 @@ TYPES = {
     "score": float,
     "tries": int,
     "reason": str,
+    "contrast": float,
+    "cnr": float,
+    "size_mm": float,
 }
 
 

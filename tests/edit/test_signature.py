@@ -92,7 +92,7 @@ def test_every_public_transform_and_option_class_names_its_options(name: str) ->
             "CachedRandomd(transform=TextPromptd(keys='p', modality='CT'), seed=1, id_key='id')",
         ),
         (PlaceMaskd("i", bank=[np.ones((4, 4))]), "PlaceMaskd(keys='i', bank=[<ndarray (4, 4)>])"),
-        (PlaceMaskd("i", bank=list("abcde")), "PlaceMaskd(keys='i', bank=['a', 'b', 'c', 'd', ...])"),
+        (PlaceMaskd("i", bank=[np.ones((4, 4))] * 5), f"PlaceMaskd(keys='i', bank=[{'<ndarray (4, 4)>, ' * 4}...])"),
         (MedSAMMaskd("image", box=lambda index, image: None), "MedSAMMaskd(keys='image', box=<"),
         (DiffusionLocalInpaint(torch.nn.Linear(1, 1)), "DiffusionLocalInpaint(model=<Linear>)"),
     ],

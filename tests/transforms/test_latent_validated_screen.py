@@ -188,7 +188,8 @@ def test_the_best_of_refused_candidates_is_recorded_though_nothing_is_kept(build
     transform = build(Shrinking(1, 4, 2), least=0.9)
     record = transform(sample())["image_diffaug"]
     flagged = build(Shrinking(1, 4, 2), validator=Validator(on_exhausted="flag"), least=0.9)(sample())["image_diffaug"]
-    assert decoded == [1] and {**record, "applied": True} == flagged
+    measured = {name: flagged[name] for name in ("contrast", "cnr", "size_mm")}  # of the decoded candidate
+    assert decoded == [1] and {**record, **measured, "applied": True} == flagged and all(measured.values())
 
 
 def test_drop_drops_without_decoding(build, decoded) -> None:
