@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from monai_diffaug.data.thread_loader import RaisingThreadDataLoader
     from monai_diffaug.data.transform_hash import transform_hashing
     from monai_diffaug.data.variants import DrawVariantd, VariantBank
+    from monai_diffaug.edit.contrast import Contrast
+    from monai_diffaug.edit.channel_options import Channels
     from monai_diffaug.edit.options import ControlNet, InpaintOptions, Noise, Region, Run, SemanticController, SoftEdge
     from monai_diffaug.edit.record import DiffAugRecord
     from monai_diffaug.edit.request import Edit
@@ -51,6 +53,8 @@ _MODULES = {
     "data.thread_loader": ("RaisingThreadDataLoader",),
     "data.transform_hash": ("transform_hashing",),
     "data.variants": ("DrawVariantd", "VariantBank"),
+    "edit.contrast": ("Contrast",),
+    "edit.channel_options": ("Channels",),
     "edit.options": ("ControlNet", "InpaintOptions", "Noise", "Region", "Run", "SemanticController", "SoftEdge"),
     "edit.record": ("DiffAugRecord",),
     "edit.request": ("Edit",),
@@ -81,6 +85,8 @@ __all__ = [
     "BatchLocalInpaint",
     "Blend",
     "CachedRandomd",
+    "Contrast",
+    "Channels",
     "ControlNet",
     "DiffAugRecord",
     "DiffusionLocalInpaint",
