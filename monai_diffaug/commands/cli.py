@@ -8,14 +8,14 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from monai_diffaug.commands import augment, bundle, demo, evaluate, info, train
+from monai_diffaug.commands import audit, augment, bundle, demo, evaluate, export, generate, info, train, write_report
 from monai_diffaug.commands import build_lesion_bank as lesion_bank
 from monai_diffaug.commands.arguments import WrongInputError
 
 __all__ = ["main"]
 
 WRONG_INPUT, FAILED, INTERRUPTED = 2, 1, 130
-COMMANDS = (demo, augment, train, evaluate, lesion_bank, bundle, info)
+COMMANDS = (demo, augment, generate, export, audit, write_report, train, evaluate, lesion_bank, bundle, info)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -13,15 +13,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.data.meta_tensor import MetaTensor
 from numpy.typing import NDArray
+from PIL.Image import Image as PillowImage
 
+from monai_diffaug.edit.contrast import Contrast
 from monai_diffaug.edit.options import InpaintOptions, Noise
 from monai_diffaug.edit.record import record_key
 from monai_diffaug.errors import ModelSourceError
 from monai_diffaug.files.fidelity import change_outside, local_ssim
 from monai_diffaug.files.image_file import write_picture
 from monai_diffaug.files.picture import Picture, output_suffix
+from monai_diffaug.files.picture_tensor import array_of, model_values, tensor_on_grid
+from monai_diffaug.files.preview import draw_preview
 from monai_diffaug.files.whole_file import content_hash, whole_file
 from monai_diffaug.geometry.slices import slice_plane, to_slices
 from monai_diffaug.masks.label_file import write_label
@@ -30,9 +33,8 @@ from monai_diffaug.models.medsam import load_medsam
 from monai_diffaug.models.registry import shared_model, spec_of
 from monai_diffaug.models.validator import load_validator
 
-__all__ = ["EditResult", "EditSettings", "edit_picture", "load_model", "outline", "slice_size", "write_edit"]
+__all__ = ["EditResult", "EditSettings", "edit_picture", "load_model", "outline", "preview_of", "slice_size", "write_edit"]
 
-EXACT_DTYPES = ("uint8", "int16", "int32", "float32")
 LOADERS: Mapping[str, Any] = {"inpainter": load_inpainter, "medsam": load_medsam, "validator": load_validator}
 
 
@@ -49,6 +51,7 @@ class EditSettings:
     guidance_scale: float = 3.0
     strength: float = 1.0
     noise_rho: float = 0.0
+    min_contrast: float = 0.0
     label_value: int = 1
     validate: bool = False
     device: str = "cpu"
@@ -111,9 +114,9 @@ def outline(
         window=settings.window,
         device=settings.device,
     )
-    region = None if label is None else _on_grid(label, image)
-    mask = masker.apply(_on_grid(_model_values(image), image), region, seed=0)
-    outlined: NDArray[np.uint8] = (_numpy(mask) != 0).astype(np.uint8)
+    region = None if label is None else tensor_on_grid(label, image)
+    mask = masker.apply(tensor_on_grid(model_values(image), image), region, seed=0)
+    outlined: NDArray[np.uint8] = (array_of(mask) != 0).astype(np.uint8)
     return outlined
 
 
@@ -143,13 +146,13 @@ def edit_picture(
         num_inference_steps=settings.num_inference_steps,
         guidance_scale=settings.guidance_scale,
         strength=settings.strength,
-        options=InpaintOptions(noise=Noise(rho=settings.noise_rho)),
+        options=InpaintOptions(noise=Noise(rho=settings.noise_rho), contrast=Contrast(min_contrast=settings.min_contrast)),
         device=settings.device,
     )
-    before = _model_values(image)
-    sample: dict[Any, Any] = {"image": _on_grid(before, image), "mask": _on_grid(mask, image), "prompt": settings.prompt}
+    before = model_values(image)
+    sample: dict[Any, Any] = {"image": tensor_on_grid(before, image), "mask": tensor_on_grid(mask, image), "prompt": settings.prompt}
     if label is not None:
-        sample["label"] = _on_grid(label, image)
+        sample["label"] = tensor_on_grid(label, image)
     start = time.perf_counter()
     sample = inpaint.edit(sample, seed=seed)
     if settings.validate:
@@ -165,11 +168,11 @@ def edit_picture(
         judge.set_random_state(seed)
         sample = judge(sample)
     seconds = time.perf_counter() - start
-    values = _numpy(sample["image"])
-    soft = inpaint.inpaint.soft_region(_on_grid(before, image), _on_grid(mask, image)).numpy()
+    values = array_of(sample["image"])
+    soft = inpaint.inpaint.soft_region(tensor_on_grid(before, image), tensor_on_grid(mask, image)).numpy()
     return EditResult(
         values=values,
-        label=None if label is None else _numpy(sample["label"]),
+        label=None if label is None else array_of(sample["label"]),
         mask=mask,
         record=dict(sample[record_key("image")]),
         local_ssim=local_ssim(before, values, mask) if before.max() > before.min() else float("nan"),
@@ -178,8 +181,28 @@ def edit_picture(
     )
 
 
+def preview_of(image: Picture, result: EditResult, settings: EditSettings) -> PillowImage:
+    """The picture of an edit, for a volume in three planes; the caption gives the prompt and the contrast."""
+    record = result.record
+    return draw_preview(
+        model_values(image),
+        result.values,
+        mask=result.mask,
+        affine=image.affine,
+        plane=None,
+        window=settings.window,
+        caption=f"{settings.prompt}   contrast {record['contrast']:.3g}, {record['size_mm']:.3g} {'px' if image.affine is None else 'mm'}",
+    )
+
+
 def write_edit(
-    folder: Path, name: str, image: Picture, result: EditResult, details: dict[str, Any], label_like: Picture | None = None
+    folder: Path,
+    name: str,
+    image: Picture,
+    result: EditResult,
+    details: dict[str, Any],
+    label_like: Picture | None = None,
+    preview: PillowImage | None = None,
 ) -> list[Path]:
     """Write image, mask, label (if any) and the JSON record, which holds the hash of each; they appear whole and together or not at all.
 
@@ -190,6 +213,7 @@ def write_edit(
         result: what ``edit_picture`` returned.
         details: settings and provenance for the JSON.
         label_like: the label file whose grid and type the new label takes.
+        preview: a picture of the edit, written as NAME_preview.png.
     """
     folder.mkdir(parents=True, exist_ok=True)
     suffix = output_suffix(image.path)
@@ -202,6 +226,8 @@ def write_edit(
         writers[folder / f"{name}_label{output_suffix(label_like.path)}"] = partial(write_label, result.label, label_like)
     elif result.label is not None:
         writers[folder / f"{name}_label{suffix}"] = partial(write_picture, result.label, image, dtype=np.uint8)
+    if preview is not None:
+        writers[folder / f"{name}_preview.png"] = partial(preview.save, format="PNG")
     figures = {"changed_outside": result.changed_outside, "seconds": round(result.seconds, 3)}
     if np.isfinite(result.local_ssim):
         figures["local_ssim"] = round(result.local_ssim, 4)
@@ -222,19 +248,3 @@ def write_edit(
 def settings_as_json(settings: EditSettings) -> dict[str, Any]:
     """The settings as a dictionary for JSON."""
     return asdict(settings)
-
-
-def _model_values(image: Picture) -> NDArray[Any]:
-    """The stored numbers if torch computes with their type exactly, else float32 in the unit of the image."""
-    unscaled = image.slope == 1.0 and image.inter == 0.0
-    return image.stored if unscaled and image.stored.dtype.name in EXACT_DTYPES else image.values
-
-
-def _on_grid(array: NDArray[Any], image: Picture) -> MetaTensor:
-    tensor = torch.from_numpy(np.array(array))  # a copy: mapped files are read-only
-    return MetaTensor(tensor, affine=torch.eye(4).double() if image.affine is None else torch.from_numpy(image.affine))
-
-
-def _numpy(data: Any) -> NDArray[Any]:
-    array: NDArray[Any] = data.as_tensor().cpu().numpy() if isinstance(data, MetaTensor) else np.asarray(data)
-    return array

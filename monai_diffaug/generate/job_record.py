@@ -50,7 +50,7 @@ class JobRecord:
     >>> JobRecord.from_json('{"format": 2}')
     Traceback (most recent call last):
     ...
-    monai_diffaug.generate.job_record.RecordError: a record of format 2, this version reads 1; use the version of monai_diffaug that wrote it
+    monai_diffaug.generate.job_record.RecordError: a record of format 2, this version reads 1; use the version that wrote it
     """
 
     job: str
@@ -99,8 +99,7 @@ class JobRecord:
             raise RecordError(f"a record must be a JSON object, got {type(content).__name__}")
         if content.get("format") != RECORD_FORMAT:
             raise RecordError(
-                f"a record of format {content.get('format')}, this version reads {RECORD_FORMAT}; use the version of monai_diffaug that "
-                "wrote it"
+                f"a record of format {content.get('format')}, this version reads {RECORD_FORMAT}; use the version that wrote it"
             )
         names = {each.name for each in fields(cls)}
         if content.keys() != names:
