@@ -13,11 +13,15 @@ from monai_diffaug.transforms.latent_validated import LatentValidated
 from monai_diffaug.transforms.local_inpaintd import DiffusionLocalInpaintd
 from monai_diffaug.transforms.medsam_mask import MedSAMMaskd
 from monai_diffaug.transforms.text_prompt import TextPromptd
+from monai_diffaug.transforms.transplant_lesiond import TransplantLesiond
 
 __all__ = ["key_faults"]
 
 # options of MONAI's transforms that add keys
 KEY_MAKERS = ("new_key_prefix", "output_postfixes", "output_key", "output_keys", "new_key", "prefix")
+
+# options of this package's transforms that name a key to read -> it holds an array
+OPTIONS_READ = {"label_key": True, "control_key": True, "region_key": True, "group_key": False, "prompt_key": False}
 
 
 @dataclass(frozen=True)
@@ -96,10 +100,16 @@ def _needs(step: Any) -> Iterator[_Need]:
     elif isinstance(step, DiffusionLocalInpaintd):
         yield _Need(step.mask_key, "mask_key", MedSAMMaskd)
         yield _Need(step.prompt_key, "prompt_key", TextPromptd, is_array=False)
-    for option in ("label_key", "control_key"):
+    for option, is_array in OPTIONS_READ.items():
         item_key = getattr(step, option, None)
-        if isinstance(step, (MedSAMMaskd, DiffusionLocalInpaintd)) and isinstance(item_key, str):
-            yield _Need(item_key, option)
+        if isinstance(step, _readers_of(option)) and isinstance(item_key, str):
+            yield _Need(item_key, option, is_array=is_array)
+
+
+def _readers_of(option: str) -> tuple[type, ...]:
+    """Classes that read the key which an option names."""
+    transplant_only = option in ("region_key", "group_key", "prompt_key")
+    return (TransplantLesiond,) if transplant_only else (MedSAMMaskd, DiffusionLocalInpaintd, TransplantLesiond)
 
 
 def _writes(step: Any) -> tuple[str, ...]:
@@ -110,6 +120,8 @@ def _writes(step: Any) -> tuple[str, ...]:
         return _keys(step)
     if isinstance(step, DiffusionLocalInpaintd):
         return tuple(step.record_key(key) for key in _keys(step))
+    if isinstance(step, TransplantLesiond):
+        return (*(step.record_key(key) for key in _keys(step)), step.mask_key)
     if isinstance(step, LatentValidated) and step.inpaint is not None:
         return _writes(step.inpaint)
     if isinstance(step, CopyItemsd):

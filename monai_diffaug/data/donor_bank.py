@@ -29,7 +29,7 @@ from monai_diffaug.geometry.slices import slice_plane, slice_spacing_mm, to_slic
 from monai_diffaug.geometry.window import window_of
 from monai_diffaug.masks.labels import class_ids, voxels_of
 from monai_diffaug.masks.rim import rim_of, rim_statistics
-from monai_diffaug.masks.tissue import normal_tissue
+from monai_diffaug.masks.tissue import normal_tissue, well_inside
 from monai_diffaug.models.registry import ModelSpec
 
 __all__ = ["LESION", "OTHER", "Donor", "DonorBank", "Origin", "load_donor_bank"]
@@ -330,7 +330,7 @@ def _donors(
     classes = to_slices(class_ids(ids), cut)[:, 0].numpy()
     pixels, spacing_mm = to_slices(volume.cpu(), cut).numpy(), slice_spacing_mm(affine, cut)
     window = window_of(volume)
-    level = to_slices(window.to_model(volume.cpu()).amax(0, keepdim=True), cut)[:, 0].numpy()
+    tissue = _tissue(to_slices(window.to_model(volume.cpu()).amax(0, keepdim=True), cut)[:, 0].numpy(), lesions)
     donors: list[Donor] = []
     for value in np.unique(classes[lesions]):
         parts, _ = components(lesions & (classes == value), np.ones((3, 3, 3)))
@@ -339,8 +339,7 @@ def _donors(
             if inside.sum((1, 2)).max() < MIN_AREA_PX:
                 continue
             near = _with_context(box, parts.shape)
-            tissue = np.stack([normal_tissue((each + 1) / 2, np.zeros_like(each)) for each in level[near]])
-            mask = np.where(parts[near] == number, LESION, np.where((classes[near] != 0) | ~tissue, OTHER, 0)).astype(np.uint8)
+            mask = np.where(parts[near] == number, LESION, np.where((classes[near] != 0) | ~tissue[near], OTHER, 0)).astype(np.uint8)
             crop = _small(pixels[near[0], :, near[1], near[2]])
             rim = rim_of(mask == LESION) & (mask == 0)
             surround = rim_statistics(crop.swapaxes(0, 1), rim)
@@ -348,6 +347,15 @@ def _donors(
             origin = Origin(f"{source}#{len(donors) + 1}", source, group, int(value), **words)
             donors.append(Donor(crop, mask, spacing_mm, volume.ndim == 4, surround, (window.low, window.high), origin))
     return donors
+
+
+def _tissue(level: NDArray[np.float32], lesions: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Not the black frame of a scan, in the slices (S, H, W) with a lesion; ``level`` is the brightness in [-1, 1]."""
+    tissue = np.zeros_like(lesions)
+    for index in np.flatnonzero(lesions.any((1, 2))):
+        brightness = np.where(lesions[index], 1.0, (level[index] + 1) / 2)  # a black lesion is no frame
+        tissue[index] = well_inside(normal_tissue(brightness, np.zeros_like(brightness)))
+    return tissue
 
 
 def _with_context(box: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[slice, ...]:
