@@ -14,13 +14,27 @@ from monai_diffaug.geometry.squares import Square
 from monai_diffaug.geometry.window import Window
 from monai_diffaug.masks.soft_edge import composite, soft_mask
 
-__all__ = ["Patch", "PromptMix", "Stack", "cut_patch", "open_stack", "put_back"]
+__all__ = ["Patch", "PromptMix", "ShownChannel", "Stack", "cut_patch", "open_stack", "put_back", "shown_channels"]
 
 PromptMix = tuple[tuple[float, str], ...]
 """(weight, text) pairs, see ``monai_diffaug.sampling.prompt_mix``."""
 
 VISIBLE = 1e-3  # soft weights below this count as outside the region
 RIM_PX = 2  # reach of the resampled edge of a lesion in a slice that is made smaller
+
+
+class ShownChannel(NamedTuple):
+    """A channel that the model sees alone.
+
+    Attributes:
+        index: of the channel.
+        window: intensity range that the model sees.
+        prompt: (weight, text) pairs.
+    """
+
+    index: int
+    window: Window
+    prompt: PromptMix
 
 
 class Stack(NamedTuple):
@@ -38,6 +52,8 @@ class Stack(NamedTuple):
         prompt: (weight, text) pairs, mostly one.
         seed: of all noise of this request.
         control: (S, C', h, w) in [0, 1], the image for a ControlNet; None without one.
+        channels: those that are repainted one by one, each with its own window and prompt; empty when all channels are one picture.
+        slice_mm: distance of the slices; 1 without an affine.
     """
 
     volume: Tensor
@@ -51,6 +67,8 @@ class Stack(NamedTuple):
     prompt: PromptMix
     seed: int
     control: Tensor | None = None
+    channels: tuple[ShownChannel, ...] = ()
+    slice_mm: float = 1.0
 
 
 class Patch(NamedTuple):
@@ -67,6 +85,7 @@ class Patch(NamedTuple):
         weights: (1, size, size) in [0, 1], the sampler's soft mask.
         control: (3, size, size) in [0, 1] or None.
         part: number of the lesion if the lesions of a slice have one square each, else 0.
+        channel: the channel that it shows; None for a grey or colour picture.
     """
 
     row: int
@@ -79,6 +98,7 @@ class Patch(NamedTuple):
     weights: Tensor
     control: Tensor | None
     part: int = 0
+    channel: ShownChannel | None = None
 
 
 def open_stack(
@@ -92,14 +112,18 @@ def open_stack(
     seed: int,
     pixel_mm: float = 1.0,
     control: Tensor | None = None,
+    channels: tuple[ShownChannel, ...] = (),
+    slice_mm: float = 1.0,
 ) -> Stack:
     """Cut image (C, H, W[, D]), region (1, H, W[, D]) and control (C', H, W[, D]) into slices of one plane."""
     slices, masks = to_slices(slab.of(volume), plane), to_slices(slab.of(region), plane).to(volume.device)
     controls = None if control is None else to_slices(slab.of(control), plane).to(volume.device)
-    return Stack(volume, slab, slices, masks, plane, touched(masks), window, pixel_mm, prompt, seed, controls)
+    return Stack(volume, slab, slices, masks, plane, touched(masks), window, pixel_mm, prompt, seed, controls, channels, slice_mm)
 
 
-def cut_patch(stack: Stack, square: Square, soft_width_px: float, soft_mode: str, resample: str = "bilinear") -> Patch:
+def cut_patch(
+    stack: Stack, square: Square, soft_width_px: float, soft_mode: str, resample: str = "bilinear", channel: ShownChannel | None = None
+) -> Patch:
     """Crop one square of a slice, its mask and its control to the model's size.
 
     Args:
@@ -108,16 +132,23 @@ def cut_patch(stack: Stack, square: Square, soft_width_px: float, soft_mode: str
         soft_width_px: standard deviation of the soft edge in pixels of the slice.
         soft_mode: see ``monai_diffaug.masks.soft_edge.soft_mask``.
         resample: of the image, see ``monai_diffaug.geometry.roi.resize``; masks and control are always bilinear.
+        channel: the channel that the model sees; None shows a grey or colour picture.
     """
     row, roi, size, mask, part = square
     soft = soft_mask(mask, soft_width_px, soft_mode)
-    image = resize(stack.window.to_model(square_from(stack.slices[row], roi)), size, resample).expand(3, -1, -1)
+    window = stack.window if channel is None else channel.window
+    image = resize(window.to_model(square_from(shown_channels(stack.slices[row], channel), roi)), size, resample).expand(3, -1, -1)
     weights = crop(soft[None], roi, size)
     shrunk = roi.side > size
     core = _support(crop((mask != 0).float()[None], roi, size), 0.5, shrunk)
     hard = core if soft_width_px == 0 else _support(weights, VISIBLE, shrunk)
     control = None if stack.control is None else crop(stack.control[row].float(), roi, size).clamp(0, 1).expand(3, -1, -1)
-    return Patch(row, stack.slab.first + row, roi, soft, image, core, hard, weights, control, part)
+    return Patch(row, stack.slab.first + row, roi, soft, image, core, hard, weights, control, part, channel)
+
+
+def shown_channels(image: Tensor, channel: ShownChannel | None) -> Tensor:
+    """View of the channels of a slice (C, h, w) that the model sees: one of them, or all of a grey or colour picture."""
+    return image if channel is None else image[channel.index : channel.index + 1]
 
 
 def _support(weights: Tensor, threshold: float, shrunk: bool) -> Tensor:
@@ -144,12 +175,13 @@ def put_back(stack: Stack, patches: list[Patch], pictures: Tensor, resample: str
     result = stack.slices.clone()
     for patch, picture in zip(patches, pictures, strict=True):
         picture = picture.to(result.device).clamp(-1, 1)
-        image = result[patch.row]
+        image = shown_channels(result[patch.row], patch.channel)
+        window = stack.window if patch.channel is None else patch.channel.window
         if image.shape[0] == 1:
             picture = picture.mean(0, keepdim=True)
-        hidden = stack.window.beyond(image.float()) * (stack.masks[patch.row] == 0)
-        canvas = paste(image.float() - hidden, stack.window.to_image(picture), patch.roi, resample) + hidden
-        result[patch.row] = composite(image, canvas, patch.soft[None])
+        hidden = window.beyond(image.float()) * (stack.masks[patch.row] == 0)
+        canvas = paste(image.float() - hidden, window.to_image(picture), patch.roi, resample) + hidden
+        image.copy_(composite(image, canvas, patch.soft[None]))
     volume = stack.volume.clone(memory_format=torch.contiguous_format)
     stack.slab.of(volume).copy_(from_slices(result, stack.plane))
     return volume

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,9 +16,7 @@ from torch import Tensor
 
 from monai_diffaug.errors import GridMismatchError
 
-__all__ = ["affine_of", "check_colour", "check_finite", "check_grid", "check_image", "like", "plain", "required"]
-
-MOST_RANGES_APART = 200.0  # of the channels of a colour image; 101 fundus photographs reach 24, polyps and findings 1.5
+__all__ = ["affine_of", "check_finite", "check_grid", "check_image", "like", "plain", "required"]
 
 
 def required(data: Mapping[Hashable, Any], key: Hashable, advice: str = "name the key that holds it", *, of: str = "sample") -> Any:
@@ -32,16 +30,19 @@ def required(data: Mapping[Hashable, Any], key: Hashable, advice: str = "name th
     return data[key]
 
 
-def check_image(img: NdarrayOrTensor) -> None:
-    """Raise ValueError unless the image is (1 or 3, H, W) or (1 or 3, H, W, D).
+def check_image(img: NdarrayOrTensor, channels: Sequence[int] = (1, 3)) -> None:
+    """Raise ValueError unless the image is (C, H, W) or (C, H, W, D) with a number of channels that the caller takes.
 
     >>> check_image(torch.zeros(1, 64, 64))
+    >>> check_image(torch.zeros(4, 64, 64), range(1, 9))
     """
-    if img.ndim not in (3, 4) or img.shape[0] not in (1, 3):
-        raise ValueError(
-            f"an image must be (C, H, W) or (C, H, W, D) with C 1 or 3, got shape {tuple(img.shape)}; add EnsureChannelFirstd before, "
-            "or SplitDimd where there are more channels, so that each is an image of its own"
-        )
+    if img.ndim in (3, 4) and img.shape[0] in channels:
+        return
+    taken = " or ".join(map(str, channels)) if len(channels) < 3 else f"{min(channels)} to {max(channels)}"
+    raise ValueError(
+        f"an image must be (C, H, W) or (C, H, W, D) with C {taken}, got shape {tuple(img.shape)}; add EnsureChannelFirstd before, "
+        "or SplitDimd where there are more channels, so that each is an image of its own"
+    )
 
 
 def check_finite(volume: Tensor) -> None:
@@ -51,28 +52,6 @@ def check_finite(volume: Tensor) -> None:
     lowest, highest = torch.aminmax(volume)  # both are NaN if one voxel is; needs no boolean copy of the volume
     if not math.isfinite(lowest) or not math.isfinite(highest):
         raise ValueError("the image has non-finite voxels (NaN or infinity); replace them first, e.g. with torch.nan_to_num")
-
-
-def check_colour(volume: Tensor) -> None:
-    """Raise ValueError if three channels cannot be red, green and blue, because their ranges are more than 200 times apart.
-
-    One window for all channels would erase the contrast of the narrow one. A constant channel is accepted.
-
-    Args:
-        volume: (C, H, W[, D]) plain and finite; only C = 3 is checked.
-
-    >>> check_colour(torch.stack([torch.linspace(0, top, 16).reshape(4, 4) for top in (200.0, 180.0, 90.0)]))
-    """
-    if volume.shape[0] != 3:
-        return
-    ends = [torch.aminmax(channel.float()) for channel in volume]  # one channel at a time: no float copy of the whole volume
-    widths = [float(highest - lowest) for lowest, highest in ends]
-    ranges = [width for width in widths if width > 0]
-    if ranges and max(ranges) > MOST_RANGES_APART * min(ranges):
-        raise ValueError(
-            f"the ranges of the three channels are {', '.join(f'{width:g}' for width in widths)}, so they are no colours; use SplitDimd, "
-            "so that each channel is an image of its own, or give window= if one range holds for all of them"
-        )
 
 
 def check_grid(name: str, array: NdarrayOrTensor, img: NdarrayOrTensor, channels: tuple[int, ...] | None = (1,)) -> None:

@@ -13,6 +13,7 @@ from monai.utils import convert_to_dst_type, ensure_tuple
 from torch import Tensor, nn
 
 from monai_diffaug.edit.signature import Described
+from monai_diffaug.geometry.channels import merged_channels
 from monai_diffaug.geometry.grids import affine_of, check_finite, check_grid, plain, required
 from monai_diffaug.geometry.slices import PLANES, from_slices, slice_plane, to_slices
 from monai_diffaug.geometry.window import window_of
@@ -104,7 +105,8 @@ class EdgeMap(Transform, Described):
         region = ids * (ids > 0)  # -1 often means unknown: no outline
         check_finite(volume)
         plane = slice_plane(affine_of(img), self.plane, volume.ndim - 1)
-        windowed = (window_of(volume, self.window).to_model(volume) + 1) / 2
+        seen = merged_channels(volume, self.window)
+        windowed = (window_of(seen, self.window).to_model(seen) + 1) / 2
         with torch.no_grad():
             control = control_image(
                 to_slices(windowed, plane), to_slices(region, plane), self._detector(volume.device), keep_inside=self.keep_inside

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from monai_diffaug.edit.record import DiffAugRecord
 from monai_diffaug.edit.request import Edit
+from monai_diffaug.geometry.channels import MANY_CHANNELS
 from monai_diffaug.geometry.grids import affine_of, check_grid, check_image, like, plain, required
 from monai_diffaug.masks.labels import check_label_value, class_ids, paint_label, voxels_of, voxels_of_any
 from monai_diffaug.masks.margin import with_margin
@@ -157,7 +158,7 @@ class EraseLesiond(SeededTransform, MapTransform):
         keys = list(self.key_iterator(d))
         label = required(d, self.label_key, "EraseLesiond erases what a label shows; name the key that holds it")
         for key in keys:
-            check_image(d[key])
+            check_image(d[key], MANY_CHANNELS)
             check_grid(f"label {self.label_key!r}", label, d[key])
         if not keys:
             return d

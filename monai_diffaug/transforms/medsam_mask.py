@@ -15,6 +15,7 @@ from monai.utils.enums import TransformBackends
 from monai.utils.type_conversion import convert_to_dst_type, convert_to_tensor
 from torch import Tensor
 
+from monai_diffaug.geometry.channels import MANY_CHANNELS, is_one_picture, merged_channels
 from monai_diffaug.geometry.grids import affine_of, check_finite, check_grid, check_image, plain
 from monai_diffaug.geometry.slices import from_slices, slice_plane, to_slices
 from monai_diffaug.masks.boxes import Box, box_around, connected_components, enlarged
@@ -142,7 +143,7 @@ class MedSAMMask(SeededTransform):
         """The mask (1, H, W[, D]) uint8 on the grid of the image, in its type and with its meta data.
 
         Args:
-            image: (C, H, W[, D]) with C = 1 or 3, any unit.
+            image: (C, H, W[, D]) with C 1 to 8, any unit. Of channels that are no colours the model sees the mean, each in its window.
             label: (L, H, W[, D]) on the same grid; needed when it is the source of the boxes. Channels are united: leave out the
                 background of a one-hot label.
             randomize: draw a new trigger and jitter.
@@ -156,11 +157,11 @@ class MedSAMMask(SeededTransform):
 
         Raises:
             GridMismatchError: the label is on another grid.
-            ValueError: the image is not (1 or 3, H, W[, D]) or has non-finite voxels in a slice that is outlined, a box lies outside it,
+            ValueError: the image is not (1 to 8, H, W[, D]) or has non-finite voxels in a slice that is outlined, a box lies outside it,
                 a label is needed and missing, or its channels cover everything.
         """
         volume = convert_to_tensor(image, track_meta=False)
-        check_image(volume)
+        check_image(volume, MANY_CHANNELS)
         if label is not None:
             check_grid("label", label, image, channels=None)
         target = self._target(label, volume)
@@ -172,6 +173,9 @@ class MedSAMMask(SeededTransform):
             affine = affine_of(image)
             plane = slice_plane(affine, self.plane, volume.ndim - 1)
             label_slices = None if target is None else to_slices(target, plane)[:, 0]
+            if not is_one_picture(volume, self.window):
+                check_finite(volume)
+                volume = merged_channels(volume, self.window)
             mask = from_slices(self._masks(to_slices(volume, plane), label_slices, seed)[:, None], plane)
         result: NdarrayOrTensor = convert_to_dst_type(mask.to(torch.uint8), dst=image, dtype=torch.uint8)[0]
         return result

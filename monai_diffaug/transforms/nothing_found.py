@@ -19,7 +19,7 @@ class NothingFound(LatentValidate):
 
     Each connected part of the mask is judged alone, so that a small lesion that is still there is not hidden by large ones that are gone.
     An edit is accepted when the prediction (> 0.5) covers at most ``Validator.max_false_positive`` of every part. The score is 1 minus the
-    largest share. Predictions outside the mask do not count.
+    largest share. Predictions outside the mask do not count. Of several channels the largest prediction counts.
 
     Args:
         judge: source of the validator, or a ready ``LatentValidate``, whose options, window, plane and device then count.
@@ -44,6 +44,10 @@ class NothingFound(LatentValidate):
             super().__init__(judge.spec, judge.min_dice, window=judge.window, plane=judge.plane, device=judge.device, options=judge.options)
         else:
             super().__init__(judge, window=window, plane=plane, device=device)
+
+    def _pooled(self, probabilities: Tensor) -> Tensor:
+        """The largest of the channels' predictions: a lesion that one contrast still shows is not gone."""
+        return probabilities.amax(0)
 
     def __call__(
         self,

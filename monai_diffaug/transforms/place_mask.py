@@ -17,9 +17,9 @@ from torch import Tensor
 
 from monai_diffaug.edit.record import EMPTY_BECAUSE
 from monai_diffaug.edit.request import Prompt, prompt_text
+from monai_diffaug.geometry.channels import MANY_CHANNELS, shown
 from monai_diffaug.geometry.grids import affine_of, check_finite, check_grid, check_image, plain, required
 from monai_diffaug.geometry.slices import PLANES, from_slices, slice_plane, slice_spacing_mm, to_slices
-from monai_diffaug.geometry.window import window_of
 from monai_diffaug.masks.mask_bank import checked_bank, load_mask, outline_of
 from monai_diffaug.masks.shapes import (
     borrow_shape,
@@ -129,14 +129,14 @@ class PlaceMask(SeededTransform):
         """The mask (1, H, W[, D]) uint8, in the type of the image and with its meta data.
 
         Args:
-            img: (C, H, W[, D]), C 1 or 3.
+            img: (C, H, W[, D]), C 1 to 8; a pixel is tissue if any channel is bright there.
             region: (1, ...) on the same grid, above 0 where the mask may lie, e.g. an organ; None means tissue.
             prompt: text whose words for shape ("round", "oval", "irregular") and margin ("spiculated", "lobulated") the outline follows.
             randomize: draw a new trigger and seed.
 
         Raises:
             GridMismatchError: the region is on another grid.
-            ValueError: the image is not (1 or 3, H, W[, D]), or without a region has non-finite voxels.
+            ValueError: the image is not (1 to 8, H, W[, D]), or without a region has non-finite voxels.
         """
         if randomize:
             self.randomize()
@@ -153,7 +153,7 @@ class PlaceMask(SeededTransform):
         triggered: bool = True,
     ) -> NdarrayOrTensor:
         """The mask of a given seed; it stays clear of all non-zero pixels of the ``label`` (1, ...) of class ids."""
-        check_image(img)
+        check_image(img, MANY_CHANNELS)
         volume = plain(img)
         free = torch.ones_like(volume[:1], dtype=torch.bool)
         if region is not None:
@@ -184,7 +184,7 @@ class PlaceMask(SeededTransform):
     def tissue(self, volume: Tensor) -> Tensor:
         """(1, H, W[, D]) bool: pixels of a plain image that are brighter than ``tissue_above`` of its window."""
         check_finite(volume)
-        level = window_of(volume).to_model(volume).amax(0, keepdim=True)
+        level = shown(volume).amax(0, keepdim=True)
         return level > 2 * self.tissue_above - 1
 
     def _draw(
