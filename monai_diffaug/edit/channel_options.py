@@ -19,7 +19,7 @@ class Channels:
 
     Without these options one channel is grey, three are a colour picture if they can be (uint8, or ranges at most 200 times apart, or one
     ``window=`` for them), and others are repainted one by one with the prompt of the sample, each in its own window. Any of these options
-    repaints the channels one by one, three as well. A constant channel next to others, e.g. a contrast that was not recorded, stays as it is.
+    repaints the channels one by one, three as well. A constant channel next to others stays as it is: that contrast was not recorded.
 
     Args:
         only: indices of the channels that are repainted; the others stay bit-identical. None means all.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -23,7 +24,8 @@ VISIBLE = 1e-3  # soft weights below this count as outside the region
 RIM_PX = 2  # reach of the resampled edge of a lesion in a slice that is made smaller
 
 
-class ShownChannel(NamedTuple):
+@dataclass(frozen=True)
+class ShownChannel:
     """A channel that the model sees alone.
 
     Attributes:

@@ -51,7 +51,9 @@ def windows_of(volume: Tensor, window: tuple[float, float] | None = None) -> tup
 
 
 def shown(volume: Tensor, window: tuple[float, float] | None = None) -> Tensor:
-    """The image in the model's range [-1, 1], float32, one window for a picture, else one per channel; constant channels next to others are -1.
+    """The image in the model's range [-1, 1], float32, one window for a picture, else one per channel.
+
+    Constant channels next to others are -1.
 
     >>> shown(torch.stack([torch.linspace(0, top, 1001) for top in (1.0, 1000.0)])[:, None])[:, 0, -1].tolist()
     [1.0, 1.0]
@@ -65,9 +67,10 @@ def shown(volume: Tensor, window: tuple[float, float] | None = None) -> Tensor:
 
 
 def merged_channels(volume: Tensor, window: tuple[float, float] | None = None) -> Tensor:
-    """A grey or colour image as it is; other channels as one: their mean, each in its window, in the unit of the given window or in [-1, 1].
+    """A grey or colour image as it is; other channels as one, their mean.
 
-    For models that see one picture, such as MedSAM.
+    Each channel is seen in its window; the mean is in the unit of the given window, else in [-1, 1]. For models that see one picture, such
+    as MedSAM.
 
     >>> merged_channels(torch.rand(4, 8, 8)).shape, merged_channels(torch.rand(3, 8, 8)).shape
     (torch.Size([1, 8, 8]), torch.Size([3, 8, 8]))

@@ -71,7 +71,8 @@ def check_grid(name: str, array: NdarrayOrTensor, img: NdarrayOrTensor, channels
     if channels is not None and array.shape[0] not in channels:
         raise GridMismatchError(
             f"{name} {tuple(array.shape)} has {array.shape[0]} channels: expected {expected}; add AsDiscreted(argmax=True) before to make "
-            "class ids of one-hot channels, or pick one channel (or add EnsureChannelFirstd when the channel is missing)"
+            "class ids of one-hot channels, edit before the transform that makes channels of classes, or pick one channel (or add "
+            "EnsureChannelFirstd when the channel is missing)"
         )
     _warn_if_apart(name, array, img)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -11,8 +11,23 @@ from torch import Tensor
 
 from monai_diffaug.geometry.slices import hit_along
 
-__all__ = ["ID_TOLERANCE", "check_label_value", "class_ids", "paint_label", "voxels_of", "voxels_of_any"]
+__all__ = [
+    "ID_TOLERANCE",
+    "LabelValue",
+    "check_class_ids",
+    "check_label_value",
+    "check_painted_label",
+    "class_ids",
+    "class_values",
+    "paint_label",
+    "voxels_of",
+    "voxels_of_any",
+]
 
+LabelValue = int | Sequence[int]
+"""The class id that an edit paints, or several, the lowest priority first, see ``paint_label``."""
+
+PICTURE_WHITE = 255
 ID_TOLERANCE = 1e-3  # of a class id that was stored as a float: 2.9999992 is class 3
 
 
@@ -92,24 +107,86 @@ def voxels_of_any(label: Tensor, values: Iterable[int]) -> Tensor:
     return chosen
 
 
-def paint_label(label: Tensor, mask: Tensor, value: int) -> Tensor:
-    """A copy of the label with ``value`` inside the mask (0 erases), same dtype.
+def check_painted_label(label: Tensor, mask: Tensor, value: LabelValue, dtype: Any = None) -> None:
+    """Check that a value, or the class ids of a mask, can be painted into a label.
+
+    Args:
+        label: (1, ...), any dtype.
+        mask: (1, ...) on the same grid.
+        value: see ``paint_label``.
+        dtype: of the label as it was given (of NumPy or torch); None takes that of ``label``.
+
+    Raises:
+        ValueError: the label's dtype cannot hold the value, the mask has other values than the class ids, or the label is a picture of a
+            mask (0 and 255).
+    """
+    values = class_values(value)
+    if not values or len(set(values)) < len(values):
+        raise ValueError(f"label_value must be one class id, or several different ones, the lowest priority first, got {value}")
+    for each in values:
+        check_label_value(label.dtype if dtype is None else dtype, each)
+    check_class_ids(label, values)
+    if isinstance(value, Sequence):
+        other = mask[(mask != 0) & ~voxels_of_any(mask, values)]
+        if other.numel():
+            raise ValueError(
+                f"the mask has the value {float(other[0]):g}, and label_value names the classes {', '.join(map(str, values))}: with "
+                "several classes the mask must hold their class ids; name all of them, or give one label_value for the whole mask"
+            )
+
+
+def class_values(value: LabelValue) -> tuple[int, ...]:
+    """The class ids that a ``label_value`` names.
+
+    >>> class_values(3), class_values([2, 1])
+    ((3,), (2, 1))
+    """
+    return tuple(value) if isinstance(value, Sequence) else (value,)
+
+
+def check_class_ids(label: Tensor, values: Sequence[int]) -> None:
+    """Raise ValueError if a label holds 0 and 255 alone and other class ids are meant: it is the picture of a mask.
+
+    >>> check_class_ids(torch.tensor([0, 1, 255]), [1])  # 255 is a class among others
+    """
+    if label.numel() == 0 or label.dtype == torch.bool or {*values} <= {0, PICTURE_WHITE}:
+        return
+    if float(label.max()) == PICTURE_WHITE and bool(((label == 0) | (label == PICTURE_WHITE)).all()):
+        raise ValueError(
+            f"the label holds 0 and {PICTURE_WHITE} alone, the picture of a mask, and label_value is {', '.join(map(str, values))}: make "
+            f"class ids of it before, AsDiscreted('label', threshold=128), or give label_value={PICTURE_WHITE}; where it means "
+            "unknown, MapLabelValued makes it -1"
+        )
+
+
+def paint_label(label: Tensor, mask: Tensor, value: LabelValue) -> Tensor:
+    """A copy of the label with the class of the edit inside the mask, same dtype; all other voxels, e.g. of organs, keep their value.
 
     Args:
         label: (1, ...) class ids.
         mask: (1, ...) on the same grid, non-zero means inside.
-        value: class id of the edit.
+        value: class id of the edit, 0 erases; or several class ids, the lowest priority first: then the mask holds class ids, which are
+            painted, and a voxel whose label is a class of higher priority keeps it.
 
     Raises:
-        ValueError: the value does not fit the label's dtype.
+        ValueError: see ``check_painted_label``, which names more faults; here only a value that does not fit the label's dtype.
 
     >>> paint_label(torch.tensor([[[0, 1, 2]]]), torch.tensor([[[0, 1, 1]]]), 2).tolist()
     [[[0, 2, 2]]]
+    >>> paint_label(torch.tensor([[[9, 0, 4, 1]]]), torch.tensor([[[2, 4, 2, 2]]]), (2, 1, 4)).tolist()  # oedema, core, enhancing
+    [[[2, 4, 4, 1]]]
     """
-    check_label_value(label.dtype, value)
+    for each in class_values(value):
+        check_label_value(label.dtype, each)
     painted = label.clone()
     hits = hit_along(mask, 1).nonzero().flatten()
     if len(hits):
         rows = slice(int(hits[0]), int(hits[-1]) + 1)
-        painted[:, rows].masked_fill_(mask[:, rows] != 0, value)
+        inside, here = mask[:, rows], painted[:, rows]
+        if not isinstance(value, Sequence):
+            here.masked_fill_(inside != 0, value)
+        else:
+            before = label[:, rows]
+            for k, each in enumerate(value):
+                here.masked_fill_(voxels_of(inside, each) & ~voxels_of_any(before, value[k + 1 :]), each)
     return painted

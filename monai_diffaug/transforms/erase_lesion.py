@@ -16,7 +16,7 @@ from monai_diffaug.edit.record import DiffAugRecord
 from monai_diffaug.edit.request import Edit
 from monai_diffaug.geometry.channels import MANY_CHANNELS
 from monai_diffaug.geometry.grids import affine_of, check_grid, check_image, like, plain, required
-from monai_diffaug.masks.labels import check_label_value, class_ids, paint_label, voxels_of, voxels_of_any
+from monai_diffaug.masks.labels import check_class_ids, check_label_value, class_ids, paint_label, voxels_of, voxels_of_any
 from monai_diffaug.masks.margin import with_margin
 from monai_diffaug.prompts import NORMAL
 from monai_diffaug.transforms.latent_validated import LatentValidated
@@ -171,7 +171,7 @@ class EraseLesiond(SeededTransform, MapTransform):
         return self.left(d, seed, "the label shows no lesion to erase" if triggered else "not triggered")
 
     def repaint(self, data: Mapping[Hashable, Any], mask: Tensor, seed: int) -> tuple[dict[Hashable, Any], bool]:
-        """The images repainted as normal tissue under a mask (1, H, W[, D]) bool, their records and the mask; and whether it was applied."""
+        """The sample with images repainted as normal tissue under a mask (1, H, W[, D]) bool; and whether that was applied."""
         d = dict(data)
         keys = list(self.key_iterator(d))
         inner = {**{key: d[key] for key in keys}, self.mask_key: _as_mask(mask, d[keys[0]]), PROMPT_KEY: self.prompt}
@@ -198,6 +198,8 @@ class EraseLesiond(SeededTransform, MapTransform):
         """
         ids = plain(label)
         check_label_value(label.dtype, self.background_value)
+        if self.label_values is not None:
+            check_class_ids(ids, self.label_values)
         ids = class_ids(ids) if ids.dtype.is_floating_point else ids
         kept = voxels_of_any(ids, self.keep_values)
         lesions = voxels_of(ids, None) & ~kept if self.label_values is None else voxels_of_any(ids, self.label_values)

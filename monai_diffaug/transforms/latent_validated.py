@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from monai_diffaug.edit.screening import CandidateScreen, Refused
 from monai_diffaug.edit.signature import Described
 from monai_diffaug.edit.validation_options import Dynamic, Screen, Validator
 from monai_diffaug.errors import DroppedSampleError
-from monai_diffaug.masks.labels import paint_label
+from monai_diffaug.masks.labels import LabelValue, paint_label
 from monai_diffaug.sampling.seeding import draw_seed
 from monai_diffaug.transforms.latent_validate import LatentValidate, Verdict, labelled_elsewhere
 from monai_diffaug.transforms.lesion_novelty import LesionNovelty, Novelty
@@ -56,8 +56,8 @@ class LatentValidated(RandomizableTransform, MapTransform, Described):
         keys: edited images, each (C, H, W[, D]) with its record ``{key}_diffaug``.
         mask_key: region of the edit.
         label_key: label that is restored with the image, and that shows pre-existing findings; None when there is none.
-        label_value: class id that the edit paints, of pre-existing findings and for ``refine_label``. If the label inside the mask is
-            another value, no finding counts as pre-existing.
+        label_value: class id that the edit paints (or several), of pre-existing findings and for ``refine_label``. If the label inside the
+            mask is another value, no finding counts as pre-existing.
         model: the validator: "tiny" (embedded), a folder, a network (logits) or a callable (probabilities), see ``load_validator``; or a
             ready ``LatentValidate``, whose thresholds, crops, window, plane and device then count.
         inpaint: a ``DiffusionLocalInpaintd`` that is run from here, with seeds drawn here; then no edit has to stand before.
@@ -103,7 +103,7 @@ class LatentValidated(RandomizableTransform, MapTransform, Described):
         *,
         mask_key: str = "mask",
         label_key: str | None = None,
-        label_value: int = 1,
+        label_value: LabelValue = 1,
         model: Any = "tiny",
         inpaint: Callable[[Mapping[Hashable, Any]], dict[Hashable, Any]] | None = None,
         on_reject: str = "original",
@@ -140,6 +140,8 @@ class LatentValidated(RandomizableTransform, MapTransform, Described):
         check_group("dynamic", dynamic, Dynamic, type(None))
         if validator.refine_label and label_key is None:
             raise ValueError("refine_label=True needs label_key (and label_value)")
+        if validator.refine_label and isinstance(label_value, Sequence):
+            raise ValueError(f"refine_label=True paints one class, got label_value={label_value}")
         self.mask_key, self.label_key, self.label_value = mask_key, label_key, label_value
         self.inpaint = inpaint
         self.record_type: type[DiffAugRecord] = getattr(inpaint, "record_type", DiffAugRecord)
@@ -207,9 +209,9 @@ class LatentValidated(RandomizableTransform, MapTransform, Described):
         if not self._do_transform:
             self._take_originals(data, keys)  # of an edit before this transform
             if getattr(self.inpaint, "writes_mask", False):  # it writes the same keys when it is not triggered
-                sample = self._untriggered(data)
-                self._take_originals(sample, keys)
-                return sample
+                left = self._untriggered(data)
+                self._take_originals(left, keys)
+                return left
             return {**data, **{self.record_key(key): self.record_type(reason="not triggered").as_dict() for key in keys}}
         tries = self.max_tries if self.on_reject == "retry" else 1
         best: tuple[tuple[bool, float], dict[Hashable, Any], dict[Hashable, DiffAugRecord], dict[Hashable, Verdict]] | None = None

@@ -18,6 +18,7 @@ from monai_diffaug.edit.record import DiffAugRecord
 from monai_diffaug.edit.request import Edit, PendingEdit, Prompt, Request, finish_request, open_request, prompt_text
 from monai_diffaug.edit.stack import Stack
 from monai_diffaug.geometry.window import Window
+from monai_diffaug.masks.labels import LabelValue
 from monai_diffaug.models.inpainter import Inpainter, shared_inpainter
 from monai_diffaug.models.registry import shared_model, spec_of
 from monai_diffaug.transforms.seeded import SeededTransform
@@ -41,7 +42,8 @@ class DiffusionLocalInpaint(SeededTransform):
         window: intensity range that the model sees, in the unit of the image, e.g. (-160, 240) HU. None takes the 0.5 and 99.5
             percentiles of the image (0 to 255 for uint8).
         plane: anatomical plane of the slices of a 3-D image: "axial", "coronal" or "sagittal".
-        label_value: class id that the edit paints into the label; 0 erases.
+        label_value: class id that the edit paints into the label; 0 erases. Or several class ids of nested classes, the lowest priority
+            first, e.g. (2, 1, 4): then the mask holds class ids, each is painted, and labelled voxels of a higher priority keep theirs.
         options: noise, soft edge, region, control network and run, see ``InpaintOptions``.
         on_error: "raise", or "passthrough": log, return the input untouched and give the reason in the record.
         device: where the model runs; None is the device of the image.
@@ -70,7 +72,7 @@ class DiffusionLocalInpaint(SeededTransform):
         negative_prompt: str = "",
         window: Sequence[float] | None = None,
         plane: str = "axial",
-        label_value: int = 1,
+        label_value: LabelValue = 1,
         options: InpaintOptions | None = None,
         on_error: str = "raise",
         device: str | torch.device | None = None,
@@ -93,7 +95,7 @@ class DiffusionLocalInpaint(SeededTransform):
             options=options.with_spec(),
         )
         self.spec = spec_of("inpainter", model, options.run.dtype, compile=options.run.compile)
-        self.label_value = label_value
+        self.label_value: LabelValue = tuple(label_value) if isinstance(label_value, Sequence) else label_value
         self.on_error = on_error
         self.device = None if device is None else str(device)
 
@@ -109,7 +111,7 @@ class DiffusionLocalInpaint(SeededTransform):
         """Repaint one image.
 
         Args:
-            img: (C, H, W) or (C, H, W, D), C 1 or 3.
+            img: (C, H, W) or (C, H, W, D), C 1 to 8; channels that are no colours are repainted one by one, see ``Channels``.
             mask: (1, ...) on the same grid, non-zero means repaint.
             prompt: text that describes the result; or (weight, text) pairs, whose text states are averaged.
             label: (1, ...) class ids on the same grid.

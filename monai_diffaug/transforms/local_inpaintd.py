@@ -14,6 +14,7 @@ from monai_diffaug.edit.options import InpaintOptions
 from monai_diffaug.edit.record import original_key, record_key
 from monai_diffaug.edit.request import Edit, PendingEdit
 from monai_diffaug.geometry.grids import required
+from monai_diffaug.masks.labels import LabelValue
 from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaint
 from monai_diffaug.transforms.seeded import SeededTransform
 
@@ -57,7 +58,7 @@ class DiffusionLocalInpaintd(SeededTransform, MapTransform):
         mask_key: str = "mask",
         prompt_key: str = "prompt",
         label_key: str | None = None,
-        label_value: int = 1,
+        label_value: LabelValue = 1,
         model: Any = "tiny",
         strength: float = 1.0,
         num_inference_steps: int = 12,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from monai_diffaug.masks.labels import check_label_value, class_ids, paint_label, voxels_of
+from monai_diffaug.masks.labels import check_class_ids, check_label_value, check_painted_label, class_ids, paint_label, voxels_of
 
 
 def test_the_class_id_replaces_the_label() -> None:
@@ -86,3 +86,38 @@ def test_a_fractional_label_is_refused_with_the_number_of_voxels(fraction: float
     for value in (None, 1):
         with pytest.raises(ValueError, match=r"2 voxels that are no whole number.*lazy=False"):
             voxels_of(label, value)
+
+
+NESTED = (2, 1, 4)  # oedema, core, enhancing
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.float32])
+def test_nested_classes_are_painted_by_priority_and_organs_keep_their_value_elsewhere(dtype) -> None:
+    label = torch.tensor([[[7, 7, 7, 1, 4, 2, 7]]], dtype=dtype)
+    mask = torch.tensor([[[0, 2, 4, 2, 1, 4, 1]]], dtype=torch.uint8)
+    assert paint_label(label, mask, NESTED).tolist() == [[[7, 2, 4, 1, 4, 4, 1]]]
+    assert paint_label(label, mask, NESTED).dtype == dtype
+
+
+def test_a_mask_with_a_class_that_is_not_named_is_refused() -> None:
+    label = torch.zeros(1, 1, 3)
+    with pytest.raises(ValueError, match="the mask has the value 3, and label_value names the classes 2, 1, 4"):
+        check_painted_label(label, torch.tensor([[[0, 3, 1]]]), NESTED)
+    with pytest.raises(ValueError, match="several different ones"):
+        check_painted_label(label, label, (1, 1))
+    with pytest.raises(ValueError, match="label_value 400 does not fit"):
+        check_painted_label(label.to(torch.uint8), label, (1, 400))
+    check_painted_label(label, torch.tensor([[[0, 3, 1]]]), 9)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float32])
+def test_the_picture_of_a_mask_is_refused_unless_its_value_is_meant(dtype) -> None:
+    picture = torch.tensor([[[0, 255, 255]]], dtype=dtype)
+    with pytest.raises(
+        ValueError, match=r"0 and 255 alone.*AsDiscreted\('label', threshold=128\), or give label_value=255.*MapLabelValued"
+    ):
+        check_class_ids(picture, [1])
+    for values in ([255], [0]):
+        check_class_ids(picture, values)
+    check_class_ids(torch.tensor([[[0, 1, 255]]], dtype=dtype), [1])
+    check_class_ids(torch.zeros(1, 0, 3), [1])

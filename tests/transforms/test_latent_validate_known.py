@@ -131,7 +131,9 @@ def test_nothing_was_labelled_where_the_label_does_not_say_so():
     assert labelled_elsewhere(label, mask, 1) is None  # 1 is an organ: the edit has painted 2
     assert labelled_elsewhere(torch.zeros_like(label), mask, 0) is None  # an erasing edit
     assert labelled_elsewhere(None, mask, 2) is None and labelled_elsewhere(1, mask, 2) is None
-    assert labelled_elsewhere(torch.cat([label, label]), mask, 2) is None
+    with pytest.raises(GridMismatchError, match="2 channels.*AsDiscreted"):
+        labelled_elsewhere(torch.cat([label, label]), mask, 2)
+    assert labelled_elsewhere(label, mask, (2, 3)) is not None
 
 
 class Paints(RandomizableTransform, MapTransform):
