@@ -14,7 +14,7 @@ from torch import Tensor
 
 from monai_diffaug.edit.options import ControlNet, RepaintSettings
 from monai_diffaug.edit.slice_batches import batch_sizes, in_batches
-from monai_diffaug.edit.stack import Patch, Stack, cut_patch
+from monai_diffaug.edit.stack import Patch, PromptMix, Stack, cut_patch
 from monai_diffaug.geometry.slices import from_slices
 from monai_diffaug.geometry.squares import Square, squares_of, whole_slices
 from monai_diffaug.masks.soft_edge import soft_mask
@@ -84,6 +84,11 @@ class _Piece(NamedTuple):
     stack: Stack
     patch: Patch
 
+    @property
+    def prompt(self) -> PromptMix:
+        """The prompt of its channel, or of its request."""
+        return self.stack.prompt if self.patch.channel is None else self.patch.channel.prompt
+
 
 @torch.no_grad()
 def denoise(models: Models, stacks: list[Stack], settings: RepaintSettings, look: Look | None = None) -> list[Candidate]:
@@ -103,9 +108,10 @@ def denoise(models: Models, stacks: list[Stack], settings: RepaintSettings, look
     """
     model, edge, resample = models.inpainter, settings.options.soft_edge, settings.options.region.resample
     pieces = [
-        _Piece(owner, stack, cut_patch(stack, square, edge.width_px(square.roi.side, stack.pixel_mm), edge.mode, resample))
+        _Piece(owner, stack, cut_patch(stack, square, edge.width_px(square.roi.side, stack.pixel_mm), edge.mode, resample, channel))
         for owner, stack in enumerate(stacks)
         for square in _squares(model, stack, settings)
+        for channel in stack.channels or (None,)
     ]
     candidates: dict[int, Candidate] = {}
     # whole slices may differ in size between requests: neighbours of one size share a batch
@@ -168,11 +174,15 @@ def _latents_of(models: Models, pieces: list[_Piece], settings: RepaintSettings,
 
 
 def _noise(model: Inpainter, pieces: list[_Piece], settings: RepaintSettings, purpose: int = 0) -> Tensor:
-    """(P, 4, h, w) standard normal on the CPU, from the seed of each request and its slice positions; one stream per lesion of a slice."""
+    """(P, 4, h, w) standard normal on the CPU, from the seed of each request and its slice positions; one stream per lesion of a slice.
+
+    The channels of an image have the same noise.
+    """
     size = pieces[0].patch.image.shape[-1] // model.factor
     noise = torch.empty(len(pieces), model.vae.config.latent_channels, size, size, dtype=torch.float32, device="cpu")
-    for owner, part in dict.fromkeys((piece.owner, piece.patch.part) for piece in pieces):
-        rows = [i for i, piece in enumerate(pieces) if (piece.owner, piece.patch.part) == (owner, part)]
+    streams = [(piece.owner, piece.patch.part, piece.patch.channel and piece.patch.channel.index) for piece in pieces]
+    for stream in dict.fromkeys(streams):
+        rows, part = [i for i, each in enumerate(streams) if each == stream], stream[1]
         positions = [pieces[i].patch.position for i in rows]
         seed = pieces[rows[0]].stack.seed
         noise[rows] = slice_noise(seed, positions, noise.shape[1:], settings.options.noise.rho, purpose + part * PURPOSES)
@@ -194,8 +204,8 @@ def _denoise_batch(
     hard = _stacked([piece.patch.hard for piece in pieces], model)
     clean, masked = _encode(model, image, hard, settings, vae_batch)
     mask = model.latent_mask(hard)
-    states = {mix: mix_prompts(model.encode_text, mix) for mix in dict.fromkeys(piece.stack.prompt for piece in pieces)}
-    context = torch.cat([states[piece.stack.prompt] for piece in pieces])
+    states = {mix: mix_prompts(model.encode_text, mix) for mix in dict.fromkeys(piece.prompt for piece in pieces)}
+    context = torch.cat([states[piece.prompt] for piece in pieces])
     denoiser = _denoiser(models, pieces, image, hard, context, settings)
     noise = noise.to(model.device, model.dtype)
     trajectory = None

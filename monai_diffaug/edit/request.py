@@ -15,11 +15,11 @@ from monai_diffaug.edit.denoise import Candidate
 from monai_diffaug.edit.options import ControlNet, RepaintSettings
 from monai_diffaug.edit.record import EMPTY_BECAUSE, DiffAugRecord
 from monai_diffaug.edit.stack import ShownChannel, Stack, open_stack
-from monai_diffaug.geometry.channels import MANY_CHANNELS, is_one_picture, windows_of
+from monai_diffaug.geometry.channels import MANY_CHANNELS, is_one_picture, varied_channels, windows_of
 from monai_diffaug.geometry.grids import affine_of, check_finite, check_grid, check_image, like, plain
 from monai_diffaug.geometry.slices import longest_side_mm, pixel_mm, slab_of, slice_plane
 from monai_diffaug.geometry.window import Window, window_of
-from monai_diffaug.masks.labels import check_label_value, paint_label
+from monai_diffaug.masks.labels import LabelValue, check_painted_label, paint_label
 from monai_diffaug.sampling.prompt_mix import prompt_mix_text, prompt_pairs
 
 __all__ = ["Edit", "PendingEdit", "Prompt", "Request", "finish_request", "open_request", "prompt_text"]
@@ -82,13 +82,13 @@ class Edit(NamedTuple):
     record: dict[str, str | int | float | bool]
 
 
-def open_request(request: Request, settings: RepaintSettings, label_value: int) -> Stack:
+def open_request(request: Request, settings: RepaintSettings, label_value: LabelValue) -> Stack:
     """Check a request and cut its volume into the slices from the first to the last that the mask touches.
 
     Args:
         request: arguments of the edit.
         settings: plane, window and control of the edit.
-        label_value: class id that the edit paints.
+        label_value: class id that the edit paints, or several, see ``paint_label``.
 
     Raises:
         GridMismatchError: mask, label or control on another grid.
@@ -100,7 +100,7 @@ def open_request(request: Request, settings: RepaintSettings, label_value: int) 
     check_grid("mask", request.mask, image)
     if request.label is not None:
         check_grid("label", request.label, image)
-        check_label_value(request.label.dtype, label_value)
+        check_painted_label(plain(request.label), plain(request.mask), label_value, request.label.dtype)
     if request.control is not None:
         check_grid("control", request.control, image, channels=(1, 3))
         if not isinstance(settings.options.control, ControlNet):
@@ -108,7 +108,8 @@ def open_request(request: Request, settings: RepaintSettings, label_value: int) 
     volume, region = plain(image), plain(request.mask)
     affine = affine_of(image)
     plane = slice_plane(affine, settings.plane, volume.ndim - 1)
-    window, channels = Window(0.0, 1.0), ()  # not used when the mask is empty
+    window = Window(0.0, 1.0)  # not used when the mask is empty
+    channels: tuple[ShownChannel, ...] = ()
     slab = slab_of(region, plane)
     if slab.length:
         check_finite(volume)
@@ -135,10 +136,12 @@ def _shown_channels(volume: Tensor, prompt: Prompt, settings: RepaintSettings) -
     options, pairs = settings.options.channels, prompt_pairs(prompt)
     indices = options.chosen(volume.shape[0])
     window = None if settings.window is None else (settings.window.low, settings.window.high)
+    varied = varied_channels(volume)
     windows = windows_of(volume[list(indices)], window) if options.windows is None else tuple(Window(*ends) for ends in options.windows)
     return tuple(
         ShownChannel(index, windows[k], tuple((weight, options.prompt_of(k, text)) for weight, text in pairs))
         for k, index in enumerate(indices)
+        if index in varied
     )
 
 
@@ -146,7 +149,7 @@ def finish_request(
     request: Request,
     outcome: Outcome,
     *,
-    label_value: int,
+    label_value: LabelValue,
     model: str,
     plane: str = "axial",
     contrast: Contrast = EVERY_CONTRAST,
@@ -156,7 +159,7 @@ def finish_request(
     Args:
         request: arguments of the edit.
         outcome: the repainted volume, or why there is none.
-        label_value: class id that is painted; 0 erases.
+        label_value: class id that is painted, 0 erases; or several, see ``paint_label``.
         model: source of the model, for the record.
         plane: anatomical plane of the slices.
         contrast: what the edit must reach to count as painted.

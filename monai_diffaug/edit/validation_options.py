@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,8 @@ class Validator:
         min_side_px: smallest crop in pixels of the slice.
         size_px: side the crops are resampled to, for a model that does not state its own.
         batch_size: crops per model call.
+        channels: indices of the channels that are judged, one by one; their predictions are averaged. None judges a grey or colour picture
+            as it is, and all channels of another image.
         dtype: floating type of the spec; the embedded model's step always runs in float32.
         on_exhausted: only the dictionary form, with ``on_reject="retry"``: the fate of the best candidate (by its Dice) when none was
             accepted, "original", "flag" or "drop". Its score and reason stand in the record in any case. Candidates that the screen
@@ -52,12 +55,17 @@ class Validator:
     min_side_px: int = 32
     size_px: int = 128
     batch_size: int = 8
+    channels: Sequence[int] | None = None
     dtype: str = "float32"
     on_exhausted: str = "original"
     refine_label: bool = False
     record_postfix: str | None = None
 
     def __post_init__(self) -> None:
+        if self.channels is not None:
+            object.__setattr__(self, "channels", tuple(self.channels))
+        if self.channels is not None and (not self.channels or min(self.channels) < 0):
+            raise ValueError(f"channels must name the channels that are judged, from 0 on, got {self.channels}")
         for name in ("min_coverage", "min_change"):
             check_share(name, getattr(self, name))
         for name, least in (

@@ -17,15 +17,16 @@ from torch import Tensor
 from monai_diffaug.edit.denoise import PURPOSES
 from monai_diffaug.edit.options import check_group
 from monai_diffaug.edit.signature import Described
-from monai_diffaug.edit.stack import Stack, open_stack
+from monai_diffaug.edit.stack import ShownChannel, Stack, open_stack, shown_channels
 from monai_diffaug.edit.validation_options import Validator, check_share
+from monai_diffaug.geometry.channels import MANY_CHANNELS, is_one_picture, varied_channels, windows_of
 from monai_diffaug.geometry.grids import affine_of, check_finite, check_grid, check_image, plain
 from monai_diffaug.geometry.roi import Roi, crop, paste
 from monai_diffaug.geometry.slices import from_slices, slab_of, slice_plane, to_slices
 from monai_diffaug.geometry.squares import squares_of
 from monai_diffaug.geometry.window import Window, window_of
 from monai_diffaug.masks.boxes import connected_components
-from monai_diffaug.masks.labels import voxels_of
+from monai_diffaug.masks.labels import LabelValue, class_values, voxels_of_any
 from monai_diffaug.models.registry import shared_model, spec_of
 from monai_diffaug.models.validator import load_validator
 from monai_diffaug.sampling.seeding import slice_generators
@@ -141,7 +142,8 @@ class LatentValidate(Transform, Described):
         """Judge an edit.
 
         Args:
-            image: the edited (C, H, W[, D]), C = 1 or 3, any unit.
+            image: the edited (C, H, W[, D]), C 1 to 8, any unit. Channels that are no colours are judged one by one, and their predictions
+                averaged, see ``Validator.channels``.
             mask: (1, H, W[, D]) on the same grid; non-zero where the edit should be.
             original: the image before the edit; without it the change is not judged.
             known: (1, H, W[, D]) on the same grid; non-zero where findings of the same kind were before the edit. Pixels inside the mask
@@ -151,10 +153,10 @@ class LatentValidate(Transform, Described):
 
         Raises:
             GridMismatchError: mask, original or known findings on another grid.
-            ValueError: the image is not (1 or 3, H, W[, D]), or the original (without one, the image) has non-finite voxels.
+            ValueError: the image is not (1 to 8, H, W[, D]), or the original (without one, the image) has non-finite voxels.
         """
         volume = convert_to_tensor(image, track_meta=False)
-        check_image(volume)
+        check_image(volume, MANY_CHANNELS)
         region = _on_grid("mask", mask, volume).ne(0).any(0, keepdim=True)
         before = None if original is None else _on_grid("original", original, volume)
         known_region = torch.zeros_like(region)
@@ -165,13 +167,32 @@ class LatentValidate(Transform, Described):
         plane = slice_plane(affine_of(image), self.plane, volume.ndim - 1)
         reference = volume if before is None else before
         check_finite(reference)
-        window = window_of(reference, self.window)
-        change = -1.0 if before is None else _change(volume, before, region, window)
-        stack = open_stack(volume, region, plane, slab_of(region, plane), window, prompt=(), seed=seed)
+        channels = self._channels(reference)
+        window = channels[0].window if channels else window_of(reference, self.window)
+        change = -1.0
+        if before is not None:
+            views = [(each.window, slice(each.index, each.index + 1)) for each in channels] or [(window, slice(None))]
+            change = sum(_change(volume[part], before[part], region, own) for own, part in views) / len(views)
+        stack = open_stack(volume, region, plane, slab_of(region, plane), window, prompt=(), seed=seed, channels=channels)
         counts, prediction = self._counts(stack, to_slices(stack.slab.of(known_region), plane))
         predicted = torch.zeros_like(region)
         stack.slab.of(predicted).copy_(from_slices(prediction, plane))
         return self._verdict(counts, change, predicted, self.min_dice if min_dice is None else min_dice)
+
+    def _channels(self, image: Tensor) -> tuple[ShownChannel, ...]:
+        """The channels that are judged one by one; empty for a grey or colour picture."""
+        chosen = self.options.channels
+        if chosen is None and is_one_picture(image, self.window):
+            return ()
+        indices = varied_channels(image) if chosen is None else chosen
+        if max(indices) >= len(image):
+            raise ValueError(f"Validator(channels=) names channel {max(indices)}, and the image has {len(image)} (0 to {len(image) - 1})")
+        windows = windows_of(image[list(indices)], self.window)
+        return tuple(ShownChannel(index, window, ()) for index, window in zip(indices, windows, strict=True))
+
+    def _pooled(self, probabilities: Tensor) -> Tensor:
+        """One prediction (N, 1, h, w) from those of the channels (K, N, 1, h, w)."""
+        return probabilities.mean(0)
 
     @torch.no_grad()
     def _counts(self, stack: Stack, known: Tensor) -> tuple[Tensor, Tensor]:
@@ -189,13 +210,17 @@ class LatentValidate(Transform, Described):
         counts = torch.zeros(4, dtype=torch.float64)
         for start in range(0, len(squares), self.options.batch_size):
             chunk = squares[start : start + self.options.batch_size]
-            crops = [crop(stack.window.to_model(stack.slices[square.row]), square.roi, size) for square in chunk]
-            images = torch.stack(crops).clamp(-1, 1).expand(-1, 3, -1, -1)
-            generators = [
-                slice_generators(stack.seed, [stack.slab.first + square.row], NOISE_PURPOSE + part * PURPOSES)[0]
-                for square, part in zip(chunk, parts[start : start + len(chunk)], strict=True)
-            ]
-            probabilities = validator.predict(images, generators).to(stack.slices.device)
+            of_channels = []
+            for channel in stack.channels or (None,):
+                window = stack.window if channel is None else channel.window
+                crops = [crop(window.to_model(shown_channels(stack.slices[square.row], channel)), square.roi, size) for square in chunk]
+                images = torch.stack(crops).clamp(-1, 1).expand(-1, 3, -1, -1)
+                generators = [
+                    slice_generators(stack.seed, [stack.slab.first + square.row], NOISE_PURPOSE + part * PURPOSES)[0]
+                    for square, part in zip(chunk, parts[start : start + len(chunk)], strict=True)
+                ]
+                of_channels.append(validator.predict(images, generators).to(stack.slices.device))
+            probabilities = of_channels[0] if len(of_channels) == 1 else self._pooled(torch.stack(of_channels))
             for square, probability in zip(chunk, probabilities, strict=True):
                 roi, target = square.roi, _in_crop(square.mask[None], square.roi, size)
                 known_crop = _in_crop(known[square.row], roi, size) & ~target
@@ -248,7 +273,7 @@ class LatentValidate(Transform, Described):
         return Verdict(accepted, score, coverage, false_positive, change, "; ".join(reasons), predicted)
 
 
-def labelled_elsewhere(label: NdarrayOrTensor | None, mask: NdarrayOrTensor, value: int) -> Tensor | None:
+def labelled_elsewhere(label: NdarrayOrTensor | None, mask: NdarrayOrTensor, value: LabelValue) -> Tensor | None:
     """(1, H, W[, D]) bool: pixels outside the mask where the label of an edited image is ``value``, so the findings before the edit.
 
     None without a label on the mask's grid, for an erasing edit (``value`` 0), and where the label inside the mask is not ``value``: then
@@ -257,11 +282,16 @@ def labelled_elsewhere(label: NdarrayOrTensor | None, mask: NdarrayOrTensor, val
     Args:
         label: (1, H, W[, D]) class ids after the edit.
         mask: (1, H, W[, D]), non-zero where the edit should be.
-        value: class id that the edit paints.
+        value: class id that the edit paints, or several.
+
+    Raises:
+        GridMismatchError: the label has several channels.
     """
-    if label is None or value == 0 or tuple(getattr(label, "shape", ())) != (1, *mask.shape[1:]):
+    shape = tuple(getattr(label, "shape", ()))
+    if label is None or value == 0 or shape[1:] != tuple(mask.shape[1:]):
         return None
-    is_value = voxels_of(plain(label), value)
+    check_grid("label", label, mask)
+    is_value = voxels_of_any(plain(label), class_values(value))
     region = plain(mask).to(is_value.device).ne(0).any(0, keepdim=True)
     return is_value & ~region if bool(is_value[region].all()) else None
 
