@@ -74,6 +74,8 @@ class StudyData:
     ) -> StudyData:
         """Use some data sets of a file, each of which must be there; without names those of ``preferred`` that are there, else all.
 
+        A data set that is for training only is left out where others have validation images.
+
         Raises:
             StudyInputError: no such data set.
             TrainingInputError: the datalist cannot be read.
@@ -85,8 +87,8 @@ class StudyData:
         if missing:
             raise StudyInputError(f"{file} has no data set {missing[0]!r}; it has {', '.join(filter(None, names)) or 'no named ones'}")
         chosen = [name for name in names if name in (datasets or preferred)]
-        images = dict.fromkeys(entry.dataset for section in (TRAINING, VALIDATION) for entry, _ in sections[section])
-        return cls(file, tuple(chosen) or tuple(images) or names, plane, window)
+        with_images = (tuple(dict.fromkeys(entry.dataset for entry, _ in sections[section])) for section in (VALIDATION, TRAINING))
+        return cls(file, next(filter(None, (tuple(chosen), *with_images)), names), plane, window)
 
     @property
     def title(self) -> str:
@@ -102,6 +104,10 @@ class StudyData:
     def only(self, *datasets: str) -> StudyData:
         """The same data, limited to some data sets."""
         return replace(self, datasets=datasets)
+
+    def each(self) -> list[StudyData]:
+        """The same data, one data set at a time: those with images in the validation list; StudyInputError where there is none."""
+        return [self.only(name) for name in dict.fromkeys(image.dataset for image in self.images())]
 
     @property
     def is_mixed(self) -> bool:
