@@ -76,10 +76,9 @@ def test_a_list_without_validation_images_says_so(tmp_path: Path) -> None:
 
 
 def test_a_data_set_for_training_only_is_left_out_unless_it_is_named(tmp_path: Path) -> None:
-    from PIL import Image
-
     Image.fromarray(np.zeros((16, 16), np.uint8)).save(tmp_path / "a.png")
     rows = {name: {"image": "a.png", "finding": "normal tissue", "dataset": name} for name in ("more", "few")}
-    (tmp_path / "datalist.json").write_text(json.dumps({"training": list(rows.values()), "validation": [rows["few"]]}))
+    content = {"modality": "ct", "anatomy": "liver", "training": list(rows.values()), "validation": [rows["few"]]}
+    (tmp_path / "datalist.json").write_text(json.dumps(content))
     assert StudyData.open(tmp_path / "datalist.json").datasets == ("few",)
     assert StudyData.open(tmp_path / "datalist.json", ["more"]).datasets == ("more",)
