@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_diffaug.bundles.check_state import ConfigCheck, expression_tree, import_statement, nearest_hint, reason_of
-from monai_diffaug.bundles.dry_run import check_transforms
+from monai_diffaug.bundles.dry_run import check_transforms, missing_data
 from monai_diffaug.bundles.folders import own_modules
 from monai_diffaug.bundles.syntax import Fault, line_table, read_config
 
@@ -36,10 +36,12 @@ class Report:
     Attributes:
         faults: in the order of the files.
         components: number of components (``_target_``) in the config, without the disabled ones.
+        notes: files of data that the config names and that are not there; an override on the command line may name others.
     """
 
     faults: tuple[Fault, ...]
     components: int
+    notes: tuple[str, ...] = ()
 
 
 def check_bundle(files: Sequence[Path | str]) -> Report:
@@ -91,7 +93,8 @@ def _check_config(paths: Sequence[Path]) -> Report:
     check_transforms(check, components)
     order = {path: position for position, path in enumerate(map(str, paths))}
     faults = sorted(check.faults, key=lambda fault: (order.get(fault.file, 0), fault.line))
-    return Report(tuple(faults), len(components))
+    notes = tuple(f"{id_}: no file {path} here; name yours by --{id_} FILE" for id_, path in missing_data(check))
+    return Report(tuple(faults), len(components), notes)
 
 
 def _check_macros(check: ConfigCheck) -> None:

@@ -6,12 +6,15 @@ import ast
 import inspect
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from monai_diffaug.bundles.check_state import ConfigCheck, expression_tree, import_statement, reason_of
 from monai_diffaug.bundles.key_flow import key_faults
 
-__all__ = ["check_transforms"]
+__all__ = ["check_transforms", "missing_data"]
+
+DATA_SUFFIXES = (".json", ".csv")
 
 # calls that an argument of a transform may hold: they load, train and write nothing; a transform with another call is not constructed
 HARMLESS_CALLS = re.compile(
@@ -57,6 +60,21 @@ def check_transforms(check: ConfigCheck, components: Mapping[str, Any]) -> None:
         if isinstance(transform, Compose) and id_ not in inner:
             for step, message in key_faults(transform, _data_keys(check, id_)):
                 check.add(ids.get(id(step), id_), f"{type(step).__name__}: {message}")
+
+
+def missing_data(check: ConfigCheck) -> Iterator[tuple[str, str]]:
+    """(id, path) of each top-level text that names a datalist or table which does not exist, relative to the working directory."""
+    for id_, item in check.items.items():
+        if "::" in id_ or not isinstance(item.get_config(), str) or id_ in check.faulty:
+            continue
+        if not _only_constructs(check, _needs(check, id_) | {id_}, set()):
+            continue
+        try:
+            path = check.parser.get_parsed_content(id_)
+        except Exception:  # a fault of the expression, which has its own message
+            continue
+        if isinstance(path, str) and path.lower().endswith(DATA_SUFFIXES) and not Path(path).is_file():
+            yield id_, path
 
 
 def _is_within(fault: str, part: str) -> bool:

@@ -12,6 +12,7 @@ from monai.transforms.compose import Compose
 from monai_diffaug.transforms.latent_validated import LatentValidated
 from monai_diffaug.transforms.local_inpaintd import DiffusionLocalInpaintd
 from monai_diffaug.transforms.medsam_mask import MedSAMMaskd
+from monai_diffaug.transforms.place_mask import PlaceMaskd
 from monai_diffaug.transforms.text_prompt import TextPromptd
 from monai_diffaug.transforms.transplant_lesiond import TransplantLesiond
 
@@ -108,14 +109,19 @@ def _needs(step: Any) -> Iterator[_Need]:
 
 def _readers_of(option: str) -> tuple[type, ...]:
     """Classes that read the key which an option names."""
-    transplant_only = option in ("region_key", "group_key", "prompt_key")
-    return (TransplantLesiond,) if transplant_only else (MedSAMMaskd, DiffusionLocalInpaintd, TransplantLesiond)
+    if option == "group_key":
+        return (TransplantLesiond,)
+    if option in ("region_key", "prompt_key"):
+        return (TransplantLesiond, PlaceMaskd)
+    return (MedSAMMaskd, DiffusionLocalInpaintd, TransplantLesiond, PlaceMaskd)
 
 
 def _writes(step: Any) -> tuple[str, ...]:
     """Keys that a step adds."""
     if isinstance(step, MedSAMMaskd):
         return tuple(step.mask_keys)
+    if isinstance(step, PlaceMaskd):
+        return (step.mask_key,)
     if isinstance(step, TextPromptd):
         return _keys(step)
     if isinstance(step, DiffusionLocalInpaintd):
@@ -140,9 +146,12 @@ def _named(step: Any) -> set[str]:
 
 def _fault(need: _Need, known: _Known, earlier: Sequence[Any], later: Sequence[Any]) -> str:
     """The fault of a key that is read; empty if there is none or if it cannot be known."""
+    option = f"{need.option} {need.key!r}" if need.option == "the record" else f"{need.option}={need.key!r}"
+    loaders = [isinstance(step, LoadImaged) and need.key in _keys(step) for step in (*earlier, *later)]
+    if need.is_array and any(loaders) and not any(loaders[: len(earlier)]) and need.option != "keys":
+        return f"{option} is a file name here: LoadImaged reads it only later; move that before"
     if need.key in known.keys:
         return ""
-    option = f"{need.option} {need.key!r}" if need.option == "the record" else f"{need.option}={need.key!r}"
     if need.key in known.removed:
         return f"{option} was removed before by {known.removed[need.key]}"
     late = [type(step).__name__ for step in later if need.key in _writes(step)]

@@ -39,6 +39,8 @@ def run_check(options: argparse.Namespace) -> int:
     report = check_bundle(options.files)
     for fault in report.faults:
         print(fault)
+    for note in () if options.quiet else report.notes:
+        print(f"note: {note}")
     if report.faults:
         return FAULTY
     if not options.quiet:

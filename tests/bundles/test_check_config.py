@@ -272,3 +272,28 @@ def test_without_pyyaml_the_extra_that_brings_it_is_named(tmp_path: Path, monkey
     monkeypatch.setitem(sys.modules, "yaml", None)
     with pytest.raises(MissingExtraError, match=r"monai_diffaug\[bundle\]"):
         faults_of(tmp_path, "{}", name)
+
+
+def test_a_datalist_that_is_not_there_is_a_note_and_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    report = check_bundle([CONFIGS / "train.yaml"])
+    assert report.faults == () and report.notes == ("data: no file ./datalist.json here; name yours by --data FILE",)
+    (tmp_path / "datalist.json").write_text("{}")
+    assert check_bundle([CONFIGS / "train.yaml"]).notes == ()
+
+
+def test_a_label_that_is_read_before_it_is_loaded_is_a_fault(tmp_path: Path) -> None:
+    place = "      - {_target_: PlaceMaskd, keys: image, label_key: label, region_key: organ}\n"
+    image = "      - {_target_: LoadImaged, keys: image}\n"
+    faults = faults_of(tmp_path, chain(image, place, PROMPT, INPAINT, LOAD))
+    assert [fault.split(": ", 2)[2] for fault in faults] == [
+        "PlaceMaskd: label_key='label' is a file name here: LoadImaged reads it only later; move that before",
+        "PlaceMaskd: region_key='organ' is written by no earlier transform (the sample has image)",
+    ]
+
+
+def test_a_placed_mask_needs_its_prompt_before_and_is_written_for_the_edit(tmp_path: Path) -> None:
+    place = "      - {_target_: PlaceMaskd, keys: image, prompt_key: prompt}\n"
+    assert faults_of(tmp_path, chain(LOAD, PROMPT, place, INPAINT)) == []
+    (fault,) = faults_of(tmp_path, chain(LOAD, place, PROMPT, INPAINT))
+    assert fault.endswith("prompt_key='prompt' is written only later, by TextPromptd; move that before")
