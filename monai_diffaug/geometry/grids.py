@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -57,7 +56,7 @@ def check_finite(volume: Tensor) -> None:
 def check_grid(name: str, array: NdarrayOrTensor, img: NdarrayOrTensor, channels: tuple[int, ...] | None = (1,)) -> None:
     """Raise GridMismatchError unless ``array`` is (C, ...) on the image's grid, with C one of ``channels`` (None: any).
 
-    It warns about volumes of equal shape whose affines differ by more than half a voxel: probably only one of them was resampled or
+    Volumes of equal shape whose affines put a corner more than half a voxel apart are refused as well: only one of them was resampled or
     reoriented. Identity affines are not compared.
 
     >>> check_grid("mask", torch.zeros(1, 8, 8), torch.zeros(3, 8, 8))
@@ -74,7 +73,7 @@ def check_grid(name: str, array: NdarrayOrTensor, img: NdarrayOrTensor, channels
             "class ids of one-hot channels, edit before the transform that makes channels of classes, or pick one channel (or add "
             "EnsureChannelFirstd when the channel is missing)"
         )
-    _warn_if_apart(name, array, img)
+    _check_affines(name, array, img)
 
 
 def plain(array: NdarrayOrTensor) -> Tensor:
@@ -101,8 +100,8 @@ def affine_of(img: NdarrayOrTensor) -> Tensor | None:
     return img.affine.detach().cpu() if isinstance(img, MetaTensor) else None
 
 
-def _warn_if_apart(name: str, array: NdarrayOrTensor, img: NdarrayOrTensor) -> None:
-    """Warn if the affines of ``array`` and image put a corner of the grid more than half a voxel apart."""
+def _check_affines(name: str, array: NdarrayOrTensor, img: NdarrayOrTensor) -> None:
+    """Raise GridMismatchError if the affines of ``array`` and image put a corner of the grid more than half a voxel apart."""
     affine, image_affine = affine_of(array), affine_of(img)
     if affine is None or image_affine is None or img.ndim != 4:
         return
@@ -114,8 +113,7 @@ def _warn_if_apart(name: str, array: NdarrayOrTensor, img: NdarrayOrTensor) -> N
     corners = torch.cat([torch.cartesian_prod(*ends), identity.new_ones(8, 1)], 1)
     apart = float((corners @ (affine - image_affine).T)[:, :3].norm(dim=1).max())
     if apart > 0.5 * float(affine_to_spacing(image_affine, suppress_zeros=False).min()):
-        warnings.warn(
+        raise GridMismatchError(
             f"{name} and image have one shape, but their affines put a corner of it {apart:.3g} mm apart: was one of them resampled or "
-            "turned without the other? ResampleToMatchd brings them together",
-            stacklevel=3,
+            "turned without the other? ResampleToMatchd brings them together; if the voxels do match, give both the same affine"
         )
