@@ -82,9 +82,8 @@ def _audit(options: argparse.Namespace) -> int:
             )
         for note in (*audit.notes, *([f"near-copies: {copies.note}"] if copies.note else [])):
             print(f"note: {note}")
-        print(
-            "ok: no fault" if not audit.faults else f"{len(audit.faults)} faults: " + ", ".join(f"{n} {kind}" for kind, n in kinds.items())
-        )
+        summary = ", ".join(f"{number} {kind}" for kind, number in kinds.items())
+        print(f"{len(audit.faults)} faults: {summary}" if audit.faults else "ok: no fault")
     return FAULTY if audit.faults else 0
 
 
@@ -112,7 +111,6 @@ def _withdraw(options: argparse.Namespace) -> int:
     if (options.folder / REPORT_FILE).is_file():
         write_report(read_run(options.folder))
     if not options.quiet:
-        print(
-            f"removed {count} results of {options.withdraw}; take it out of the datalist and the lesion banks, else `generate` makes them again"
-        )
+        print(f"removed {count} results of {options.withdraw}")
+        print("take it out of the datalist and the lesion banks too, else `generate` makes them again")
     return 0

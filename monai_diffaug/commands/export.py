@@ -83,8 +83,6 @@ def run(options: argparse.Namespace) -> int:
     if exported.without_label:
         print(f"left out: {exported.without_label} real cases without a label")
     if exported.never_training:
-        example = exported.never_training[0]
-        print(
-            f"in no fold's training: {len(exported.never_training)} synthetic cases, e.g. {example}: no fold trains its source and its donor"
-        )
+        number, example = len(exported.never_training), exported.never_training[0]
+        print(f"in the training of no fold: {number} synthetic cases, e.g. {example}: no fold trains its source and donor")
     return 0

@@ -124,7 +124,7 @@ class Maker:
                 },
                 "donor": {"id": donor, "group": str(donor_entry.get("group", donor))} if donor else None,
                 "prompt": "ultrasound of breast, lesion",
-                "finding": next(iter(self.ids)),
+                "finding": next(word for word, value in self.ids.items() if value == self.value),
                 "label_value": 0 if values.get("kind") == "control" else self.value,
                 "edit": {"applied": True, "accepted": not filtered, "score": 0.9 - 0.1 * copy, "tries": 1 + copy},
                 "figures": figures,
