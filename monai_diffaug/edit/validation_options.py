@@ -37,6 +37,7 @@ class Validator:
             refused are the best when there are no others; of these, one is decoded for "flag" only.
         refine_label: only the dictionary form: the label of an accepted edit is the prediction instead of the whole mask.
         record_postfix: only the dictionary form: postfix of the record that is filled; None takes that of ``inpaint``, else "diffaug".
+        trust_config: a model that is the folder of a MONAI Bundle may be built, which runs code that its config names.
 
     Raises:
         ValueError: an option out of range.
@@ -60,6 +61,7 @@ class Validator:
     on_exhausted: str = "original"
     refine_label: bool = False
     record_postfix: str | None = None
+    trust_config: bool = False
 
     def __post_init__(self) -> None:
         if self.channels is not None:

@@ -24,17 +24,26 @@ def is_bundle(folder: Path) -> bool:
     return (folder / METADATA).is_file()
 
 
-def load_bundle_network(folder: Path) -> nn.Module:
+def load_bundle_network(folder: Path, *, trust_config: bool = False) -> nn.Module:
     """Load the network that a Bundle's config defines, with the weights of ``models/model.pt``.
 
     Only ``network_def`` is built; transforms, inferers and data sets are not. The caller's input goes to the network as it is.
-    Reading a config runs code, as with ``monai.bundle.load``: use Bundles from trusted sources only. Weights are read with
-    ``weights_only=True``.
+    Building it runs code of the config, as with ``monai.bundle.load``: expressions, imports, and any callable that ``_target_`` names.
+    Weights are read with ``weights_only=True``.
+
+    Args:
+        folder: of the Bundle.
+        trust_config: the caller trusts the source of the Bundle; without it nothing is run.
 
     Raises:
         ModelSourceError: no config defines ``network_def``, or the weights are missing.
-        ValueError: the definition is not a network, or the weights do not fit it.
+        ValueError: ``trust_config`` is not set, the definition is not a network, or the weights do not fit it.
     """
+    if not trust_config:
+        raise ValueError(
+            f"{folder} is a MONAI Bundle: to build its network, code that its config names is run. If you trust where it comes from, set "
+            "options=Validator(trust_config=True) (in LatentValidated validator=Validator(...)), else give the network itself"
+        )
     network = _defined(folder)
     require_files(
         folder,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -17,9 +16,10 @@ from torch import Tensor, nn
 
 from monai_diffaug.models.compiled import compile_regions
 from monai_diffaug.models.cuda_graphs import GraphedDenoiser
+from monai_diffaug.models.folder_slots import build_scheduler_of, check_slot
 from monai_diffaug.models.lean_unet import lean_unet
 from monai_diffaug.models.registry import ModelSpec, live_object, shared_model
-from monai_diffaug.models.sources import load_pretrained, locate, require_files
+from monai_diffaug.models.sources import load_pretrained, load_tokenizer, locate, require_files
 from monai_diffaug.sampling.inpaint_latents import Denoiser
 
 __all__ = ["Inpainter", "load_inpainter", "shared_inpainter"]
@@ -35,7 +35,7 @@ PARTS = {
 }
 HUB_FILES = (("model_index.json", *(f"{part}/*" for part in PARTS)),)
 PROMPT_CACHE_SIZE = 256
-OTHER_CONDITIONS = ("addition_embed_type", "encoder_hid_dim_type", "class_embed_type")
+OTHER_CONDITIONS = ("addition_embed_type", "encoder_hid_dim_type", "class_embed_type", "time_cond_proj_dim")
 
 
 @dataclass
@@ -72,9 +72,14 @@ class Inpainter:
         conditions = {name: value for name in OTHER_CONDITIONS if (value := getattr(self.unet.config, name, None)) is not None}
         if conditions:
             raise ValueError(
-                f"the UNet wants more than a text: {conditions}. Models of the kind of Stable Diffusion 1.x and 2.x work, SDXL does not; "
-                "an IP-Adapter is taken out of a pipeline by pipeline.unload_ip_adapter()"
+                f"the UNet wants more than a text: {conditions}. Models of the kind of Stable Diffusion 1.x and 2.x work, SDXL and UNets "
+                "with an embedded guidance scale (LCM) do not; an IP-Adapter is taken out of a pipeline by pipeline.unload_ip_adapter()"
             )
+        if not isinstance(getattr(self.vae.config, "scaling_factor", None), (int, float)):
+            raise ValueError(f"the VAE's scaling_factor must be a number, got {getattr(self.vae.config, 'scaling_factor', None)!r}")
+        if not isinstance(self.tokenizer.model_max_length, int):
+            raise ValueError(f"the tokenizer's model_max_length must be a whole number, got {self.tokenizer.model_max_length!r}")
+        _ = self.size_px
         width, encoder_width = self.unet.config.cross_attention_dim, self.text_encoder.config.hidden_size
         if isinstance(width, int) and width != encoder_width:
             raise ValueError(
@@ -110,8 +115,19 @@ class Inpainter:
 
     @property
     def size_px(self) -> int:
-        """Image side in pixels that the UNet was trained on."""
-        return int(self.unet.config.sample_size) * self.factor
+        """Image side in pixels that the UNet was trained on.
+
+        Raises:
+            ValueError: the UNet's config says none, or an oblong one.
+        """
+        sample_size = self.unet.config.sample_size
+        sides = set(sample_size) if isinstance(sample_size, (list, tuple)) else {sample_size}
+        side = sides.pop() if len(sides) == 1 else None
+        if isinstance(side, bool) or not isinstance(side, int) or side < 1:
+            raise ValueError(
+                f"the UNet's sample_size must be the side of a square in latent pixels, got {sample_size!r}; set it in its config"
+            )
+        return side * self.factor
 
     @property
     def multiple_px(self) -> int:
@@ -144,8 +160,13 @@ class Inpainter:
         limit = min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
         full = [_with_all_vectors(text, self.tokenizer.added_tokens_encoder) for text in texts]
         tokens = self.tokenizer(full, padding="max_length", max_length=limit, truncation=True, return_tensors="pt")
-        for text, encoding in zip(full, tokens.encodings or (), strict=False):  # tokenizers written in Python have none
-            if encoding.overflowing:
+        if tokens.encodings is None:  # a tokenizer written in Python, as in version 4 of transformers
+            end = self.tokenizer.num_special_tokens_to_add()
+            are_cut = [len(self.tokenizer.tokenize(text)) + end > limit for text in full]
+        else:
+            are_cut = [bool(encoding.overflowing) for encoding in tokens.encodings]
+        for text, is_cut in zip(full, are_cut, strict=True):
+            if is_cut:
                 logger.warning("the model reads the first %d tokens of this prompt, not its end: %s", limit, text)
         states: Tensor = self.text_encoder(tokens.input_ids.to(self.device))[0]
         return states
@@ -253,21 +274,10 @@ def _load_folder(folder: Path, dtype: torch.dtype, device: torch.device) -> Inpa
         f"{folder} is no diffusers model folder. Expected the layout of DiffusionPipeline.save_pretrained with {', '.join(PARTS)}; "
         f"fetch one with: hf download ORG/NAME --local-dir {folder}",
     )
-    vae_class = AutoencoderTiny if '"AutoencoderTiny"' in (folder / PARTS["vae"]).read_text() else AutoencoderKL
+    configs = {part: check_slot(part, folder / PARTS[part]) for part in PARTS if (folder / PARTS[part]).is_file()}
+    vae_class = AutoencoderTiny if configs["vae"].get("_class_name") == "AutoencoderTiny" else AutoencoderKL
     vae = load_pretrained(vae_class, folder / "vae", torch_dtype=dtype)
     unet = load_pretrained(UNet2DConditionModel, folder / "unet", torch_dtype=dtype)
-    text_encoder = load_pretrained(CLIPTextModel, folder / "text_encoder", dtype=dtype)
-    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-    return Inpainter(vae.to(device), unet.to(device), text_encoder.to(device), tokenizer, _scheduler(folder / "scheduler"))
-
-
-def _scheduler(folder: Path) -> Any:
-    """Scheduler of the diffusers class that the folder's config names."""
-    import diffusers
-
-    config: dict[str, Any] = json.loads((folder / "scheduler_config.json").read_text())
-    name = config.get("_class_name", "DDIMScheduler")
-    scheduler_class = getattr(diffusers, name, None)
-    if scheduler_class is None:
-        raise ValueError(f"{folder}: diffusers has no scheduler {name!r}")
-    return scheduler_class.from_config(config)
+    text_encoder = load_pretrained(CLIPTextModel, folder / "text_encoder").to(dtype)  # the keyword's name differs between versions
+    tokenizer = load_tokenizer(CLIPTokenizer, folder / "tokenizer")
+    return Inpainter(vae.to(device), unet.to(device), text_encoder.to(device), tokenizer, build_scheduler_of(folder / PARTS["scheduler"]))

@@ -29,12 +29,14 @@ class ModelSpec:
         source: "tiny" (embedded), a local folder or file, a hub id "org/name@revision", or a handle of a live object.
         dtype: name of the floating type of the weights, e.g. "float32", "bfloat16", "float16".
         compile: whether ``torch.compile`` compiles the repeated blocks of the networks.
+        trust_config: whether the config of a MONAI Bundle may be run to build its network.
     """
 
     kind: str
     source: str = "tiny"
     dtype: str = "float32"
     compile: bool = False
+    trust_config: bool = False
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -68,7 +70,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_in_child)
 
 
-def spec_of(kind: str, model: Any, dtype: str = "float32", *, compile: bool = False) -> ModelSpec:
+def spec_of(kind: str, model: Any, dtype: str = "float32", *, compile: bool = False, trust_config: bool = False) -> ModelSpec:
     """Spec of a user's ``model=``: a source string, a path, or a live object, which is kept in this process under a handle.
 
     >>> spec_of("inpainter", "tiny").source
@@ -79,7 +81,7 @@ def spec_of(kind: str, model: Any, dtype: str = "float32", *, compile: bool = Fa
     if isinstance(model, ModelSpec):
         return model
     if isinstance(model, (str, Path)):
-        return ModelSpec(kind, str(model), dtype, compile)
+        return ModelSpec(kind, str(model), dtype, compile, trust_config)
     handle = f"{OBJECT_PREFIX}{type(model).__name__}-{os.getpid()}-{id(model):x}"
     _objects[handle] = model
     return ModelSpec(kind, handle, dtype, compile)

@@ -5,15 +5,17 @@ Every loader turns its source string into files here, and checks here that the w
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
-import pickle
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from packaging.version import Version
 from torch import Tensor, nn
 
 from monai_diffaug.errors import ModelSourceError, one_line
@@ -21,7 +23,7 @@ from monai_diffaug.models.progress_bars import without_progress_bars
 from monai_diffaug.models.registry import tiny_folder
 
 __all__ = ["check_keys", "check_model_source", "load_pretrained", "load_state", "load_weights", "locate"]
-__all__ += ["read_config", "read_weights", "require_files", "save_network"]
+__all__ += ["load_tokenizer", "read_config", "read_weights", "require_files", "save_network"]
 
 T = TypeVar("T")
 NETWORK_FILES = CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"  # of a network as ``save_network`` writes it
@@ -29,6 +31,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 WEIGHT_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".safetensors")
 NESTED = ("model", "state_dict", "network")  # where checkpoints of training runs keep the weights
 SHOWN_KEYS = 3
+FULL_REPORT = Version("0.36")  # of diffusers; 0.32 does not report unused weights when it saves memory
 
 
 def check_model_source(kind: str, source: str, advice: str = "use 'tiny'") -> None:
@@ -156,13 +159,47 @@ def load_pretrained(network_class: Any, folder: Path, **options: Any) -> Any:
         ValueError: files that cannot be read, or weights that are missing, left over or of another shape.
     """
     name = network_class.__name__
+    if network_class.__module__.startswith("diffusers."):
+        import diffusers
+
+        if Version(diffusers.__version__) < FULL_REPORT:
+            options["low_cpu_mem_usage"] = False
     try:
-        with without_progress_bars():
+        with without_progress_bars(), _without_reports():
             network, info = network_class.from_pretrained(folder, local_files_only=True, output_loading_info=True, **options)
-    except (OSError, RuntimeError, ValueError, TypeError, pickle.UnpicklingError) as error:
+    except Exception as error:  # wrong configs and damaged weights raise errors of many types
         raise ValueError(f"the {name} under {folder} cannot be loaded ({one_line(error)}); fetch the folder again") from error
     check_keys(info["missing_keys"], info["unexpected_keys"], folder, f"the {name} of its {CONFIG_FILE}")
     return network
+
+
+@contextlib.contextmanager
+def _without_reports() -> Iterator[None]:
+    """Silence the tables and advice that both libraries print about a load; its faults are raised here, in one line."""
+    loggers = [logging.getLogger(name) for name in ("transformers", "diffusers")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def load_tokenizer(tokenizer_class: Any, folder: Path) -> Any:
+    """Load a tokenizer of transformers from a local folder.
+
+    Raises:
+        ValueError: files that are missing, cannot be read, or are of another version of transformers.
+    """
+    try:
+        return tokenizer_class.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # versions of transformers and tokenizers raise errors of many types, tokenizers' a bare Exception
+        raise ValueError(
+            f"the {tokenizer_class.__name__} under {folder} cannot be loaded ({one_line(error)}); fetch the folder again, or write it with "
+            "vocab.json and merges.txt, which every version of transformers reads"
+        ) from error
 
 
 def save_network(config: Mapping[str, Any], module: nn.Module, folder: Path) -> int:

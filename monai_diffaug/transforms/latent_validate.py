@@ -20,9 +20,10 @@ from monai_diffaug.edit.signature import Described
 from monai_diffaug.edit.stack import ShownChannel, Stack, open_stack, shown_channels
 from monai_diffaug.edit.validation_options import Validator, check_share
 from monai_diffaug.geometry.channels import MANY_CHANNELS, is_one_picture, varied_channels, windows_of
-from monai_diffaug.geometry.grids import affine_of, check_finite, check_grid, check_image, plain
+from monai_diffaug.geometry.grids import check_finite, check_grid, check_image, plain
+from monai_diffaug.geometry.picture_plane import plane_of
 from monai_diffaug.geometry.roi import Roi, crop, paste
-from monai_diffaug.geometry.slices import from_slices, slab_of, slice_plane, to_slices
+from monai_diffaug.geometry.slices import from_slices, slab_of, to_slices
 from monai_diffaug.geometry.squares import squares_of
 from monai_diffaug.geometry.window import Window, window_of
 from monai_diffaug.masks.boxes import connected_components
@@ -122,7 +123,7 @@ class LatentValidate(Transform, Described):
         options = Validator() if options is None else options
         check_group("options", options, Validator)
         check_share("min_dice", min_dice)
-        self.spec = spec_of("validator", model, options.dtype)
+        self.spec = spec_of("validator", model, options.dtype, trust_config=options.trust_config)
         self.min_dice = min_dice
         self.options = options
         self.window = window
@@ -164,7 +165,7 @@ class LatentValidate(Transform, Described):
             known_region = _on_grid("known", known, volume).ne(0).any(0, keepdim=True) & ~region
         if not region.any():
             return Verdict(False, 0.0, 0.0, 0.0, -1.0, "the mask is empty", region)
-        plane = slice_plane(affine_of(image), self.plane, volume.ndim - 1)
+        plane = plane_of(image, self.plane)
         reference = volume if before is None else before
         check_finite(reference)
         channels = self._channels(reference)

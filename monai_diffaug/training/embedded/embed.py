@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from monai_diffaug.models.portable_folder import make_portable
 from monai_diffaug.models.registry import tiny_folder
 from monai_diffaug.training.loop import TRAINING_FOLDER
 
@@ -45,6 +46,7 @@ def embed(source: Path, target: Path) -> int:
         with safe_open(file, "pt") as weights:
             tensors = {name: weights.get_tensor(name) for name in weights.keys()}  # noqa: SIM118
             save_file({n: t.half() if t.is_floating_point() else t for n, t in tensors.items()}, copy, metadata=weights.metadata())
+    make_portable(part)
     shutil.rmtree(target, ignore_errors=True)
     part.rename(target)
     return sum(file.stat().st_size for file in target.rglob("*") if file.is_file())

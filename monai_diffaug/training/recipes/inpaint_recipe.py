@@ -6,12 +6,13 @@ import json
 import logging
 from copy import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from monai_diffaug.models.inpainter import load_inpainter
+from monai_diffaug.models.portable_folder import make_portable
 from monai_diffaug.models.progress_bars import without_progress_bars
 from monai_diffaug.models.registry import ModelSpec
 from monai_diffaug.training.captions import with_dropout
@@ -59,7 +60,7 @@ class InpaintRecipe(Recipe):
     """
 
     name = "inpaint"
-    options = ("lora", "text_encoder", "decoder", "texture_weight", "vae")
+    options: ClassVar[tuple[str, ...]] = ("lora", "text_encoder", "decoder", "texture_weight", "vae")
 
     def build(self) -> None:
         settings = self.settings
@@ -141,6 +142,7 @@ class InpaintRecipe(Recipe):
         )
         with without_progress_bars():
             pipeline.save_pretrained(folder, safe_serialization=True)
+        make_portable(folder)
         if self.adapters:
             self._write_adapter(pipeline_class, folder)
 
