@@ -19,6 +19,7 @@ __all__ = ["add_parser", "run"]
 
 SOME_FAILED = 1
 NAMES_SHOWN = 3
+EXPORT_NAMES = {"nnunet": "Dataset900_Synthetic", "decathlon": "Task900_Synthetic"}  # folders of other names are refused
 
 
 def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -96,7 +97,8 @@ def run(options: argparse.Namespace) -> int:
                 spec,
                 sources,
                 options.out,
-                datalist=str(options.data),
+                datalist=str(options.data.absolute()),
+                section=options.section,
                 runner=runner,
                 shard=options.shard,
                 restart=options.restart,
@@ -106,10 +108,41 @@ def run(options: argparse.Namespace) -> int:
         raise WrongInputError(str(error)) from error
     if counts.disk_full:
         raise OSError(f"the disk of {options.out} is full; make room and give the same command again: finished jobs are kept")
+    is_last = options.shard is None or _all_done(options.out, spec, sources)
+    exported = _finish(options, spec, is_complete=counts.failed == 0) if is_last else ""
     if not options.quiet:
         done = f", {counts.done_before} were done before" if counts.done_before else ""
         print(f"{counts.accepted} accepted, {counts.filtered} filtered, {counts.failed} failed of {counts.total} jobs{done}: {options.out}")
+        print(exported, end="")
     return SOME_FAILED if counts.failed else 0
+
+
+def _all_done(folder: Path, spec: GenerateSpec, sources: list[SourceImage]) -> bool:
+    """Whether all shards have ended."""
+    from monai_diffaug.generate.run_folder import finished_jobs
+
+    return len(finished_jobs(folder)) == spec.copies * len(sources)
+
+
+def _finish(options: argparse.Namespace, spec: GenerateSpec, *, is_complete: bool) -> str:
+    """Write the report of a run and, if no job failed, the export that the spec names; returns a line about the export."""
+    from monai_diffaug.generate.export_cases import ExportError
+    from monai_diffaug.generate.export_run import export_run
+    from monai_diffaug.generate.report_page import write_report
+    from monai_diffaug.generate.run_folder import read_run
+    from monai_diffaug.generate.spec import FOLDER
+
+    run_in_memory = read_run(options.out)
+    if run_in_memory.records:
+        write_report(run_in_memory)
+    if spec.format == FOLDER or not is_complete:
+        return ""
+    place = options.out / "exports" / EXPORT_NAMES.get(spec.format, spec.format)
+    try:
+        exported = export_run(options.out, spec.format, place, datalist=options.data, section=options.section)
+    except ExportError as error:
+        raise WrongInputError(f"the run is complete, but not its export: {error}") from error
+    return f"{spec.format}: {exported.real} real and {exported.synthetic} synthetic cases: {place}\n"
 
 
 class _Bar:

@@ -17,7 +17,7 @@ from monai_diffaug.generate.index_file import PARQUET_FILE, write_index
 from monai_diffaug.generate.job_record import ACCEPTED, FILTERED
 from monai_diffaug.generate.jobs import Job, plan_jobs, shard_of
 from monai_diffaug.generate.local_runner import run_here, run_in_processes
-from monai_diffaug.generate.pipeline import build_pipelines, model_place
+from monai_diffaug.generate.pipeline import build_pipelines, model_place, require_keys
 from monai_diffaug.generate.ray_runner import require_ray, run_on_ray
 from monai_diffaug.generate.run_folder import (
     FAILED_FOLDER,
@@ -31,7 +31,7 @@ from monai_diffaug.generate.run_folder import (
 )
 from monai_diffaug.generate.run_job import FAILED, JobOutcome, part_folders
 from monai_diffaug.generate.run_lock import lock_run
-from monai_diffaug.generate.source_images import DatalistError, FileState, SourceImage, file_state
+from monai_diffaug.generate.source_images import DatalistError, FileState, SourceImage, common_words, file_state
 from monai_diffaug.generate.spec import GenerateSpec
 from monai_diffaug.version import __version__
 
@@ -116,6 +116,7 @@ def generate_run(
     folder: Path,
     *,
     datalist: str = "",
+    section: str = "training",
     runner: Runner | None = None,
     shard: tuple[int, int] | None = None,
     restart: bool = False,
@@ -127,7 +128,7 @@ def generate_run(
         spec: see ``read_spec``.
         sources: see ``read_sources``.
         folder: of the run: new, empty, or of a run with the same spec and sources.
-        datalist: its path, for ``run.json``.
+        datalist, section: path of the datalist and the list in it, for ``run.json``.
         runner: None runs in this process.
         shard: (index, count): every count-th job from index on; None runs all.
         restart: remove the results that are there and begin again.
@@ -150,7 +151,7 @@ def generate_run(
         with locked_folder(folder):  # shards that begin together write one run.json
             if restart:
                 _remove_results(folder)
-            sources, models = _settle(spec, sources, folder, datalist)
+            sources, models = _settle(spec, sources, folder, {"datalist": datalist, "section": section})
         jobs = plan_jobs(sources, seed=spec.seed, copies=spec.copies, normal=spec.normal)
         jobs = jobs if shard is None else shard_of(jobs, *shard)
         names = {job.name for job in jobs}
@@ -222,7 +223,7 @@ def _remove_results(folder: Path) -> None:
 
 
 def _settle(
-    spec: GenerateSpec, sources: Sequence[SourceImage], folder: Path, datalist: str
+    spec: GenerateSpec, sources: Sequence[SourceImage], folder: Path, origin: Mapping[str, str]
 ) -> tuple[list[SourceImage], dict[str, dict[str, Any]]]:
     """Compare with the ``run.json`` of the folder, or write it; returns the sources and the models with their hashes."""
     try:
@@ -231,8 +232,10 @@ def _settle(
         before = None
     states = {} if before is None else before["sources"]
     hashed = [_with_states(source, states.get(source.id), is_new=before is None) for source in sources]
+    pipelines = build_pipelines(spec)
+    require_keys(pipelines, common_words(sources))
     models = {}
-    for kind, model in build_pipelines(spec).models.items():
+    for kind, model in pipelines.models.items():
         known = {} if before is None else before.get("models", {}).get(kind, {})
         place = model_place(model)
         is_known = known.get("source") == model.source and known.get("state")
@@ -244,7 +247,7 @@ def _settle(
         "spec_sha256": spec.sha256,
         "seed": spec.seed,
         "package_version": __version__,
-        "datalist": datalist,
+        **origin,
         "sources": {source.id: _states_of(source) for source in hashed},
         "models": models,
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from copy import copy, deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,9 +24,26 @@ from monai_diffaug.transforms.local_inpaintd import DiffusionLocalInpaintd
 from monai_diffaug.transforms.place_mask import PlaceMaskd
 from monai_diffaug.transforms.text_prompt import TextPromptd
 
-__all__ = ["Pipelines", "build_pipelines", "finding_of", "model_place"]
+__all__ = ["EditChain", "Pipelines", "build_pipelines", "finding_of", "model_place", "require_keys", "steps_of"]
 
 IMAGE, LABEL = "image", "label"
+
+
+@dataclass(frozen=True)
+class EditChain:
+    """The transforms of one kind of job.
+
+    Attributes:
+        chain: all transforms.
+        record_keys: keys of the records that the edits of "image" write, the last one last.
+        mask_key: key of the last edit's mask.
+        label_value: class id that the edits paint; 0 if it is not known before.
+    """
+
+    chain: Compose
+    record_keys: tuple[str, ...]
+    mask_key: str
+    label_value: int
 
 
 @dataclass(frozen=True)
@@ -34,19 +51,11 @@ class Pipelines:
     """The transforms of a spec.
 
     Attributes:
-        by_kind: "lesion" and "control" -> ``Compose``; no "control" if the spec has none.
-        record_keys: keys of the records that the edits of "image" write, the last one last.
-        mask_key: key of the last edit's mask.
-        prompt_key: key of the last edit's prompt.
-        label_value: class id that the edits paint; 0 if none paints.
+        by_kind: "lesion" and "control" -> its transforms; a kind that the spec does not make is missing.
         models: kind of a model -> its spec; the one named "inpainter" is that of the records.
     """
 
-    by_kind: Mapping[str, Compose]
-    record_keys: tuple[str, ...]
-    mask_key: str
-    prompt_key: str
-    label_value: int
+    by_kind: Mapping[str, EditChain]
     models: Mapping[str, ModelSpec]
 
 
@@ -57,56 +66,74 @@ def build_pipelines(spec: GenerateSpec) -> Pipelines:
         SpecError: an option of a transform is wrong, no edit of "image", a key that is not there, a transform whose results depend on the
             order of the jobs, or controls of a pipeline that has none.
     """
-    chain = _chain(spec)
-    edits = [step for step in steps_of(chain) if isinstance(step, DiffusionLocalInpaintd)]
-    if not edits or not all(IMAGE in edit.keys for edit in edits):
-        raise SpecError('the pipeline has no DiffusionLocalInpaintd that edits "image", which is the key of each source')
-    for step, message in key_faults(chain, None):
-        raise SpecError(f"{type(step).__name__}: {message}")
-    for step in steps_of(chain):
-        _require_no_memory(step)
-        if spec.keep_filtered and isinstance(step, LatentValidated):
-            step.options = replace(step.options, on_exhausted="flag")
-            step.on_reject = "retry" if step.on_reject == "retry" else "flag"
-    by_kind = {LESION: chain} if spec.normal < 1 else {}
+    chain = _chain(spec, "pipeline", spec.pipeline)
+    chains = {LESION: chain} if spec.normal < 1 else {}
     if spec.normal > 0:
-        by_kind[CONTROL] = _control(chain)
-    last, painting = edits[-1], [edit for edit in edits if edit.label_key == LABEL]
-    record_keys = dict.fromkeys(edit.record_key(IMAGE) for edit in edits)
+        chains[CONTROL] = _derived_control(chain) if spec.control is None else _chain(spec, "control", spec.control)
     models: dict[str, ModelSpec] = {}
-    for model in (*_models(last), *_models(chain)):
-        if model.source.startswith(OBJECT_PREFIX):
-            raise SpecError(f"a model is a live object ({model.source}), which no other process has; name a folder, a file or a hub id")
-        models.setdefault(model.kind, model)
-    value = painting[-1].inpaint.label_value if painting else 0
-    return Pipelines(by_kind, tuple(record_keys), last.mask_key, last.prompt_key, value, models)
+    for each in chains.values():
+        for step in steps_of(each):
+            _require_no_memory(step)
+            if spec.keep_filtered and isinstance(step, LatentValidated):
+                step.options = replace(step.options, on_exhausted="flag")
+                step.on_reject = "retry" if step.on_reject == "retry" else "flag"
+        for model in _models(each):
+            if model.source.startswith(OBJECT_PREFIX):
+                raise SpecError(f"a model is a live object ({model.source}), which no other process has; name a folder, a file or a hub id")
+            models.setdefault(model.kind, model)
+    return Pipelines({kind: _edit_chain(each) for kind, each in chains.items()}, models)
 
 
-def _chain(spec: GenerateSpec) -> Compose:
+def _edit_chain(chain: Compose) -> EditChain:
+    edits = [step for step in steps_of(chain) if hasattr(step, "record_key") and not isinstance(step, LatentValidated)]
+    edits = [step for step in edits if IMAGE in step.keys]
+    if not edits:
+        raise SpecError('a pipeline without an edit of "image", which is the key of each source; put e.g. DiffusionLocalInpaintd in it')
+    painting = [step for step in edits if isinstance(step, DiffusionLocalInpaintd) and step.label_key == LABEL]
+    record_keys = dict.fromkeys(edit.record_key(IMAGE) for edit in edits)
+    return EditChain(chain, tuple(record_keys), edits[-1].mask_key, painting[-1].inpaint.label_value if painting else 0)
+
+
+def require_keys(pipelines: Pipelines, words: Collection[str]) -> None:
+    """Check that each key that a transform reads is in the samples, or written before.
+
+    Args:
+        pipelines: of the spec.
+        words: keys that the entries of the datalist have in addition to image, label, id and group.
+
+    Raises:
+        SpecError: a key is missing; names the transform.
+    """
+    for each in pipelines.by_kind.values():
+        for step, message in key_faults(each.chain, {IMAGE, LABEL, "id", "group", *words}):
+            raise SpecError(f"{type(step).__name__}: {message}")
+
+
+def _chain(spec: GenerateSpec, key: str, pipeline: Any) -> Compose:
+    """The transforms that the value of a key of the spec describes."""
     from monai.bundle import ConfigParser
 
     from monai_diffaug import presets
 
-    pipeline = spec.pipeline
-    parser = ConfigParser({"imports": spec.imports, "definitions": dict(spec.definitions), "pipeline": deepcopy(pipeline)})
+    parser = ConfigParser({"imports": spec.imports, "definitions": dict(spec.definitions), key: deepcopy(pipeline)})
     try:
         parser.parse(True)
-        content = parser.get_parsed_content("pipeline")
+        content = parser.get_parsed_content(key)
         if isinstance(pipeline, Mapping) and "_target_" not in pipeline:
             options = dict(content)
             name = options.pop("preset", None)
             if name not in presets.__all__:
                 hint = nearest_hint(str(name), presets.__all__) or f"; the presets are {', '.join(presets.__all__)}"
-                raise SpecError(f"pipeline: unknown preset {name!r}{hint}")
+                raise SpecError(f"{key}: unknown preset {name!r}{hint}")
             return getattr(presets, name)(**{"prob": 1.0, **options})
     except SpecError:
         raise
     except Exception as error:  # MONAI wraps what the constructors raise
-        raise SpecError(f"pipeline: {reason_of(error)}") from error
+        raise SpecError(f"{key}: {reason_of(error)}") from error
     if isinstance(content, Compose):
         return content
     if not isinstance(content, list) or not content or not all(isinstance(step, Transform) for step in content):
-        raise SpecError(f"pipeline must be a list of transforms, a Compose or a preset, got {pipeline!r}")
+        raise SpecError(f"{key} must be a list of transforms, a Compose or a preset, got {pipeline!r}")
     return Compose(content)
 
 
@@ -127,14 +154,14 @@ def _require_no_memory(step: Any) -> None:
         raise SpecError(f"{type(step).__name__} keeps results between samples, which depend on the order of the jobs; leave it out")
 
 
-def _control(chain: Compose) -> Compose:
+def _derived_control(chain: Compose) -> Compose:
     """The pipeline for normal tissue: the same places, the prompt "normal tissue", no label, no validator that looks for a lesion."""
     steps = list(_control_steps(deepcopy(chain)))
-    for needed in (PlaceMaskd, TextPromptd):
+    for needed in (PlaceMaskd, TextPromptd, DiffusionLocalInpaintd):
         if not any(isinstance(step, needed) for step in steps):
             raise SpecError(
-                f"normal: controls repaint normal tissue, which needs {needed.__name__} in the pipeline; leave normal "
-                "out, or use a pipeline like that of the preset diffaug"
+                f"normal: the pipeline has no {needed.__name__}, so that of the controls does not follow from it; add e.g. control: "
+                "{preset: controls, modality: ..., anatomy: ...}"
             )
     return Compose(steps)
 

@@ -89,7 +89,8 @@ class JobRunner:
             attempt += 1
             try:
                 return JobOutcome(job.name, self._finished(job) or self._run(job), attempts=attempt)
-            except Exception as error:
+            except Exception as raised:
+                error = unwrapped(raised)
                 disk_full = isinstance(error, OSError) and error.errno in DISK_FULL
                 if attempt > self.retries or disk_full:
                     text = traceback.format_exc()
@@ -102,14 +103,16 @@ class JobRunner:
 
     def _run(self, job: Job) -> str:
         source = load_source(job.source)
-        chain = deepcopy(self.pipelines.by_kind[job.kind])  # nothing of one job reaches the next
+        chain = deepcopy(self.pipelines.by_kind[job.kind].chain)  # nothing of one job reaches the next
         chain.set_random_state(seed=job.seed)
         start = time.perf_counter()
         with fixed_numerics(self.spec.threads, job.seed):
             try:
                 sample, dropped = chain(dict(source.sample)), ""
-            except DroppedSampleError as error:
-                sample, dropped = {}, str(error)
+            except RuntimeError as error:
+                if not isinstance(unwrapped(error), DroppedSampleError):
+                    raise
+                sample, dropped = {}, str(unwrapped(error))
         record, arrays = self._judge(job, source, sample, dropped, time.perf_counter() - start)
         with part_folder(self.results / job.name) as part:
             writers = self._writers(source, arrays)
@@ -127,8 +130,8 @@ class JobRunner:
         self, job: Job, source: LoadedSource, sample: Mapping[Any, Any], dropped: str, seconds: float
     ) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         """The record without its files, and the arrays to write; none if the result is not kept."""
-        pipelines = self.pipelines
-        edits = [dict(sample[key]) for key in pipelines.record_keys if key in sample]
+        chain = self.pipelines.by_kind[job.kind]
+        edits = [dict(sample[key]) for key in chain.record_keys if key in sample]
         edit = edits[-1] if edits else {}
         applied = bool(edits) and all(each["applied"] for each in edits)
         is_accepted = applied and all(each["accepted"] for each in edits)
@@ -136,7 +139,7 @@ class JobRunner:
         arrays: dict[str, NDArray[Any]] = {}
         figures: dict[str, float] = {"seconds": round(seconds, 3)}
         if is_accepted or (applied and self.spec.keep_filtered):
-            arrays = {role: array_of(sample[key]) for role, key in ((IMAGE, IMAGE), (LABEL, LABEL), ("mask", pipelines.mask_key))}
+            arrays = {role: array_of(sample[key]) for role, key in ((IMAGE, IMAGE), (LABEL, LABEL), ("mask", chain.mask_key))}
             for role, array in arrays.items():
                 if tuple(array.shape[1:]) != source.image.shape:
                     raise GridMismatchError(
@@ -144,8 +147,8 @@ class JobRunner:
                         "written on the grid of their source: leave out transforms that crop or resample"
                     )
             figures |= _figures(source.image, arrays, is_lesion=job.kind == LESION)
-        donor = sample.get("donor")
-        prompt = str(edit.get("prompt") or sample.get(pipelines.prompt_key, ""))
+        donor = {"id": str(edit["donor"]), "group": str(edit.get("donor_group", ""))} if edit.get("donor") else None
+        prompt = str(edit.get("prompt", ""))
         is_control = job.kind == CONTROL
         words = job.source.words.get("finding", "")
         record = {
@@ -157,10 +160,10 @@ class JobRunner:
             "kind": job.kind,
             "reason": reason,
             "source": source_fields(job.source),
-            "donor": {key: str(donor[key]) for key in ("id", "group")} if isinstance(donor, Mapping) else None,
+            "donor": donor,
             "prompt": prompt,
-            "finding": "" if is_control else finding_of(pipelines.by_kind[job.kind], prompt) or (words if words != NORMAL else ""),
-            "label_value": 0 if is_control else pipelines.label_value,
+            "finding": "" if is_control else finding_of(chain.chain, prompt) or (words if words != NORMAL else ""),
+            "label_value": 0 if is_control else _painted_value(source, arrays, chain.label_value),
             "edit": {key: value for key, value in edit.items() if isinstance(value, (str, int, float, bool))},
             "figures": figures,
             "package_version": __version__,
@@ -187,6 +190,15 @@ class JobRunner:
         }
 
 
+def _painted_value(source: LoadedSource, arrays: Mapping[str, NDArray[Any]], value: int) -> int:
+    """The class id that the label has gained; ``value`` if it gained none, or several."""
+    if LABEL not in arrays:
+        return value
+    before, after = array_of(source.sample[LABEL]), np.rint(arrays[LABEL]).astype(np.int64)
+    gained = np.unique(after[(after != before) & (after > 0)])
+    return int(gained[0]) if gained.size == 1 else value
+
+
 def _suffix(picture: Picture) -> str:
     suffix = output_suffix(picture.path)
     return ".nii.gz" if suffix == ".nii" else suffix
@@ -202,6 +214,19 @@ def _figures(image: Picture, arrays: Mapping[str, NDArray[Any]], *, is_lesion: b
         size = float(mask.sum()) * float(np.prod(spacing_mm[: mask.ndim - 1]))
         figures |= {"lesion_area_mm2": round(size, 3)} if mask.ndim == 3 else {"lesion_volume_ml": round(size / 1000, 6)}
     return figures
+
+
+def unwrapped(error: BaseException) -> BaseException:
+    """The error that a transform raised, out of the RuntimeError that MONAI's ``Compose`` puts around it.
+
+    >>> wrapper = RuntimeError("applying transform <Blur>")
+    >>> wrapper.__cause__ = ValueError("sigma")
+    >>> unwrapped(wrapper)
+    ValueError('sigma')
+    """
+    while error.__cause__ is not None and str(error).startswith("applying transform"):
+        error = error.__cause__
+    return error
 
 
 @contextmanager

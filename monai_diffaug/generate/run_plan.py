@@ -12,9 +12,10 @@ from pathlib import Path
 
 from monai_diffaug.generate.job_record import CONTROL
 from monai_diffaug.generate.jobs import Job, plan_jobs, shard_of
+from monai_diffaug.generate.pipeline import build_pipelines, require_keys
 from monai_diffaug.generate.run_folder import RECORD_FILE, RESULTS_FOLDER, finished_jobs
 from monai_diffaug.generate.run_job import FAILED, JobRunner
-from monai_diffaug.generate.source_images import DatalistError, SourceImage
+from monai_diffaug.generate.source_images import DatalistError, SourceImage, common_words
 from monai_diffaug.generate.spec import GenerateSpec
 
 __all__ = ["RunPlan", "plan_run"]
@@ -66,6 +67,7 @@ def plan_run(
             path = source.path(role)
             if path is not None and not path.exists():
                 raise DatalistError(f"source {source.id!r}: {role} {path} does not exist")
+    require_keys(build_pipelines(spec), common_words(sources))
     jobs = plan_jobs(sources, seed=spec.seed, copies=spec.copies, normal=spec.normal)
     jobs = jobs if shard is None else shard_of(jobs, *shard)
     done = set(finished_jobs(folder))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +17,17 @@ from monai_diffaug.files.picture_tensor import model_values, tensor_on_grid
 from monai_diffaug.files.whole_file import content_hash
 from monai_diffaug.masks.label_file import ids_of_file
 
-__all__ = ["DatalistError", "FileState", "LoadedSource", "SourceImage", "file_state", "load_source", "read_sources", "source_fields"]
+__all__ = [
+    "DatalistError",
+    "FileState",
+    "LoadedSource",
+    "SourceImage",
+    "common_words",
+    "file_state",
+    "load_source",
+    "read_sources",
+    "source_fields",
+]
 
 LOSSY_SUFFIXES = (".jpg", ".jpeg")
 GROUP_KEYS = ("group", "patient")
@@ -122,6 +132,11 @@ def _source(where: str, row: Any, folder: Path) -> SourceImage:
     return SourceImage(id_, row["image"], label, str(folder.absolute()), group, fold, words)
 
 
+def common_words(sources: Sequence[SourceImage]) -> set[str]:
+    """Keys of the words that all sources have."""
+    return set.intersection(*(set(source.words) for source in sources)) if sources else set()
+
+
 def file_state(path: Path, known: FileState | None = None) -> FileState:
     """Hash, size and time of a file or folder; the hash is not computed again if size and time are those of ``known``.
 
@@ -152,7 +167,13 @@ def load_source(source: SourceImage) -> LoadedSource:
     image = read_picture(image_path)
     label = None if label_path is None else read_picture(label_path, layers=True)
     ids = np.zeros((1, *image.shape), np.int64) if label is None else _ids(image, label)
-    sample = {**source.words, "image": tensor_on_grid(model_values(image), image), "label": tensor_on_grid(ids, image), "id": source.id}
+    sample = {
+        **source.words,
+        "group": source.group,
+        "image": tensor_on_grid(model_values(image), image),
+        "label": tensor_on_grid(ids, image),
+        "id": source.id,
+    }
     return LoadedSource(image, label, sample)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from monai_diffaug.bundles.check_config import check_bundle
 from monai_diffaug.bundles.check_state import nearest_hint
+from monai_diffaug.generate.export_run import FORMATS
 
 __all__ = ["FOLDER", "GenerateSpec", "SpecError", "read_spec"]
 
@@ -31,7 +32,9 @@ class GenerateSpec:
         pipeline: list of transforms as a MONAI config (``_target_``), or ``{"preset": name, option: value, ...}``. It edits "image", and
             reads and paints "label".
         copies: results per source image, 1 to 1000.
-        normal: share of controls, in [0, 1]: normal tissue repainted in place of a lesion.
+        normal: share of controls, in [0, 1]: normal tissue repainted, with no lesion added.
+        control: pipeline of the controls, like ``pipeline``, e.g. ``{"preset": "controls", ...}``. None takes ``pipeline`` with the finding
+            "normal tissue", and without label and validator.
         seed: uint32.
         format: of the results: "folder", or an export that is made of the finished run as well.
         keep_filtered: also keep the files of results that the validator rejects.
@@ -43,6 +46,7 @@ class GenerateSpec:
     pipeline: Any
     copies: int = 1
     normal: float = 0.0
+    control: Any = None
     seed: int = 0
     format: str = FOLDER
     keep_filtered: bool = False
@@ -112,6 +116,8 @@ def spec_of_config(content: Mapping[str, Any]) -> GenerateSpec:
     for key, kind, name in (("keep_filtered", bool, "true or false"), ("format", str, "a text"), ("imports", list, "a list")):
         if key in content and not isinstance(content[key], kind):
             raise SpecError(f"{key} must be {name}, got {content[key]!r}")
+    if content.get("format", FOLDER) not in (FOLDER, *FORMATS):
+        raise SpecError(f"format must be one of {FOLDER}, {', '.join(FORMATS)}, got {content['format']!r}")
     try:
         json.dumps(content)
     except (TypeError, ValueError) as error:
