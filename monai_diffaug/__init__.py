@@ -15,18 +15,20 @@ from monai_diffaug.version import __version__
 if TYPE_CHECKING:
     from monai_diffaug import presets
     from monai_diffaug.data.donor_bank import Donor, DonorBank
+    from monai_diffaug.data.edit_summary import EditSummary
     from monai_diffaug.data.lesion_bank import LesionBank
     from monai_diffaug.data.stored_keys import PackKeysd, UnpackKeysd, with_placeholders
     from monai_diffaug.data.thread_loader import RaisingThreadDataLoader
     from monai_diffaug.data.transform_hash import transform_hashing
     from monai_diffaug.data.variants import DrawVariantd, VariantBank
-    from monai_diffaug.edit.contrast import Contrast
     from monai_diffaug.edit.channel_options import Channels
+    from monai_diffaug.edit.contrast import Contrast
     from monai_diffaug.edit.options import ControlNet, InpaintOptions, Noise, Region, Run, SemanticController, SoftEdge
     from monai_diffaug.edit.record import DiffAugRecord
     from monai_diffaug.edit.request import Edit
     from monai_diffaug.edit.transplant_options import Blend, Donors, Geometry, Transplant, TransplantRecord
     from monai_diffaug.edit.validation_options import Dynamic, Screen, Validator
+    from monai_diffaug.files.preview import draw_preview
     from monai_diffaug.prompts import Vocabulary
     from monai_diffaug.transforms.batch import BatchLocalInpaint, PrepareBatchInpaint
     from monai_diffaug.transforms.cached_random import CachedRandomd
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "data.donor_bank": ("Donor", "DonorBank"),
+    "data.edit_summary": ("EditSummary",),
     "data.lesion_bank": ("LesionBank",),
     "data.stored_keys": ("PackKeysd", "UnpackKeysd", "with_placeholders"),
     "data.thread_loader": ("RaisingThreadDataLoader",),
@@ -60,6 +63,7 @@ _MODULES = {
     "edit.request": ("Edit",),
     "edit.transplant_options": ("Blend", "Donors", "Geometry", "Transplant", "TransplantRecord"),
     "edit.validation_options": ("Dynamic", "Screen", "Validator"),
+    "files.preview": ("draw_preview",),
     "prompts": ("Vocabulary",),
     "transforms.batch": ("BatchLocalInpaint", "PrepareBatchInpaint"),
     "transforms.cached_random": ("CachedRandomd",),
@@ -85,8 +89,8 @@ __all__ = [
     "BatchLocalInpaint",
     "Blend",
     "CachedRandomd",
-    "Contrast",
     "Channels",
+    "Contrast",
     "ControlNet",
     "DiffAugRecord",
     "DiffusionLocalInpaint",
@@ -100,6 +104,7 @@ __all__ = [
     "EdgeMap",
     "EdgeMapd",
     "Edit",
+    "EditSummary",
     "EraseLesion",
     "EraseLesiond",
     "Geometry",
@@ -147,6 +152,7 @@ __all__ = [
     "Vocabulary",
     "WorkerDeviceError",
     "__version__",
+    "draw_preview",
     "presets",
     "transform_hashing",
     "with_placeholders",

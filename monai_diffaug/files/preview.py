@@ -1,9 +1,9 @@
-"""Preview of an edit: original, mask, result and signed difference, one row per slice."""
+"""Preview of an edit: original, mask, result and signed difference, one row per slice or per anatomical plane."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from monai_diffaug.files.whole_file import whole_file
-from monai_diffaug.geometry.slices import slice_plane, to_slices
+from monai_diffaug.geometry.slices import PLANES, slice_plane, slice_spacing_mm, to_slices
 from monai_diffaug.geometry.window import window_of
 
 __all__ = ["draw_preview", "save_preview", "slices_of"]
@@ -21,6 +21,16 @@ GAP_PX = 6
 CAPTION_PX = 22
 MASK_RGB = (255, 196, 0)
 TITLES = ("original", "mask", "result", "difference")
+
+
+class _Row(NamedTuple):
+    """One slice: (C, h, w) before and after, (h, w) mask, its name, and the (row, column) distances in mm."""
+
+    before: NDArray[Any]
+    after: NDArray[Any]
+    mask: NDArray[np.bool_]
+    name: str
+    pixel_mm: tuple[float, float]
 
 
 def slices_of(image: NDArray[Any], affine: NDArray[np.float64] | None, plane: str) -> NDArray[Any]:
@@ -42,7 +52,7 @@ def draw_preview(
     *,
     mask: NDArray[Any],
     affine: NDArray[np.float64] | None = None,
-    plane: str = "axial",
+    plane: str | None = "axial",
     window: tuple[float, float] | None = None,
     caption: str = "",
     rows: int = 3,
@@ -55,49 +65,60 @@ def draw_preview(
         result: same shape and unit.
         mask: (1, H, W[, D]), non-zero inside the repainted region.
         affine: (4, 4) voxel to RAS; None for a photograph.
-        plane: slicing plane of a volume.
+        plane: slicing plane of a volume; None shows one slice of each of the three planes, through the middle of the mask.
         window: (low, high) in the image's unit; None means the models' default, see ``window_of``.
         caption: one line under the panels.
-        rows: maximum number of slices, evenly spread over the mask.
+        rows: maximum number of slices of a plane, evenly spread over the mask.
         zoom: side of the displayed square, in sides of the mask's bounding box; None displays whole slices.
 
     >>> image = np.zeros((1, 32, 32))
     >>> draw_preview(image, image + 1, mask=np.ones((1, 32, 32))).size
     (1054, 290)
     """
-    before, after, masks = (slices_of(np.asarray(a), affine, plane) for a in (original, result, mask))
-    masks = (masks != 0).any(axis=1)
-    touched = np.flatnonzero(masks.any(axis=(1, 2)))
-    if touched.size == 0:
-        touched = np.array([len(masks) // 2])
-    # centres of equal parts, without the thin first and last slices of a lesion
-    indices = touched[((np.arange(min(rows, touched.size)) + 0.5) * touched.size / min(rows, touched.size)).astype(int)]
+    arrays = [np.asarray(array) for array in (original, result, mask)]
+    in_three = plane is None and arrays[0].ndim == 4
+    slices = [row for each in (PLANES if in_three else (plane or "axial",)) for row in _rows(arrays, affine, each, 1 if in_three else rows)]
     display = window_of(torch.from_numpy(np.array(original)), window)
-    view = _view(masks[indices].any(axis=0), zoom)
-    change = (after[indices].astype(np.float64) - before[indices].astype(np.float64)).mean(axis=1)
-    largest = max(float(np.abs(change).max()), 1e-12)
+    changes = [(row.after.astype(np.float64) - row.before.astype(np.float64)).mean(axis=0) for row in slices]
+    largest = max(max(float(np.abs(change).max()) for change in changes), 1e-12)
+    shared = None if in_three else _view(np.any([row.mask for row in slices], axis=0), zoom)
 
-    height = len(indices) * (PANEL_PX + GAP_PX) + GAP_PX + CAPTION_PX * (2 if caption else 1)
+    height = len(slices) * (PANEL_PX + GAP_PX) + GAP_PX + CAPTION_PX * (2 if caption else 1)
     canvas = Image.new("RGB", (len(TITLES) * (PANEL_PX + GAP_PX) + GAP_PX, height), "black")
     pen, font = ImageDraw.Draw(canvas), _font(13)
     for column, title in enumerate(TITLES):
         if title == "difference":
             title = f"difference  red +{largest:.3g}  blue -{largest:.3g}"
         pen.text((GAP_PX + column * (PANEL_PX + GAP_PX), 3), title, fill="white", font=font)
-    for row, index in enumerate(indices):
-        grey = _grey(before[index], display.low, display.high)
-        panels = (grey, grey, _grey(after[index], display.low, display.high), _diverging(change[row] / largest))
-        top = CAPTION_PX + row * (PANEL_PX + GAP_PX)
+    for number, (row, change) in enumerate(zip(slices, changes, strict=True)):
+        view = _view(row.mask, zoom) if shared is None else shared
+        grey = _grey(row.before, display.low, display.high)
+        panels = (grey, grey, _grey(row.after, display.low, display.high), _diverging(change / largest))
+        top = CAPTION_PX + number * (PANEL_PX + GAP_PX)
         for column, panel in enumerate(panels):
-            tile = _tile(panel[view], nearest=False)
+            tile = _tile(panel[view], row.pixel_mm, nearest=False)
             if column == 1:
-                tile = _outlined(tile, _tile((masks[index] * np.uint8(255))[view], nearest=True))
+                tile = _outlined(tile, _tile((row.mask * np.uint8(255))[view], row.pixel_mm, nearest=True))
             canvas.paste(tile, (GAP_PX + column * (PANEL_PX + GAP_PX), top))
-        if before.shape[0] > 1:
-            pen.text((GAP_PX + 4, top + PANEL_PX - 18), f"slice {index}", fill="white", font=font)
+        if arrays[0].ndim == 4:
+            pen.text((GAP_PX + 4, top + PANEL_PX - 18), row.name, fill="white", font=font)
     if caption:
         pen.text((GAP_PX, height - CAPTION_PX), caption, fill="white", font=font)
     return canvas
+
+
+def _rows(arrays: list[NDArray[Any]], affine: NDArray[np.float64] | None, plane: str, count: int) -> list[_Row]:
+    """Slices of one plane, evenly spread over the mask."""
+    before, after, masks = (slices_of(array, affine, plane) for array in arrays)
+    masks = (masks != 0).any(axis=1)
+    touched = np.flatnonzero(masks.any(axis=(1, 2)))
+    if touched.size == 0:
+        touched = np.array([len(masks) // 2])
+    count = min(count, touched.size)
+    # centres of equal parts, without the thin first and last slices of a lesion
+    indices = touched[((np.arange(count) + 0.5) * touched.size / count).astype(int)]
+    _, row_mm, column_mm = slice_spacing_mm(affine, slice_plane(affine, plane, arrays[0].ndim - 1))
+    return [_Row(before[i], after[i], masks[i], f"{plane}, slice {i}", (row_mm, column_mm)) for i in indices]
 
 
 def save_preview(path: Path, preview: Image.Image) -> None:
@@ -139,11 +160,12 @@ def _diverging(change_hw: NDArray[np.float64]) -> NDArray[np.uint8]:
     return pixels
 
 
-def _tile(panel: NDArray[np.uint8], *, nearest: bool) -> Image.Image:
-    """The panel scaled to PANEL_PX per side, with its aspect ratio."""
+def _tile(panel: NDArray[np.uint8], pixel_mm: tuple[float, float], *, nearest: bool) -> Image.Image:
+    """The panel scaled to PANEL_PX per side, with its aspect ratio in mm."""
     image = Image.fromarray(np.ascontiguousarray(panel))
-    scale = PANEL_PX / max(image.size)
-    size = (max(round(image.width * scale), 1), max(round(image.height * scale), 1))
+    height_mm, width_mm = image.height * pixel_mm[0], image.width * pixel_mm[1]
+    scale = PANEL_PX / max(height_mm, width_mm)
+    size = (max(round(width_mm * scale), 1), max(round(height_mm * scale), 1))
     image = image.resize(size, Image.Resampling.NEAREST if nearest else Image.Resampling.BICUBIC)
     tile = Image.new(image.mode, (PANEL_PX, PANEL_PX))
     tile.paste(image, ((PANEL_PX - size[0]) // 2, (PANEL_PX - size[1]) // 2))

@@ -44,6 +44,21 @@ def test_the_preview_of_a_volume_has_several_slices_with_the_mask():
     assert not np.array_equal(panel(preview, 0, 0), panel(preview, 0, 2))
 
 
+def test_a_volume_in_three_planes_shows_the_mask_in_each_with_its_proportions_in_mm():
+    volume = np.zeros((1, 40, 40, 10))
+    mask = np.zeros(volume.shape, np.uint8)
+    mask[0, 10:30, 10:30, 2:8] = 1  # 20 x 20 x 24 mm
+    preview = draw_preview(volume, volume + mask, mask=mask, affine=np.diag([1.0, 1.0, 4.0, 1.0]), plane=None, zoom=None)
+    assert preview.height >= 3 * PANEL_PX and preview.height < 4 * PANEL_PX
+    for row in range(3):
+        difference = panel(preview, 3, row)
+        red = (difference[..., 0] > 200) & (difference[..., 1] < 80)
+        heights, widths = red.any(1).sum(), red.any(0).sum()
+        assert 0.9 * (1 if row == 0 else 24 / 20) < heights / widths < 1.1 * (1 if row == 0 else 24 / 20)
+    flat = np.zeros((1, 40, 40))
+    assert draw_preview(flat, flat, mask=flat + 1, plane=None).height < 2 * PANEL_PX
+
+
 def test_slices_do_not_depend_on_the_stored_orientation():
     volume = np.random.RandomState(0).rand(1, 4, 5, 6)
     flipped = np.diag([-1.0, 1, 1, 1])
