@@ -20,6 +20,7 @@ __all__ = [
     "positive",
     "seed",
     "shows_progress",
+    "size_mm",
     "steps",
     "strength",
     "whole",
@@ -55,11 +56,24 @@ def numbers(text: str, names: str) -> list[float]:
 
 
 def box(text: str) -> tuple[float, ...]:
-    """X0,Y0,X1,Y1 with X0 < X1 and Y0 < Y1."""
+    """X0,Y0,X1,Y1 with X0 < X1 and Y0 < Y1; or six numbers, with slices Z0 < Z1."""
+    if text.count(",") == 5:
+        x0, y0, x1, y1, z0, z1 = numbers(text, "X0,Y0,X1,Y1,Z0,Z1")
+        if not z0 < z1:
+            raise argparse.ArgumentTypeError(f"a box needs Z0 < Z1, got {text}")
+        return (*box(f"{x0},{y0},{x1},{y1}"), z0, z1)
     x0, y0, x1, y1 = numbers(text, "X0,Y0,X1,Y1")
     if not (x0 < x1 and y0 < y1):
         raise argparse.ArgumentTypeError(f"a box needs X0 < X1 and Y0 < Y1, got {text}")
     return x0, y0, x1, y1
+
+
+def size_mm(text: str) -> tuple[float, float]:
+    """MM or SMALLEST,LARGEST, above 0."""
+    parts = numbers(text, "MM,MM") if "," in text else [finite(text)] * 2
+    if not 0 < parts[0] <= parts[1]:
+        raise argparse.ArgumentTypeError(f"must be MM or SMALLEST,LARGEST above 0, got {text}")
+    return parts[0], parts[1]
 
 
 def window(text: str) -> tuple[float, float]:

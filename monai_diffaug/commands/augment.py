@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,14 @@ from monai_diffaug.commands.arguments import (
     positive,
     seed,
     shows_progress,
+    size_mm,
     steps,
     strength,
     window,
 )
 from monai_diffaug.files.whole_file import content_hash, locked_folder
+
+HARDLY_VISIBLE_CNR = 0.5  # contrast-to-noise ratio below which the command warns
 
 
 def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -37,7 +40,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         "JPEG results are written as PNG (JPEG would change voxels outside), a DICOM series as .nii.gz.",
     )
     augment.add_argument("image", type=Path, metavar="IMAGE", help=".nii[.gz], .mha, .nrrd, .png, .jpg or a DICOM folder")
-    where = augment.add_mutually_exclusive_group(required=True)
+    where = augment.add_mutually_exclusive_group()
     where.add_argument("--label", type=Path, metavar="FILE", help="MedSAM outlines its bounding boxes; the edit is painted into it")
     where.add_argument("--mask", type=Path, metavar="FILE", help="region to repaint: non-zero voxels")
     where.add_argument(
@@ -46,7 +49,35 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         metavar="X0,Y0,X1,Y1",
         help="MedSAM outlines its content; pixels from the left and the top of the picture, or of every slice in the radiological view",
     )
-    augment.add_argument("--prompt", required=True, metavar="TEXT", help='e.g. "MRI of brain, glioma, irregular"')
+    augment.add_argument(
+        "--shape",
+        choices=("ellipse",),
+        help="fill --box with an ellipse (a new lesion); in a volume --box X0,Y0,X1,Y1,Z0,Z1 names slices too",
+    )
+    augment.add_argument(
+        "--place",
+        metavar="ORGAN",
+        help="place a lesion at random: tissue, or a class id or name of the --label; its outline follows the words round, oval, "
+        "irregular, spiculated and lobulated of the prompt",
+    )
+    augment.add_argument(
+        "--size-mm", type=size_mm, metavar="MM[,MM]", help="longest diameter of a placed lesion, or smallest and largest (pictures: pixels)"
+    )
+    augment.add_argument(
+        "--classes", type=Path, metavar="FILE", help="JSON with the names of the label's classes; default dataset.json near it"
+    )
+    augment.add_argument(
+        "--erase",
+        action="store_true",
+        help="repaint the lesions of --label (those of --label-value, else all) as normal tissue and clear them in the label; the validator "
+        "judges, three tries; --modality and --anatomy word the prompt",
+    )
+    augment.add_argument("--prompt", metavar="TEXT", help='used as it is, e.g. "MRI of brain, glioma, irregular"')
+    augment.add_argument(
+        "--finding", metavar="TEXT", help='in place of --prompt: a finding of the vocabulary, e.g. "liver metastasis" or "glioma, round"'
+    )
+    augment.add_argument("--modality", metavar="NAME", help="of --finding, where its name does not decide")
+    augment.add_argument("--anatomy", metavar="NAME", help="of --finding, where its name does not decide")
     augment.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
     augment.add_argument("--model", default="tiny", metavar="SOURCE", help="tiny, a diffusers folder or org/name@revision")
     augment.add_argument("--medsam", default="tiny", metavar="SOURCE", help="tiny, a .pth file, a folder or org/name@revision")
@@ -66,8 +97,17 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         "--label-value",
         type=int,
         metavar="V",
-        help="class id that is outlined and painted; by default all above 0 are outlined and 1 is painted",
+        help="class id that is outlined and painted; needed for a label of several classes",
     )
+    augment.add_argument(
+        "--min-contrast",
+        type=finite,
+        default=0.0,
+        metavar="C",
+        help="leave the image unchanged if the lesion's contrast is less (image's unit)",
+    )
+    augment.add_argument("--preview", action="store_true", help="write NAME_preview.png too: before, mask, after, difference")
+    augment.add_argument("--yes", action="store_true", help="repaint more than a tenth of the image without a question")
     augment.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1; default cuda if available")
     augment.add_argument("--overwrite", action="store_true", help="replace files in DIR that are no results of this image, too")
     augment.add_argument("--validate", action="store_true", help="score the result with the embedded validator")
@@ -81,55 +121,24 @@ def run(options: argparse.Namespace) -> int:
         raise WrongInputError(f"unknown plane {options.plane!r}; use {', '.join(PLANES)}")
     if options.seed + options.n - 1 > MAX_SEED:
         raise WrongInputError(f"--seed {options.seed} with --n {options.n} goes beyond {MAX_SEED}")
-    if not options.prompt.strip():
-        raise WrongInputError("--prompt is empty; describe what to paint")
+    if options.min_contrast < 0:
+        raise WrongInputError(f"--min-contrast must be >= 0, got {options.min_contrast:g}")
 
-    import numpy as np
-
-    from monai_diffaug.commands.edit_file import (
-        EditSettings,
-        edit_picture,
-        load_model,
-        outline,
-        settings_as_json,
-        slice_size,
-        write_edit,
-    )
+    from monai_diffaug.commands.edit_file import EditSettings, edit_picture, load_model, preview_of, settings_as_json, write_edit
+    from monai_diffaug.commands.edit_region import check_share, prompt_of, region_of
+    from monai_diffaug.commands.erase_file import erase_picture, erase_prompt, erase_region
     from monai_diffaug.files.image_file import read_picture
-    from monai_diffaug.files.picture import require_same_grid
-    from monai_diffaug.masks.label_file import ids_of_file, require_storable
     from monai_diffaug.models.sources import check_model_source
 
+    prompt = erase_prompt(options) if options.erase else prompt_of(options)
     image = read_picture(options.image)
     image_sha256 = content_hash(options.image)
     _check_places(options, image_sha256)
-    region = label = None
-    if options.mask or options.label:
-        role = "mask" if options.mask else "label"
-        region = read_picture(options.mask or options.label, layers=True)
-        require_same_grid(image, region, role)
-        if options.label and region.stored.shape[0] > 1:
-            raise WrongInputError(f"label {region.path} has {region.stored.shape[0]} channels or layers; give one class id per voxel")
-        if options.mask:
-            # a colour picture of a mask, or a segmentation with layers, counts where any channel is set
-            chosen, condition = (region.stored * region.slope + region.inter != 0).any(axis=0, keepdims=True), "non-zero voxels"
-        else:
-            require_storable(1 if options.label_value is None else options.label_value, region)
-            label = ids_of_file(region)
-            chosen, condition = label > 0, "voxels above 0"
-            if options.label_value is not None:
-                chosen, condition = label == options.label_value, f"voxels of value {options.label_value}"
-        if not chosen.any():
-            raise WrongInputError(f"{role} {region.path} is empty: it has no {condition}")
-    else:
-        height, width = slice_size(image, options.plane)
-        x0, y0, x1, y1 = options.box
-        if x0 < 0 or y0 < 0 or x1 > width or y1 > height:
-            raise WrongInputError(f"box {x0:g},{y0:g},{x1:g},{y1:g} is outside the image: X runs 0 to {width}, Y 0 to {height}")
+    region = erase_region(options, image) if options.erase else region_of(options, image)
     sources = {"inpainter": options.model}
-    if not options.mask:
+    if region.uses_medsam:
         sources["medsam"] = options.medsam
-    if options.validate:
+    if options.validate or options.erase:
         sources["validator"] = "tiny"
     for kind, source in sources.items():
         check_model_source(kind, source)
@@ -140,9 +149,12 @@ def run(options: argparse.Namespace) -> int:
     check_device(device)
     for kind, source in sources.items():
         load_model(kind, source, device)
+    logger = logging.getLogger(__name__)
+    if region.note:
+        logger.warning(region.note)
 
     settings = EditSettings(
-        prompt=options.prompt,
+        prompt=prompt,
         model=options.model,
         medsam=options.medsam,
         window=options.window,
@@ -151,37 +163,49 @@ def run(options: argparse.Namespace) -> int:
         guidance_scale=options.guidance_scale,
         strength=options.strength,
         noise_rho=options.noise_rho,
-        label_value=1 if options.label_value is None else options.label_value,
+        min_contrast=options.min_contrast,
+        label_value=region.label_value,
         validate=options.validate,
         device=device,
     )
-    if options.mask:
-        mask = chosen.astype(np.uint8)
-    else:
-        mask = outline(image, settings, label=label, label_value=options.label_value, box=options.box)
-        if not mask.any():
-            source = "--label" if options.label else "--box"
-            raise WrongInputError(
-                f"MedSAM finds nothing it trusts (predicted IoU >= 0.5) in the boxes of {source}; give another box, or the mask by --mask"
-            )
+    masks = [region.mask_of(options.seed + k, settings) for k in range(options.n if options.place else 1)]
+    for mask in masks:
+        check_share(mask, is_allowed=options.yes)
 
     from tqdm import tqdm
 
     for k, name in enumerate(tqdm(_names(options), desc="augment", disable=not shows_progress(options))):
         current = options.seed + k
-        result = edit_picture(image, mask, settings, seed=current, label=label)
+        mask = masks[k % len(masks)]
+        if options.erase and region.label is not None:
+            result = erase_picture(image, mask, settings, seed=current, label=region.label, label_value=options.label_value)
+        else:
+            result = edit_picture(image, mask, settings, seed=current, label=region.label)
         details = _details(options, settings_as_json(settings), current, image_sha256)
+        preview = preview_of(image, result, settings) if options.preview else None
         options.out.mkdir(parents=True, exist_ok=True)
         with locked_folder(options.out):  # files of two commands never mix; another one may have written since the check
             _check_places(options, image_sha256, [name])
-            written = write_edit(options.out, name, image, result, details, region if options.label else None)
-        if not result.record["applied"]:
-            logging.getLogger(__name__).warning("%s: left unchanged, %s", name, result.record["reason"])
-        elif not result.record["accepted"]:
-            logging.getLogger(__name__).warning("%s: written, but the validator rejects it: %s", name, result.record["reason"])
+            written = write_edit(options.out, name, image, result, details, region.label_file, preview)
+        _tell(name, result.record, prompt, has_lesion=not options.erase)
         if not options.quiet:
             print(written[0])
     return 0
+
+
+def _tell(name: str, record: Mapping[str, Any], prompt: str, *, has_lesion: bool) -> None:
+    """Warn of a result that is not what the prompt says."""
+    from monai_diffaug.edit.contrast import Contrast, LesionContrast
+
+    logger = logging.getLogger(__name__)
+    if not record["applied"]:
+        logger.warning("%s: left unchanged, %s", name, record["reason"])
+        return
+    if not record["accepted"]:
+        logger.warning("%s: written, but the validator rejects it: %s", name, record["reason"])
+    hardly = Contrast(min_cnr=HARDLY_VISIBLE_CNR, follow_words=True).refusal(LesionContrast(record["contrast"], record["cnr"]), prompt)
+    if hardly and has_lesion:
+        logger.warning("%s: written, but %s; try another --seed, or set --min-contrast", name, hardly)
 
 
 def _names(options: argparse.Namespace) -> list[str]:
@@ -206,6 +230,7 @@ def _details(options: argparse.Namespace, settings: dict[str, Any], seed: int, i
     return {
         "input": {**files, "image_sha256": image_sha256},
         "box": options.box,
+        "place": options.place,
         "settings": settings,
         "seed": seed,
         "monai_diffaug": __version__,

@@ -37,6 +37,7 @@ def check_result_places(
         record = folder / f"{name}.json"
         suffixes = {output_suffix(file) for file in (image, *others)}
         places = [folder / f"{name}{part}{suffix}" for suffix in sorted(suffixes) for part in ("", "_mask", "_label")]
+        places.append(folder / f"{name}_preview.png")
         existing = [place for place in (*places, record) if os.path.lexists(place)]
         for place in existing:
             _require_replaceable(place, (image, *others))

@@ -32,6 +32,11 @@ def inputs(tmp_path: Path) -> Path:
     mask = np.zeros(volume.shape, np.uint8)
     mask[8:14, 7:13, 2:4] = 3
     nib.save(nib.Nifti1Image(mask, affine), folder / "mask.nii.gz")
+    organs = np.zeros(volume.shape, np.uint8)
+    organs[4:16, 5:10, 1:5] = 2
+    organs[18:23, 12:16, 2:5] = 5
+    nib.save(nib.Nifti1Image(organs, affine), folder / "organs.nii.gz")
+    (folder / "dataset.json").write_text(json.dumps({"labels": {"0": "background", "2": "liver", "7": "lung"}}))
     nib.save(nib.Nifti1Image(np.zeros_like(mask), affine), folder / "empty.nii.gz")
     nib.save(nib.Nifti1Image(-mask.astype(np.int16), affine), folder / "unknown.nii.gz")
     nib.save(nib.Nifti1Image(mask[:-2], affine), folder / "small.nii.gz")
@@ -91,7 +96,35 @@ WRONG = {
     "window of words": (["ct.nii.gz", "--mask", "mask.nii.gz", "--window", "a,b"], "not a number"),
     "strength": (["ct.nii.gz", "--mask", "mask.nii.gz", "--strength", "1.5"], "(0, 1]"),
     "noise rho": (["ct.nii.gz", "--mask", "mask.nii.gz", "--noise-rho", "1.5"], "must be in [0, 1], got 1.5"),
-    "no region": (["ct.nii.gz"], "--label --mask --box"),
+    "no region": (["ct.nii.gz"], "one of the arguments --label --mask --box --place is required"),
+    "several classes": (
+        ["ct.nii.gz", "--label", "organs.nii.gz"],
+        "has 2 classes: 2 liver (240 voxels), 5 (60 voxels); choose the one to repaint by --label-value",
+    ),
+    "most of the image": (["ct.nii.gz", "--mask", "organs.nii.gz"], "10% of the image would be repainted"),
+    "organ without a label": (["ct.nii.gz", "--place", "liver"], "needs the organ map by --label"),
+    "organ of another name": (["ct.nii.gz", "--label", "organs.nii.gz", "--place", "spleen"], "the names are liver, lung. Give a class id"),
+    "organ that is not there": (["ct.nii.gz", "--label", "organs.nii.gz", "--place", "lung"], "no voxels of class 7; it has 2 liver (240"),
+    "organ too small": (["ct.nii.gz", "--label", "organs.nii.gz", "--place", "5", "--size-mm", "30"], "no place for a lesion of 30 mm"),
+    "tissue of several classes": (
+        ["ct.nii.gz", "--label", "organs.nii.gz", "--place", "tissue"],
+        "name that of the new lesion by --label-value",
+    ),
+    "place and mask": (["ct.nii.gz", "--mask", "mask.nii.gz", "--place", "tissue"], "not allowed with --mask or --box"),
+    "size without a place": (["ct.nii.gz", "--mask", "mask.nii.gz", "--size-mm", "5"], "is the size of a placed lesion"),
+    "size of nothing": (["ct.nii.gz", "--place", "tissue", "--size-mm", "0"], "above 0"),
+    "shape without a box": (["a.png", "--mask", "spot.png", "--shape", "ellipse"], "fills a box"),
+    "ellipse of a volume without slices": (
+        ["ct.nii.gz", "--box", "1,1,9,9", "--shape", "ellipse"],
+        "X0,Y0,X1,Y1,Z0,Z1, with slices Z0 to Z1 of 0 to 6",
+    ),
+    "ellipse beyond the slices": (["ct.nii.gz", "--box", "1,1,9,9,2,9", "--shape", "ellipse"], "slices 2 to 9 of --box are outside"),
+    "box with slices for MedSAM": (["ct.nii.gz", "--box", "1,1,9,9,2,4"], "is for --shape ellipse"),
+    "classes without names": (
+        ["ct.nii.gz", "--label", "organs.nii.gz", "--place", "liver", "--classes", "none.json"],
+        "--classes none.json: no such file",
+    ),
+    "least contrast": (["ct.nii.gz", "--mask", "mask.nii.gz", "--min-contrast=-1"], "--min-contrast must be >= 0"),
     "two regions": (["ct.nii.gz", "--mask", "mask.nii.gz", "--box", "1,1,2,2"], "not allowed with"),
     "seed": (["ct.nii.gz", "--mask", "mask.nii.gz", "--seed", "-1"], "must be in 0"),
     "unknown model": (["ct.nii.gz", "--mask", "mask.nii.gz", "--model", "nowhere"], "unknown inpainter source 'nowhere'"),
@@ -120,6 +153,97 @@ def test_wrong_input_gives_one_line_exit_code_2_and_no_file(case, inputs, capsys
     assert "Traceback" not in "".join(lines)
     assert not out.exists()
     assert {p: p.read_bytes() for p in inputs.iterdir()} == before
+
+
+PROMPTS = {
+    "neither": ([], "by --prompt"),
+    "both": (["--prompt", "x", "--finding", "glioma"], "by --prompt"),
+    "empty": (["--prompt", " "], "--prompt is empty"),
+    "unknown": (
+        ["--finding", "glyoma"],
+        "'glyoma' is not in the vocabulary (monai-diffaug info --vocabulary); add --modality and --anatomy",
+    ),
+    "unknown of a modality": (
+        ["--finding", "glyoma", "--modality", "MRI"],
+        "did you mean 'glioma' (brain)? For a finding in your own words name",
+    ),
+    "of several modalities": (["--finding", "lung nodule"], "is listed for ct and x-ray; add --modality"),
+    "unknown modality": (["--finding", "glioma", "--modality", "sonar"], "modality 'sonar' has no vocabulary; use one of ct"),
+    "modality of a prompt": (["--prompt", "x", "--modality", "CT"], "belong to --finding"),
+}
+
+
+@pytest.mark.parametrize("case", PROMPTS)
+def test_an_unclear_finding_is_refused_before_the_work_begins(case, inputs, capsys):
+    arguments, message = PROMPTS[case]
+    files = [str(inputs / "ct.nii.gz"), "--mask", str(inputs / "mask.nii.gz"), "--out", str(inputs.parent / "out")]
+    assert main(["augment", *files, *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_lesion_is_placed_in_an_organ_by_its_name_in_another_place_for_each_result(inputs, random_inpainter, capsys):
+    out, image, organs = inputs.parent / "out", inputs / "ct.nii.gz", inputs / "organs.nii.gz"
+    arguments = [
+        "augment",
+        str(image),
+        "--label",
+        str(organs),
+        "--place",
+        "Liver",
+        "--size-mm",
+        "3,6",
+        "--finding",
+        "liver metastasis, round",
+    ]
+    assert main([*arguments, "--out", str(out), "--model", random_inpainter, *QUICK, "--n", "3", "--preview"]) == 0
+    before = nib.load(organs).get_fdata()
+    masks = [nib.load(out / f"ct_diffaug_{k}_mask.nii.gz").get_fdata() > 0 for k in range(3)]
+    for k, mask in enumerate(masks):
+        assert mask.any() and (before[mask] == 2).all()
+        label = nib.load(out / f"ct_diffaug_{k}_label.nii.gz").get_fdata()
+        assert (label[mask] == 6).all() and np.array_equal(label[~mask], before[~mask])
+        record = json.loads((out / f"ct_diffaug_{k}.json").read_text())
+        assert record["record"]["prompt"] == "CT of abdomen, liver metastasis, round" and 0 < record["record"]["size_mm"] <= 8
+        assert record["place"] == "Liver" and f"ct_diffaug_{k}_preview.png" in record["files"]
+        assert Image.open(out / f"ct_diffaug_{k}_preview.png").height > 3 * 256
+    assert not np.array_equal(masks[0], masks[1])
+    assert main([*arguments, "--out", str(out), "--model", random_inpainter, *QUICK, "--n", "3", "--preview"]) == 0  # its own results
+
+
+def test_an_ellipse_fills_a_box_of_a_picture_and_of_a_volume(inputs, random_inpainter):
+    out = inputs.parent / "out"
+    common = ["--shape", "ellipse", "--prompt", "x", "--out", str(out), "--model", random_inpainter, *QUICK]
+    assert main(["augment", str(inputs / "a.png"), "--box", "10,20,30,30", *common]) == 0
+    rows, columns = np.nonzero(np.asarray(Image.open(out / "a_diffaug_mask.png")))
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (20, 29, 10, 29) and 140 < len(rows) < 170
+    assert main(["augment", str(inputs / "ct.nii.gz"), "--box", "4,6,12,14,1,5", *common]) == 0
+    slices = np.nonzero(nib.load(out / "ct_diffaug_mask.nii.gz").get_fdata())[2]
+    assert (slices.min(), slices.max()) == (1, 4)
+
+
+def test_a_box_in_normal_tissue_offers_the_ellipse(inputs, random_inpainter, capsys, monkeypatch):
+    from monai_diffaug.commands import edit_region
+
+    monkeypatch.setattr(edit_region, "outline", lambda image, settings, **where: np.zeros((1, *image.shape), np.uint8))
+    arguments = ["--box", "10,20,30,30", "--prompt", "x", "--out", str(inputs.parent / "out"), "--model", random_inpainter]
+    assert main(["augment", str(inputs / "a.png"), *arguments]) == 2
+    assert "use --shape ellipse or --place tissue" in capsys.readouterr().err
+
+
+def test_more_than_a_tenth_of_the_image_is_repainted_with_yes_and_a_faint_lesion_is_told(inputs, random_inpainter, caplog):
+    arguments = ["--mask", str(inputs / "organs.nii.gz"), "--prompt", "x", "--out", str(inputs.parent / "out"), "--model", random_inpainter]
+    assert main(["augment", str(inputs / "ct.nii.gz"), *arguments, *QUICK, "--yes", "--min-contrast", "1e6"]) == 0
+    assert "left unchanged, not visible: contrast" in caplog.text
+
+
+def test_a_label_of_one_class_is_repainted_under_its_own_id(inputs, random_inpainter, monkeypatch):
+    from monai_diffaug.commands import edit_region
+
+    monkeypatch.setattr(edit_region, "outline", lambda image, settings, *, label, label_value: (label == label_value).astype(np.uint8))
+    out = inputs.parent / "out"
+    arguments = ["--label", str(inputs / "mask.nii.gz"), "--prompt", "x", "--out", str(out), "--model", random_inpainter, *QUICK]
+    assert main(["augment", str(inputs / "ct.nii.gz"), *arguments]) == 0
+    assert np.unique(nib.load(out / "ct_diffaug_label.nii.gz").get_fdata()).tolist() == [0, 3]
 
 
 def test_an_out_folder_that_is_a_file_is_refused(inputs, capsys):
