@@ -41,6 +41,7 @@ TINY_CONFIG: Mapping[str, Any] = {
     "latent_factor": 4,
     "prediction_type": "sample",
     "condition_unshuffle": 2,
+    "contrast_views": [2.0, 8.0],
     "condition_channels": [16, 32],
     "condition_out_channels": 16,
     "unet_channels": [32, 64, 96],
@@ -50,6 +51,8 @@ VAE_FOLDER = "vae"
 HUB_FILES = ((f"{VAE_FOLDER}/*", *NETWORK_FILES), ("configs/*", "models/model.pt"))  # the second is a MONAI Bundle
 NETWORK = "a latent validator"  # in messages
 NUM_TRAIN_TIMESTEPS = 1000
+BLACK_AND_WHITE = (0.04, 0.96)  # grey levels of 1: outside lie background, bone and what the window cuts off
+LEAST_SPREAD = 0.01  # noise of a nearly flat crop is not stretched further
 BETA_RANGE = (0.00085, 0.012)  # Stable Diffusion's "scaled_linear" range
 
 
@@ -84,8 +87,34 @@ def cumulative_alphas(zero_terminal_snr: bool) -> Tensor:
     return (root**2).float()
 
 
+def contrast_views(images: Tensor, widths: Sequence[float]) -> Tensor:
+    """Images in narrower windows around their own tissue: (N, K, h, w) in (-1, 1).
+
+    A bleed in a wide CT window is a few grey levels brighter than the brain. View k is tanh((v - m) / (w_k s)); v is the mean of the
+    channels in [0, 1], m the median of the pixels that are neither black nor white and s their median absolute deviation, 0.01 or more.
+
+    Args:
+        images: (N, 3, h, w) in [-1, 1].
+        widths: K widths w_k of the windows.
+
+    >>> faint = torch.zeros(1, 3, 8, 8)
+    >>> faint[..., :2] = 0.04
+    >>> [round(float(view[0, 1]), 2) for view in contrast_views(faint, (1.0, 8.0))[0]]
+    [0.96, 0.24]
+    """
+    grey = (images.float().mean(1, keepdim=True) + 1) / 2
+    nothing = torch.tensor(float("nan"), device=grey.device)
+    tissue = torch.where((grey > BLACK_AND_WHITE[0]) & (grey < BLACK_AND_WHITE[1]), grey, nothing).flatten(1)
+    middle = tissue.nanmedian(1, keepdim=True).values
+    spread = (tissue - middle).abs().nanmedian(1, keepdim=True).values.nan_to_num(1.0).clamp(min=LEAST_SPREAD)
+    offset = grey - middle.nan_to_num(0.5)[..., None, None]
+    return torch.cat([torch.tanh(offset / (width * spread[..., None, None])) for width in widths], 1)
+
+
 class LatentSegmenter(nn.Module):
     """The trainable part: condition encoder and UNet on latents.
+
+    The condition encoder sees the image and its ``contrast_views``.
 
     The condition encoder has the VAE encoder's blocks, but starts at half the resolution after a ``PixelUnshuffle``. The VAE
     encoder's architecture (16, 48, 96 channels at full resolution) takes 93 ms per sample forward and backward on one core, this
@@ -117,9 +146,10 @@ class LatentSegmenter(nn.Module):
         self.config = dict(config)
         self.prediction_type: str = config["prediction_type"]
         latents, groups = int(config["latent_channels"]), int(config["norm_num_groups"])
+        self.views: tuple[float, ...] = tuple(config.get("contrast_views", ()))
         self.unshuffle = nn.PixelUnshuffle(unshuffle)
         self.condition = Encoder(
-            in_channels=3 * unshuffle**2,
+            in_channels=(3 + len(self.views)) * unshuffle**2,
             out_channels=int(config["condition_out_channels"]),
             down_block_types=("DownEncoderBlock2D",) * len(channels),
             block_out_channels=channels,
@@ -156,6 +186,8 @@ class LatentSegmenter(nn.Module):
             z_t: (B, C, h, w) noisy scaled latents of the mask.
             timesteps: (B,) in [0, 999].
         """
+        if self.views:
+            images = torch.cat([images, contrast_views(images, self.views).to(images.dtype)], 1)
         condition = self.condition(self.unshuffle(images))
         prediction: Tensor = self.unet(torch.cat([z_t, condition], 1), timesteps).sample
         return prediction
@@ -285,7 +317,7 @@ def load_validator(spec: ModelSpec, device: torch.device | str = "cpu") -> Valid
     advice = "use model='tiny', a folder that 'monai-diffaug train validator --out FOLDER' wrote, or pass a network or a callable"
     folder = locate("validator", spec.source, advice, HUB_FILES)
     if is_bundle(folder):
-        return SegmenterValidator(load_bundle_network(folder), device)
+        return SegmenterValidator(load_bundle_network(folder, trust_config=spec.trust_config), device)
     require_files(folder, NETWORK_FILES, advice)
     segmenter = read_config(folder, LatentSegmenter, NETWORK)
     load_weights(segmenter, folder / WEIGHTS_FILE, NETWORK)

@@ -48,8 +48,8 @@ def vae_psnr(data: StudyData, images_per_dataset: int = 8) -> dict[str, float]:
     """Mean PSNR in dB (peak = the range of 2) of the embedded VAE per modality, on centre crops of the first images of each data set."""
     model = shared_model(ModelSpec("inpainter"), "cpu", load_inpainter)
     values: dict[str, list[float]] = defaultdict(list)
-    for name in data.datasets:
-        for one in data.only(name).images()[:images_per_dataset]:
+    for each in data.each():
+        for one in each.images()[:images_per_dataset]:
             size = np.array([one.image.shape[-2:]])
             crop = cut_squares([one.image.expand(3, -1, -1) / 127.5 - 1], (size - 1) / 2, SIDE_SHARE * size.max(1), model.size_px)
             error = float((model.decode(model.encode(crop)).clamp(-1, 1) - crop).square().mean())
@@ -77,21 +77,21 @@ def box_dice(data: StudyData, *, model: Any = "tiny", jitter_px: float = 20, see
     return {name: float(np.mean(values)) for name, values in scores.items()}
 
 
-def lesion_dice(data: StudyData) -> dict[str, float]:
+def lesion_dice(data: StudyData, *, model: Any = "tiny") -> dict[str, float]:
     """Mean Dice of the validator's predictions and the real masks in mask-centred crops, by data set."""
     result = {}
-    for name in data.datasets:
-        lesions = lesions_of(data.only(name).images(), LEAST_LESION_PX)
+    for each in data.each():
+        lesions = lesions_of(each.images(), LEAST_LESION_PX)
         if lesions:
             chosen = [lesions[i] for i in np.random.RandomState(0).permutation(len(lesions))]
             crops = _cut(chosen, [lesion_square(one.mask_hw, LESION_CONTEXT)[:2] for one in chosen])
-            predictions, masks = _predicted(crops[:, :3] * 2 - 1), crops[:, 3:] > 0.5
+            predictions, masks = _predicted(crops[:, :3] * 2 - 1, model), crops[:, 3:] > 0.5
             overlap, total = (predictions & masks).sum((1, 2, 3)), predictions.sum((1, 2, 3)) + masks.sum((1, 2, 3))
-            result[name] = float((2 * overlap / total).mean())
+            result[each.datasets[0]] = float((2 * overlap / total).mean())
     return result
 
 
-def false_alarm_rate(data: StudyData, n: int = 128, seed: int = 0) -> float:
+def false_alarm_rate(data: StudyData, n: int = 128, seed: int = 0, *, model: Any = "tiny") -> float:
     """Share of crops of normal tissue, turned, mirrored and softened as in training, in which the validator marks more than 2 %."""
     rng = np.random.RandomState(seed)
     images, outlines = data.images(), _outlines(data)
@@ -105,13 +105,13 @@ def false_alarm_rate(data: StudyData, n: int = 128, seed: int = 0) -> float:
             crops[i] = blurred(crops[i : i + 1], rng.uniform(0.4, 1.3))[0]
     gamma = torch.from_numpy(np.exp(rng.uniform(-0.3, 0.3, (n, 1, 1, 1)))).float()
     gain = torch.from_numpy(rng.uniform(0.85, 1.15, (n, 1, 1, 1))).float()
-    predictions = _predicted((crops.clamp(0, 1) ** gamma * gain).clamp(0, 1) * 2 - 1)
+    predictions = _predicted((crops.clamp(0, 1) ** gamma * gain).clamp(0, 1) * 2 - 1, model)
     return float((predictions.float().mean((1, 2, 3)) > FALSE_ALARM_SHARE).float().mean())
 
 
-def _predicted(crops: Tensor, batch_size: int = 16) -> Tensor:
-    """The validator's masks (N, 1, h, w) bool of crops (N, 3, h, w) in [-1, 1]."""
-    validator = shared_model(ModelSpec("validator"), "cpu", load_validator)
+def _predicted(crops: Tensor, model: Any, batch_size: int = 16) -> Tensor:
+    """A validator's masks (N, 1, h, w) bool of crops (N, 3, h, w) in [-1, 1]."""
+    validator = shared_model(spec_of("validator", model), "cpu", load_validator)
     generators, batches = slice_generators(0, range(len(crops))), range(0, len(crops), batch_size)
     return torch.cat([validator.predict(crops[i : i + batch_size], generators[i : i + batch_size]) > 0.5 for i in batches])
 
@@ -160,10 +160,10 @@ def _outlines_on_normal_images(data: StudyData, per_image: int) -> list[MaskedIm
     return chosen
 
 
-def painted_into_normal(data: StudyData, per_image: int = 2, steps: int = 12) -> dict[str, Any]:
+def painted_into_normal(data: StudyData, per_image: int = 2, steps: int = 12, *, validator: Any = "tiny") -> dict[str, Any]:
     """Share of edits of normal images in which the validator finds a lesion at Dice >= 0.7, and voxels changed outside."""
     places, words = _outlines_on_normal_images(data, per_image), data.finding_words
-    inpaint, validate = Painter(num_inference_steps=steps).transform(), LatentValidate()
+    inpaint, validate = Painter(num_inference_steps=steps).transform(), LatentValidate(validator)
     vocabulary = vocabulary_of(places[0].modality)
     darkest = vocabulary.attributes[vocabulary.grey_axis][0]
     scores: dict[str, list[float]] = {"lesion": [], "normal": []}
@@ -187,7 +187,7 @@ def painted_into_normal(data: StudyData, per_image: int = 2, steps: int = 12) ->
 
 def measure(data: StudyData) -> dict[str, Any]:
     """All figures of the embedded models as one dictionary; StudyInputError where no data set has lesions and normal images."""
-    mixed = next((data.only(name) for name in data.datasets if data.only(name).is_mixed), None)
+    mixed = next((each for each in data.each() if each.is_mixed), None)
     if mixed is None:
         raise StudyInputError(f'this study needs a data set with lesions and normal images in "validation", and {data.file} has none')
     with torch.random.fork_rng():

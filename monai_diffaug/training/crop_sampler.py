@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from monai_diffaug.masks.shapes import borrow_shape, place, random_blob
 from monai_diffaug.masks.tissue import normal_tissue
 from monai_diffaug.prompts import NORMAL
 from monai_diffaug.training.captions import caption, measure
+from monai_diffaug.training.counterfeits import cover, disguise, fill
 from monai_diffaug.training.crops import blurred, cut_square, grown, square_around
 from monai_diffaug.training.labelled_slices import LabelledSlice
 from monai_diffaug.training.run_settings import TrainingInputError
@@ -67,7 +69,10 @@ class CropSampler:
         size_px: side of the crops.
         seed: of all draws.
         normal_share: share of the crops without a lesion, in data sets that have lesions.
-        counterfeit_share: share of those in which the free shape is filled with blurred, moved or slightly brighter or darker tissue.
+        counterfeit_share: share of those in which the free shape is filled with what is no lesion, see ``counterfeits.fill``.
+        cover_share: share of the lesions that are hidden, so that no lesion is left, see ``counterfeits.cover``.
+        disguise_share: share of the lesions that are changed a little and stay lesions, see ``counterfeits.disguise``.
+        inside_share: share of the crops that are moved into the slice, as a transform moves its squares.
         whole_share: share of the crops in which everything is to be hidden; they show more of the slice.
         blur_share: share of the crops that are blurred a little.
         shares: data set -> its share of the draws; the other data sets share the rest equally.
@@ -85,6 +90,9 @@ class CropSampler:
         *,
         normal_share: float = NORMAL_SHARE,
         counterfeit_share: float = 0.0,
+        cover_share: float = 0.0,
+        disguise_share: float = 0.0,
+        inside_share: float = 0.0,
         whole_share: float = 0.0,
         blur_share: float = 0.0,
         shares: Mapping[str, float] | None = None,
@@ -93,6 +101,7 @@ class CropSampler:
         self.rng = np.random.RandomState(seed % 2**32)
         self.size_px = size_px
         self.normal_share, self.counterfeit_share = normal_share, counterfeit_share
+        self.cover_share, self.disguise_share, self.inside_share = cover_share, disguise_share, inside_share
         self.whole_share, self.blur_share = whole_share, blur_share
         self.slices: dict[str, list[LabelledSlice]] = defaultdict(list)
         for each in slices:
@@ -191,13 +200,20 @@ class CropSampler:
         longest = max(mask.shape)
         side_px = self.rng.uniform(*WHOLE_SIDE_SHARE) * longest if is_whole else None
         centre, side_px = square_around(self.rng, mask, longest, side_px=side_px)
+        if self._chance(self.inside_share):
+            half, size = side_px / 2, np.array(mask.shape)
+            centre = np.where(side_px < size, np.clip(centre, half - 0.5, size - half - 0.5), (size - 1) / 2)
         stacked = torch.cat([(chosen.image.expand(3, -1, -1) + 1) / 2, torch.from_numpy(mask)[None].float()])
         image, coverage = cut_square(self.rng, stacked, centre, side_px, self.size_px)
         hard = coverage > 0.5 if bool((coverage > 0.5).any()) else coverage > 0
         text = self._caption(chosen, image, hard, float(mask.mean()), has_lesion)
-        if not has_lesion and self.counterfeit_share > 0 and self.rng.rand() < self.counterfeit_share:
-            image = self._counterfeit(image, hard.float())
-        if self.blur_share > 0 and self.rng.rand() < self.blur_share:
+        if not has_lesion and self._chance(self.counterfeit_share):
+            image = fill(self.rng, image, hard.float(), tissue=self._foreign_tissue, lesion=partial(self._foreign_lesion, chosen.dataset))
+        elif has_lesion and self._chance(self.cover_share):
+            image, has_lesion = cover(self.rng, image, hard.float(), tissue=self._foreign_tissue), False
+        elif has_lesion and self._chance(self.disguise_share):
+            image = disguise(self.rng, image, hard.float())
+        if self._chance(self.blur_share):
             image = blurred(image[None], self.rng.uniform(0.4, 1.3))[0]
         return Crop(image * 2 - 1, hard.float(), text, has_lesion, is_whole, chosen)
 
@@ -213,18 +229,31 @@ class CropSampler:
         attributes = measure(image.mean(0).numpy(), hard[0].numpy(), fraction) if is_measurable else None
         return caption(self.rng, chosen.modality, chosen.anatomy, chosen.finding, attributes)
 
-    def _counterfeit(self, image: Tensor, outline: Tensor) -> Tensor:
-        """Normal tissue (3, S, S) in [0, 1] with a soft outline (1, S, S) filled with itself: blurred, moved, brighter or darker."""
-        rng, filling = self.rng, image
-        kind = rng.randint(3)
-        if kind == 0:
-            filling = blurred(image[None], rng.uniform(1.0, 3.0))[0]
-        elif kind == 1:
-            filling = torch.roll(image, (int(rng.randint(-24, 25)), int(rng.randint(-24, 25))), (1, 2))
-        if kind == 2 or rng.rand() < 0.3:
-            filling = filling + rng.uniform(-0.06, 0.06)
-        soft = blurred(outline[None], rng.uniform(0.7, 2.0))[0]
-        return (image * (1 - soft) + filling * soft).clamp(0, 1)
+    def _chance(self, share: float) -> bool:
+        """An event of this share; without a draw where it never happens."""
+        return share > 0 and self.rng.rand() < share
+
+    def _foreign_tissue(self) -> tuple[Tensor, Tensor]:
+        """Normal tissue of any data set (3, S, S) in [0, 1], and a free shape on it (1, S, S)."""
+        for _ in range(DRAW_TRIES):
+            free = self._free_mask(self.slices[self._dataset()])
+            if free is not None:
+                return self._square(*free)
+        return self._foreign_lesion("")  # the slices have no room for normal tissue
+
+    def _foreign_lesion(self, dataset: str) -> tuple[Tensor, Tensor]:
+        """A lesion of another data set (3, S, S) in [0, 1] and its mask (1, S, S); of this one where there is no other."""
+        for _ in range(DRAW_TRIES):
+            chosen = self.draw_lesion()
+            if chosen.dataset != dataset:
+                break
+        return self._square(chosen, chosen.lesion)
+
+    def _square(self, chosen: LabelledSlice, mask: NDArray[np.bool_]) -> tuple[Tensor, Tensor]:
+        centre, side_px = square_around(self.rng, mask, max(mask.shape))
+        stacked = torch.cat([(chosen.image.expand(3, -1, -1) + 1) / 2, torch.from_numpy(mask)[None].float()])
+        image, coverage = cut_square(self.rng, stacked, centre, side_px, self.size_px)
+        return image, (coverage > 0.5).float()
 
 
 def _chances(names: Sequence[str], shares: Mapping[str, float]) -> NDArray[np.float64]:

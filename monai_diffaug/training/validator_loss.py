@@ -75,11 +75,11 @@ def validator_loss(
     noise = torch.randn(z0.shape, generator=generator).to(z0)
     z_t = segmenter.add_noise(z0, noise, timesteps)
     prediction = segmenter(images, z_t, timesteps)
-    z0hat = segmenter.z0_of(prediction, z_t, timesteps)
+    z0hat = segmenter.z0_of(prediction, z_t, timesteps).float()  # half precision cannot sum the pixels of a mask
     loss = Z0_WEIGHT * F.l1_loss(z0hat, z0)
     if segmenter.prediction_type == "epsilon":
         loss = loss + F.l1_loss(prediction, noise)
     weight, bias = probe
-    read_out = F.conv2d(z0hat, weight.to(z0hat), bias.to(z0hat), padding=1)
+    read_out = F.conv2d(z0hat, weight.to(z0hat), bias.to(z0hat), padding=1).float()
     target = F.adaptive_avg_pool2d(masks, (read_out.shape[-2], read_out.shape[-1]))
     return loss + DICE_WEIGHT * soft_dice_and_entropy(read_out, target)

@@ -15,6 +15,7 @@ from monai_diffaug.models.validator import (
     LatentSegmenter,
     LatentValidator,
     SegmenterValidator,
+    contrast_views,
     cumulative_alphas,
     load_validator,
     save_validator,
@@ -237,3 +238,23 @@ def test_a_prediction_does_not_depend_on_torchs_default_dtype(folder):
     finally:
         torch.set_default_dtype(torch.float32)
     assert torch.equal(got, expected)
+
+
+def test_contrast_views_show_a_faint_lesion_next_to_bone_in_any_brightness():
+    brain = torch.full((1, 3, 32, 32), -0.7)
+    brain[..., :8], brain[..., 24:] = -1.0, 1.0  # background and bone
+    brain[..., 12:16, 12:16] = -0.6
+    dim, bright = contrast_views(brain, (2.0, 8.0)), contrast_views(torch.where(brain.abs() < 1, brain + 0.4, brain), (2.0, 8.0))
+    assert dim.shape == (1, 2, 32, 32) and float((dim - bright)[..., 8:24].abs().max()) < 1e-5
+    assert float(dim[0, 0, 13, 13]) > 0.9 and float(dim[0, 0, 4, 12].abs()) < 1e-5 and float(dim[0, 0, 13, 30]) > 0.99
+
+
+def test_contrast_views_of_nothing_are_finite():
+    black = torch.full((2, 3, 16, 16), -1.0)
+    assert bool(contrast_views(black, (2.0,)).isfinite().all())
+
+
+def test_a_config_without_contrast_views_makes_the_network_that_it_made():
+    older = {name: value for name, value in SMALL.items() if name != "contrast_views"}
+    assert LatentSegmenter(older).condition.conv_in.in_channels == 12
+    assert LatentSegmenter(SMALL).condition.conv_in.in_channels == 20

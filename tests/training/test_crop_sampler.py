@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from monai_diffaug.training import counterfeits
 from monai_diffaug.training.crop_sampler import CropSampler
 from monai_diffaug.training.crops import grown
 from monai_diffaug.training.datalist import read_datalist
@@ -110,12 +111,45 @@ def test_the_masks_of_lesions_are_empty_on_normal_tissue(slices):
     assert torch.equal(batch.lesions.amax((1, 2, 3)) > 0, torch.tensor([crop.has_lesion for crop in batch.crops]))
 
 
-def test_counterfeits_change_normal_tissue_at_the_outline_and_nothing_else(slices):
+def test_counterfeits_change_normal_tissue_at_the_outline_and_nothing_else(slices, monkeypatch):
+    monkeypatch.setattr(counterfeits, "CHANCES", {"flat": 0.5, "relit": 0.5})
+    monkeypatch.setattr(counterfeits, "ASTRAY_SHARE", 0.0)
     plain, counterfeit = (CropSampler(slices, 48, seed=1, normal_share=1.0, counterfeit_share=share).draw() for share in (0.0, 1.0))
     change = (plain.image - counterfeit.image).abs().amax(0)
-    far = torch.nn.functional.max_pool2d(plain.mask, 15, 1, 7)[0] == 0
+    far = torch.nn.functional.max_pool2d(plain.mask, 25, 1, 12)[0] == 0
     assert not plain.has_lesion and torch.equal(plain.mask, counterfeit.mask)
     assert float(change[plain.mask[0] > 0].max()) > 0.02 and float(change[far].max()) < 1e-5
+
+
+def test_foreign_lesions_are_of_another_data_set_and_no_finding(two_sets):
+    sampler = CropSampler(two_sets, 32, seed=0, normal_share=1.0, counterfeit_share=1.0)
+    square, mask = sampler._foreign_lesion("large")
+    assert square.shape == (3, 32, 32) and mask.shape == (1, 32, 32) and 0 < float(mask.mean()) < 1
+    assert not [crop for crop in sampler.draw_batch(20).crops if crop.has_lesion and crop.origin.dataset == "chest"]
+
+
+def test_a_hidden_lesion_is_none_and_a_disguised_one_stays(slices):
+    options = {"normal_share": 0.0, "seed": 3, "size_px": 48}
+    plain = CropSampler(slices, **options).draw()
+    hidden, disguised = CropSampler(slices, cover_share=1.0, **options).draw(), CropSampler(slices, disguise_share=1.0, **options).draw()
+    assert plain.has_lesion and disguised.has_lesion and not hidden.has_lesion
+    inside = plain.mask > 0
+    for changed in (hidden, disguised):
+        assert torch.equal(changed.mask, plain.mask)
+        assert float((changed.image - plain.image).mean(0, keepdim=True)[inside].abs().mean()) > 0.005
+
+
+def test_crops_are_moved_into_the_slice():
+    ramp = torch.linspace(-1, 1, 72).expand(1, 72, 72)
+    corner = np.zeros((72, 72), bool)
+    corner[:12, :12] = True
+    slices = [LabelledSlice(ramp, corner, corner, "mass", "ct", "brain", "", "")]
+    offsets = {}
+    for share in (0.0, 1.0):
+        sampler = CropSampler(slices, 32, seed=0, normal_share=0.0, inside_share=share)
+        masks = sampler.draw_batch(20).masks
+        offsets[share] = float(masks[..., :16, :].sum() / masks.sum())
+    assert offsets[1.0] > offsets[0.0] + 0.05  # the square ends at the border, so that the lesion lies in its upper half
 
 
 def test_blurred_crops_have_less_texture(slices):

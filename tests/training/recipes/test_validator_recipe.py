@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from monai_diffaug.models.registry import ModelSpec, spec_of
-from monai_diffaug.models.validator import load_validator
+from monai_diffaug.models.validator import TINY_CONFIG, LatentSegmenter, load_validator
 from monai_diffaug.training.datalist import read_datalist
 from monai_diffaug.training.labelled_slices import load_slices
 from monai_diffaug.training.loop import fine_tune
+from monai_diffaug.training.recipes import validator_recipe as recipe_module
 from monai_diffaug.training.recipes.vae_recipe import load_vae
-from monai_diffaug.training.recipes.validator_recipe import ValidatorRecipe
+from monai_diffaug.training.recipes.validator_recipe import ValidatorRecipe, with_views
 from monai_diffaug.training.run_settings import FineTuneSettings, TrainingInputError
 
 SETTINGS = FineTuneSettings(minutes=None, steps=2, batch_size=2, pictures=1)
@@ -87,3 +88,39 @@ def test_another_kind_of_validator_is_refused_by_the_one_check(slices):
     other = torch.nn.Identity()
     with pytest.raises(ValueError, match="is no latent validator; give 'tiny'"):
         ValidatorRecipe(FineTuneSettings(model=spec_of("validator", other).source), slices)
+
+
+def test_contrast_views_are_added_without_a_change_of_the_prediction():
+    older = LatentSegmenter({name: value for name, value in TINY_CONFIG.items() if name != "contrast_views"}).eval()
+    wider = with_views(older).eval()
+    assert wider.views == tuple(TINY_CONFIG["contrast_views"]) and with_views(wider) is wider
+    images, noise = torch.rand(2, 3, 64, 64), torch.randn(2, 4, 16, 16)
+    steps = torch.tensor([999, 10])
+    with torch.no_grad():
+        assert torch.allclose(older(images, noise, steps), wider(images, noise, steps), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [0, 1, 2])
+@pytest.mark.slow
+def test_lesions_stay_when_they_are_decoded_and_are_none_when_they_are_repainted(slices, kind, monkeypatch):
+    recipe = ValidatorRecipe(SETTINGS, slices)
+    recipe.reseed(0)
+    recipe.crops.normal_share = recipe.crops.cover_share = 0.0
+    batch = recipe.crops.draw_batch(2)
+    monkeypatch.setattr(recipe_module, "ERASING_STEPS", 2)
+    monkeypatch.setattr(recipe_module, "KIND_SHARES", tuple(float(i == kind) for i in range(3)))
+    images, lesions = recipe._edited(batch)
+    assert images.shape == batch.images.shape and images.dtype == torch.float32 and float(images.abs().max()) <= 1
+    assert torch.equal(lesions, batch.lesions if kind == 0 else torch.zeros_like(lesions))
+    far = torch.nn.functional.max_pool2d(batch.hidden, 17, 1, 8) == 0
+    change = (images - batch.images).abs().amax(1, keepdim=True)
+    assert float(change[far].max()) < 1e-5 and float(change[batch.hidden > 0].mean()) > 0.005
+
+
+@pytest.mark.slow
+def test_edited_crops_take_their_share_of_a_batch(slices, monkeypatch):
+    monkeypatch.setattr(recipe_module, "EDITED_FIRST", 2)
+    monkeypatch.setattr(recipe_module, "KIND_SHARES", (1.0, 0.0, 0.0))
+    recipe = ValidatorRecipe(replace(SETTINGS, batch_size=4), slices)
+    recipe.reseed(0)
+    assert float(recipe.loss().detach()) > 0 and recipe.edited is not None
