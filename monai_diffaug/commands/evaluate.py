@@ -18,6 +18,7 @@ STUDIES = {
     "edges": ("monai_diffaug.studies.edge_control", "how well a ControlNet's edges are obeyed"),
     "prompts": ("monai_diffaug.studies.prompt_obedience", "whether the findings of the prompts are what is painted"),
     "validator": ("monai_diffaug.studies.acceptance", "what the validator accepts of good and of deliberately bad samples"),
+    "judge": ("monai_diffaug.studies.judge", "validators on real lesions and on fakes: Dice, false alarms, acceptance by modality"),
     "semantic": ("monai_diffaug.studies.semantic_features", "what the semantic controller predicts, and repainting with and without it"),
     "distribution": ("monai_diffaug.studies.distribution", "KID and FID of painted to real lesions"),
     "memorisation": ("monai_diffaug.studies.memorisation", "the training lesion nearest to each painted one; the guard against copies"),
