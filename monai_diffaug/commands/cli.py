@@ -11,6 +11,7 @@ from typing import NoReturn
 from monai_diffaug.commands import audit, augment, bundle, demo, evaluate, export, generate, info, train, write_report
 from monai_diffaug.commands import build_lesion_bank as lesion_bank
 from monai_diffaug.commands.arguments import WrongInputError
+from monai_diffaug.files.stop_signal import sigterm_ends
 
 __all__ = ["main"]
 
@@ -26,14 +27,15 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code is 0, 2 for wrong input, 1 when a file cannot be written, 130 after Ctrl-C."""
+    """Run one command; the exit code is 0, 2 for wrong input, 1 when a file cannot be written, 130 after Ctrl-C, 143 after SIGTERM."""
     parser = _build_parser()
     try:
         options = parser.parse_args(argv)
         level = logging.INFO if options.verbose else logging.ERROR if options.quiet else logging.WARNING
         logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
         run = options.run
-        return int(run(options))
+        with sigterm_ends():
+            return int(run(options))
     except KeyboardInterrupt:
         return _fail("interrupted; no unfinished file is left", INTERRUPTED)
     except WrongInputError as error:

@@ -25,6 +25,7 @@ from monai_diffaug.files.image_file import write_picture
 from monai_diffaug.files.picture import Picture, output_suffix
 from monai_diffaug.files.picture_tensor import array_of, model_values, tensor_on_grid
 from monai_diffaug.files.preview import draw_preview
+from monai_diffaug.files.stop_signal import without_interruption
 from monai_diffaug.files.whole_file import content_hash, whole_file
 from monai_diffaug.geometry.slices import slice_plane, to_slices
 from monai_diffaug.masks.label_file import write_label
@@ -48,7 +49,7 @@ class EditSettings:
     window: tuple[float, float] | None = None
     plane: str = "axial"
     num_inference_steps: int = 12
-    guidance_scale: float = 3.0
+    guidance_scale: float | None = None
     strength: float = 1.0
     noise_rho: float = 0.0
     min_contrast: float = 0.0
@@ -242,6 +243,8 @@ def write_edit(
             hashes[path.name] = content_hash(part)
         text = json.dumps({"record": result.record, "figures": figures, **details, "files": [*hashes], "sha256": hashes}, indent=2)
         record_part.write_text(text + "\n", encoding="utf-8")
+        with without_interruption():  # image and record get their names together
+            stack.pop_all().close()
     return [*writers, record]
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -91,6 +93,37 @@ def test_an_interrupted_command_leaves_the_whole_earlier_result(tmp_path, random
     monkeypatch.setattr("monai_diffaug.commands.edit_file.content_hash", interrupted)
     assert main(command(scan, out, random_inpainter, "--seed", "5")) == 130
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+@pytest.mark.parametrize("moment", ["part file", "between the renames"])
+def test_sigterm_leaves_no_part_file_and_image_and_record_belong_together(tmp_path, random_inpainter, monkeypatch, moment) -> None:
+    scan, out = write_scan(tmp_path / "in", 0), tmp_path / "out"
+    assert main(command(scan, out, random_inpainter)) == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    sent = []
+
+    def send(usual):
+        def act(*arguments, **options):
+            result = usual(*arguments, **options)
+            is_inner = len(arguments) == 2 and arguments[1].name.startswith(".")  # the writer of one file renames too
+            if not sent and not is_inner and any(path.name.startswith(".") for path in out.iterdir()):
+                sent.append(True)
+                os.kill(os.getpid(), signal.SIGTERM)
+            return result
+
+        return act
+
+    if moment == "part file":
+        monkeypatch.setattr("monai_diffaug.commands.edit_file.content_hash", send(content_hash))
+    else:
+        monkeypatch.setattr(Path, "replace", send(Path.replace))
+    with pytest.raises(SystemExit) as raised:
+        main(command(scan, out, random_inpainter, "--seed", "5"))
+    assert raised.value.code == 143 and sent
+    after = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert after.keys() == before.keys() and (after == before) == (moment == "part file")
+    record = json.loads(after["scan_diffaug.json"])
+    assert all(content_hash(out / name) == digest for name, digest in record["sha256"].items())
 
 
 @pytest.mark.parametrize("flag", [(), ("--overwrite",)])
