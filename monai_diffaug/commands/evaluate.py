@@ -20,6 +20,7 @@ STUDIES = {
     "validator": ("monai_diffaug.studies.acceptance", "what the validator accepts of good and of deliberately bad samples"),
     "judge": ("monai_diffaug.studies.judge", "validators on real lesions and on fakes: Dice, false alarms, acceptance by modality"),
     "semantic": ("monai_diffaug.studies.semantic_features", "what the semantic controller predicts, and repainting with and without it"),
+    "erase": ("monai_diffaug.studies.erased_lesions", "whether erased lesions are gone, for the validator"),
     "distribution": ("monai_diffaug.studies.distribution", "KID and FID of painted to real lesions"),
     "memorisation": ("monai_diffaug.studies.memorisation", "the training lesion nearest to each painted one; the guard against copies"),
     "latent-screen": ("monai_diffaug.studies.screen_savings", "what refusing candidates by their latents saves, and what it costs"),

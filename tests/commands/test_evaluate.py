@@ -16,6 +16,7 @@ FEW = {
     "prompts": ["--n", "2", "--classifier-steps", "1"],
     "validator": ["--n", "2"],
     "judge": ["--n", "1"],
+    "erase": ["--n", "1", "--max-tries", "1"],
     "distribution": ["--n", "3"],
     "memorisation": ["--n", "2", "--copies", "1"],
     "semantic": ["--n", "2", "--repaint", "1", "--seeds", "1", "--training-crops", "2"],
@@ -30,6 +31,7 @@ PRINTED = {
     "prompts": "classified as prompted",
     "validator": "no lesion at all",
     "judge": "AUC, real against flat patch",
+    "erase": "nothing after",
     "distribution": "KID (± over halves)",
     "memorisation": "turned by 90 degrees",
     "semantic": "with - without",
@@ -37,7 +39,7 @@ PRINTED = {
     "continuity": "noise rho",
     "downstream": "| copy_paste | 6 | 2 | 1 |",
 }
-RANDOM = ("local-noise", "seam", "prompts", "distribution", "memorisation", "continuity")  # the others need networks that fit each other
+RANDOM = ("local-noise", "seam", "erase", "prompts", "distribution", "memorisation", "continuity")  # the others need networks that fit each other
 ONE_STEP = (*RANDOM, "edges", "semantic", "latent-screen")
 
 
