@@ -53,9 +53,10 @@ def read_records(folder: Path) -> tuple[list[JobRecord], list[Fault]]:
         except (OSError, RecordError) as error:
             faults.append(Fault("record", place.name, one_line(error)))
         else:
-            if record.job != place.name:
+            if record.job == place.name:
+                records.append(record)
+            else:
                 faults.append(Fault("record", place.name, f"the record is of another job, {record.job}"))
-            records.append(record)
     return records, faults
 
 

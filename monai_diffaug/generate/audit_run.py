@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from monai_diffaug.generate.audit_copies import CopyCheck, near_copies, same_bytes
@@ -18,7 +18,7 @@ from monai_diffaug.generate.audit_files import (
     source_faults,
 )
 from monai_diffaug.generate.audit_leaks import export_leaks, run_leaks
-from monai_diffaug.generate.export_cases import TRAINING, ExportError, datalist_of, read_cases
+from monai_diffaug.generate.export_cases import TRAINING, ExportError, LeakError, datalist_of, read_cases
 from monai_diffaug.generate.run_folder import Run, read_settings
 from monai_diffaug.generate.source_images import DatalistError, read_sources
 
@@ -90,10 +90,14 @@ def audit_run(
         notes.append(f"sources and splits are not checked: {error}")
     else:
         try:
-            read_cases(run, path, section=section)
+            read_cases(replace(run, records=()), path, section=section)
+        except LeakError as error:
+            faults.append(Fault("leak", path.name, str(error)))
         except ExportError as error:
-            kind = "leak" if "group" in str(error) else "record"
-            faults.append(Fault(kind, path.name, str(error)))
+            notes.append(f"the folds are not checked: {error}")
+        absent = {record.source_id for record in records} - sources.keys()
+        text = f"not in {path.name}; if it was withdrawn, remove its results with --withdraw"
+        faults += [Fault("source", id_, text) for id_ in sorted(absent)]
     faults += record_faults(run, sources.values())
     for record in records:
         before = len(faults)

@@ -14,7 +14,7 @@ from monai_diffaug.generate.jobs import job_name
 from monai_diffaug.generate.run_folder import Run
 from monai_diffaug.prompts import NORMAL
 
-__all__ = ["Case", "CaseTable", "ExportError", "datalist_of", "read_cases", "source_of_donor"]
+__all__ = ["Case", "CaseTable", "ExportError", "LeakError", "datalist_of", "read_cases", "source_of_donor"]
 
 TRAINING, VALIDATION = "training", "validation"
 DEFAULT_FOLDS = 5  # as nnU-Net
@@ -22,6 +22,10 @@ DEFAULT_FOLDS = 5  # as nnU-Net
 
 class ExportError(ValueError):
     """A run cannot be exported as requested; the message says why and what to do."""
+
+
+class LeakError(ExportError):
+    """A group of the datalist is in several folds or lists."""
 
 
 @dataclass(frozen=True)
@@ -268,22 +272,21 @@ def _fold_of(rows: Sequence[tuple[str, Mapping[str, Any]]], content: Mapping[str
     """Group -> fold, from the entries, from the list "validation", or spread."""
     dataset = str(content.get("dataset", ""))
     groups = [_group_of(row, f"{path}, {where}", dataset) for where, row in rows]
+    has_folds, validates = _has_folds(rows, path), [where.startswith(VALIDATION) for where, _ in rows]
     try:
-        if _has_folds(rows, path):
+        if has_folds:
             fold_of = one_fold_each((group, int(row["fold"])) for group, (_, row) in zip(groups, rows, strict=True))
-        elif any(where.startswith(VALIDATION) for where, _ in rows):
-            fold_of = one_fold_each(
-                (group, 0 if where.startswith(VALIDATION) else None) for group, (where, _) in zip(groups, rows, strict=True)
-            )
+        elif any(validates):
+            fold_of = one_fold_each((group, 0 if last else None) for group, last in zip(groups, validates, strict=True))
         else:
             fold_of = assign_folds(groups, count)
     except ValueError as error:
-        raise ExportError(f"{path}: {error}") from error
+        raise (LeakError if has_folds or any(validates) else ExportError)(f"{path}: {error}") from error
     used = {where.split("[")[0] for where, _ in rows}
     for key in content.keys() - used:
         both = [row for row in _dictionaries(content[key]) if _group_of(row, key, dataset) in fold_of]
         if both:
-            raise ExportError(
+            raise LeakError(
                 f"{path}: the group {_group_of(both[0], key, dataset)!r} is in the list {key!r} and in {' and '.join(sorted(used))}; "
                 "a test on it would not be independent of the training; take it out of one list"
             )

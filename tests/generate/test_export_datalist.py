@@ -53,8 +53,8 @@ def test_auto3dseg_takes_the_list_of_a_fold_as_one_fold(tmp_path, caplog):
     runner.data_src_cfg = {}
     assert runner.inspect_datalist_folds(str(out / "fold_1.json")) == 1
     training, validation = datafold_read(str(out / "fold_1.json"), str(out), fold=0)
-    assert [item["case"] for item in validation] == [item["case"] for item in before["validation"]]
-    assert [item["case"] for item in training] == [item["case"] for item in before["training"]]
+    for items, key in ((validation, "validation"), (training, "training")):
+        assert [item["image"] for item in items] == [item["image"] for item in before[key]]
 
 
 def test_a_normal_image_has_a_blank_label_and_nothing_else_is_written(tmp_path):
