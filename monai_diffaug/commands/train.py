@@ -85,7 +85,10 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     sources = parser.add_argument_group("other models, which stay as they are; default tiny, the embedded ones")
     sources.add_argument(
-        "--inpainter", default="tiny", metavar="SOURCE", help="controlnet, semantic-controller, latent-screen: the inpainter they are for"
+        "--inpainter",
+        default="tiny",
+        metavar="SOURCE",
+        help="controlnet, semantic-controller, latent-screen: the inpainter they are for; validator: the one whose faulty edits it refuses",
     )
     sources.add_argument("--vae", default="tiny", metavar="SOURCE", help="inpaint, validator with fresh weights: their autoencoder")
     sources.add_argument(
@@ -186,7 +189,8 @@ def _settings(options: argparse.Namespace, device: str) -> FineTuneSettings:
     from monai_diffaug.training.run_settings import FineTuneSettings
 
     values = {field.name: getattr(options, field.name) for field in fields(FineTuneSettings) if hasattr(options, field.name)}
-    values["model"] = options.model or ("tiny" if options.inpainter == options.encoder == "tiny" else "fresh")
+    is_for_others = options.recipe != "validator" and not options.inpainter == options.encoder == "tiny"
+    values["model"] = options.model or ("fresh" if is_for_others else "tiny")
     values["minutes"] = None if options.steps else options.minutes or DEFAULT_MINUTES
     return FineTuneSettings(**{**values, "device": device, "shares": dict(options.share)})
 

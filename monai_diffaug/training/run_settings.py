@@ -48,7 +48,8 @@ class FineTuneSettings:
     decoder: bool | None = None  # inpaint: train the autoencoder's decoder too; None where a small model reproduces the images badly
     freeze_encoder: bool = False  # vae, medsam: train the decoder alone
     texture_weight: float = 0.0  # vae, inpaint: weight of the ``texture_loss`` of the autoencoder's decoder, e.g. 0.15
-    inpainter: str = "tiny"  # controlnet, semantic-controller, latent-screen: source of the inpainter that the model is for
+    inpainter: str = "tiny"  # controlnet, semantic-controller, latent-screen: source of the inpainter that the model is for;
+    # validator: source of the one whose faulty edits it learns to refuse
     vae: str = "tiny"  # inpaint, validator, with fresh weights: source of the autoencoder on whose latents they work
     encoder: str = "tiny"  # semantic-controller with fresh weights: source of the MedSAM whose features it predicts
     validator: str = "tiny"  # latent-screen: source of the validator whose verdicts it learns

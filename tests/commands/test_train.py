@@ -132,6 +132,7 @@ def test_a_network_for_another_inpainter_starts_fresh_unless_a_model_is_given():
     common = ("controlnet", "--data", "d.json", "--out", "o", "--inpainter", "other")
     assert train._settings(options(*common), "cpu").model == "fresh"
     assert train._settings(options(*common, "--model", "mine"), "cpu").model == "mine"
+    assert train._settings(options("validator", *common[1:]), "cpu").model == "tiny"  # it learns from the inpainter's edits alone
 
 
 @pytest.mark.slow
