@@ -82,7 +82,7 @@ def _erased(
     margin_mm: float,
     max_tries: int,
 ) -> Erasure:
-    options = {"margin_mm": margin_mm, "model": painter.transform(window=(0.0, 255.0))}
+    options: dict[str, Any] = {"margin_mm": margin_mm, "model": painter.transform(window=(0.0, 255.0))}
     prompt = lesion.prompt_for(NORMAL)
     retrying = EraseLesion(prompt, validator=judge, max_tries=max_tries, **options)
     region = retrying.region(lesion.mask)
