@@ -350,7 +350,7 @@ def test_a_box_on_a_picture_is_outlined_by_medsam_and_the_outline_alone_changes(
     picture[(rows - 30) ** 2 + (columns - 34) ** 2 < 12**2] = 200
     Image.fromarray(picture).save(inputs / "disc.png")
     out = inputs.parent / "out"
-    arguments = ["augment", str(inputs / "disc.png"), "--box", "20,16,48,44", "--prompt", "polyp", "--out", str(out)]
+    arguments = ["augment", str(inputs / "disc.png"), "--box", "20,16,48,44", "--prompt", "polyp", "--out", str(out), "--yes"]
     assert main([*arguments, "--model", random_inpainter, *QUICK, "--validate"]) == 0
     mask = np.asarray(Image.open(out / "disc_diffaug_mask.png")) > 0
     disc = picture > 100
