@@ -37,7 +37,7 @@ RECIPES: dict[str, tuple[str, str]] = {
     "inpaint": ("monai_diffaug.training.recipes.inpaint_recipe:InpaintRecipe", "the model that repaints lesions"),
     "few-steps": (
         "monai_diffaug.training.recipes.few_steps_recipe:FewStepsRecipe",
-        "a student of --model that repaints in --student-steps steps without guidance",
+        "a student of --model that repaints in few steps without guidance",
     ),
     "controlnet": (
         "monai_diffaug.training.recipes.controlnet_recipe:ControlNetRecipe",
@@ -242,7 +242,7 @@ def _used_as(options: argparse.Namespace) -> str:
         "semantic-controller": f"options=InpaintOptions(control=SemanticController({source}))",
         "latent-screen": f"screen={source}",
         "vae": f"--vae {options.out}",
-        "few-steps": f"model={source}, num_inference_steps={options.student_steps}, guidance_scale=1",
+        "few-steps": f"model={source}, num_inference_steps={options.student_steps}",
     }.get(options.recipe, f"model={source}")
 
 

@@ -18,6 +18,7 @@ from monai_diffaug.models.compiled import compile_regions
 from monai_diffaug.models.cuda_graphs import GraphedDenoiser
 from monai_diffaug.models.folder_slots import build_scheduler_of, check_slot
 from monai_diffaug.models.lean_unet import lean_unet
+from monai_diffaug.models.painting import Painting, read_paintings
 from monai_diffaug.models.registry import ModelSpec, live_object, shared_model
 from monai_diffaug.models.sources import load_pretrained, load_tokenizer, locate, require_files
 from monai_diffaug.sampling.inpaint_latents import Denoiser
@@ -49,6 +50,7 @@ class Inpainter:
         tokenizer: its tokenizer.
         scheduler: any diffusers scheduler; copied at each use, as schedulers have a state.
         graphs: replays the UNet as CUDA graphs (``compile=True`` on a GPU); None calls the UNet itself.
+        paintings: settings that the model paints best with, by modality; see ``monai_diffaug.models.painting``.
 
     Raises:
         ValueError: a UNet with other than 4 or 9 input channels, with conditions other than text, or made for another text encoder.
@@ -60,6 +62,7 @@ class Inpainter:
     tokenizer: Any
     scheduler: Any
     graphs: GraphedDenoiser | None = None
+    paintings: Mapping[str, Painting] = field(default_factory=dict)
     _prompts: OrderedDict[str, Tensor] = field(default_factory=OrderedDict, repr=False)
 
     def __post_init__(self) -> None:
@@ -280,4 +283,5 @@ def _load_folder(folder: Path, dtype: torch.dtype, device: torch.device) -> Inpa
     unet = load_pretrained(UNet2DConditionModel, folder / "unet", torch_dtype=dtype)
     text_encoder = load_pretrained(CLIPTextModel, folder / "text_encoder").to(dtype)  # the keyword's name differs between versions
     tokenizer = load_tokenizer(CLIPTokenizer, folder / "tokenizer")
-    return Inpainter(vae.to(device), unet.to(device), text_encoder.to(device), tokenizer, build_scheduler_of(folder / PARTS["scheduler"]))
+    parts = (vae.to(device), unet.to(device), text_encoder.to(device), tokenizer, build_scheduler_of(folder / PARTS["scheduler"]))
+    return Inpainter(*parts, paintings=read_paintings(folder))

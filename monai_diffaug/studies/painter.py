@@ -27,7 +27,7 @@ class Painter:
 
     model: Any = "tiny"  # source of the inpainter, or a live one
     num_inference_steps: int = 12
-    guidance_scale: float = 3.0
+    guidance_scale: float | None = None  # None leaves it to the model
     seed: int = 0  # of the first edit; the others follow
 
     @classmethod
@@ -36,7 +36,8 @@ class Painter:
         return cls(options.model, options.num_inference_steps, options.guidance_scale, options.seed)
 
     def __str__(self) -> str:
-        return f"seed {self.seed}, {self.num_inference_steps} steps, guidance {self.guidance_scale:g}"
+        guidance = "of the model" if self.guidance_scale is None else f"{self.guidance_scale:g}"
+        return f"seed {self.seed}, {self.num_inference_steps} steps, guidance {guidance}"
 
     def transform(self, options: InpaintOptions | None = None, **settings: Any) -> DiffusionLocalInpaint:
         """The transform with these settings, and the given ones."""

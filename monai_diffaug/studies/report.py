@@ -29,7 +29,7 @@ def study_parser(
     model: str | None = "inpainter",
     repaints: bool = True,
     seed: bool = True,
-    guidance_scale: float = 3.0,
+    guidance_scale: float | None = None,
     out: str = "write the figures as JSON",
 ) -> argparse.ArgumentParser:
     """A parser with the options of all studies.
@@ -45,7 +45,8 @@ def study_parser(
         parser.add_argument("--model", default="tiny", metavar="SOURCE", help=f"source of the {model}; default tiny, the embedded one")
     if repaints:
         parser.add_argument("--num-inference-steps", type=int, default=12, metavar="N")
-        parser.add_argument("--guidance-scale", type=float, default=guidance_scale, metavar="X", help="default %(default)s")
+        given = "by the model" if guidance_scale is None else f"{guidance_scale:g}"
+        parser.add_argument("--guidance-scale", type=float, default=guidance_scale, metavar="X", help=f"default {given}")
     if seed:
         parser.add_argument("--seed", type=int, default=0, metavar="N")
     parser.add_argument("--out", type=Path, metavar="PATH", help=out)

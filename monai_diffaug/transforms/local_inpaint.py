@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from monai_diffaug.edit.decode import Outcome, decode
 from monai_diffaug.edit.denoise import Candidate, Look, Models, denoise, soft_region
+from monai_diffaug.edit.model_defaults import with_model_defaults
 from monai_diffaug.edit.options import ControlNet, InpaintOptions, RepaintSettings, check_group
 from monai_diffaug.edit.record import DiffAugRecord
 from monai_diffaug.edit.request import Edit, PendingEdit, Prompt, Request, finish_request, open_request, prompt_text
@@ -37,7 +38,9 @@ class DiffusionLocalInpaint(SeededTransform):
         model: "tiny" (embedded), a local diffusers folder, a hub id "org/name@revision", or a live pipeline.
         strength: share of the noise schedule that is run, in (0, 1]; 1 starts from pure noise.
         num_inference_steps: steps of a full run.
-        guidance_scale: scale of classifier-free guidance; <= 1 switches it off and halves the work of the UNet.
+        guidance_scale: scale of classifier-free guidance; <= 1 switches it off and halves the work of the UNet. None leaves it to the
+            model, as do ``guidance_interval``, ``Noise(gain)`` and ``Noise(acquisition)``: the embedded model, and what is trained from it,
+            has a value for each modality that a prompt can begin with; other models get 3, (0, 1), 0 and False.
         negative_prompt: text of the unconditional branch.
         window: intensity range that the model sees, in the unit of the image, e.g. (-160, 240) HU. None takes the 0.5 and 99.5
             percentiles of the image (0 to 255 for uint8).
@@ -68,7 +71,7 @@ class DiffusionLocalInpaint(SeededTransform):
         *,
         strength: float = 1.0,
         num_inference_steps: int = 12,
-        guidance_scale: float = 3.0,
+        guidance_scale: float | None = None,
         negative_prompt: str = "",
         window: Sequence[float] | None = None,
         plane: str = "axial",
@@ -231,7 +234,8 @@ class DiffusionLocalInpaint(SeededTransform):
         if not any(stack.indices for stack in stacks):
             return [Outcome(None, 0, "empty mask")] * len(stacks)
         try:
-            return denoise(self._models(stacks[0].slices.device), stacks, self.settings, look)
+            models = self._models(stacks[0].slices.device)
+            return self._by_settings(stacks, models.inpainter, lambda some, settings: denoise(models, some, settings, look))
         except (ValueError, RuntimeError, OSError) as error:
             return [self._failed(error)] * len(stacks)
 
@@ -240,9 +244,23 @@ class DiffusionLocalInpaint(SeededTransform):
         if not candidates:
             return []
         try:
-            return decode(self.inpainter_on(candidates[0].stack.slices.device), candidates, self.settings)
+            model = self.inpainter_on(candidates[0].stack.slices.device)
+            stacks = [candidate.stack for candidate in candidates]
+            return self._by_settings(stacks, model, lambda some, settings: decode(model, some, settings), candidates)
         except (ValueError, RuntimeError, OSError) as error:
             return [self._failed(error)] * len(candidates)
+
+    def _by_settings(
+        self, stacks: list[Stack], model: Inpainter, run: Callable[[list[Any], RepaintSettings], list[Any]], items: list[Any] | None = None
+    ) -> list[Any]:
+        """Results of ``run`` for the items of all stacks, in their order: one call for each modality whose defaults differ."""
+        chosen = [with_model_defaults(self.settings, model, stack.prompt) for stack in stacks]
+        items, results = stacks if items is None else items, [None] * len(stacks)
+        for settings in dict.fromkeys(chosen):
+            rows = [i for i, each in enumerate(chosen) if each == settings]
+            for i, result in zip(rows, run([items[i] for i in rows], settings), strict=True):
+                results[i] = result
+        return results
 
     def _models(self, device: torch.device) -> Models:
         """The networks, those that steer with the device and type of the inpainter."""

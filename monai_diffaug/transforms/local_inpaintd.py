@@ -62,7 +62,7 @@ class DiffusionLocalInpaintd(SeededTransform, MapTransform):
         model: Any = "tiny",
         strength: float = 1.0,
         num_inference_steps: int = 12,
-        guidance_scale: float = 3.0,
+        guidance_scale: float | None = None,
         negative_prompt: str = "",
         window: Sequence[float] | None = None,
         plane: str = "axial",

@@ -200,7 +200,7 @@ def test_bicubic_resampling_and_less_context_change_the_edit_and_nothing_outside
     image, mask = picture((160, 180)), torch.zeros(1, 160, 180)
     mask[:, 30:110, 40:100] = 1
     edits = []
-    for region in (Region(), Region(resample="bicubic"), Region(resample="bicubic", least_context=1.2)):
+    for region in (Region(least_context=None, resample="bilinear"), Region(least_context=None), Region(least_context=1.2)):
         transform = DiffusionLocalInpaint(**fast, options=InpaintOptions(region=region, soft_edge=SoftEdge(width_px_at_512=16)))
         result, soft = transform.apply(image, mask, PROMPT, seed=4).image, transform.soft_region(image, mask)
         assert torch.equal(result[soft == 0], image[soft == 0])

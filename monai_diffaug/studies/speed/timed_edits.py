@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from monai_diffaug.edit.options import InpaintOptions, Region, Run, SoftEdge
+from monai_diffaug.edit.options import InpaintOptions, Noise, Region, Run, SoftEdge
 from monai_diffaug.geometry.slices import slice_plane, to_slices, touched
 from monai_diffaug.models.inpainter import Inpainter
 from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaint
@@ -90,6 +90,8 @@ class EditSettings:
             guidance_scale=self.guidance_scale,
             window=GREY,
             options=InpaintOptions(
+                noise=Noise(gain=0.0, acquisition=False),
+                guidance_interval=(0.0, 1.0),
                 soft_edge=SoftEdge(width_px_at_512=0.0),
                 run=Run(slice_batch_size=self.batch_size),
                 region=Region(whole_slice=whole_slice),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from monai_diffaug.models.inpainter import load_inpainter
+from monai_diffaug.models.painting import PLAIN, Painting
 from monai_diffaug.models.registry import ModelSpec
 from monai_diffaug.sampling.step import clean_and_noise
 from monai_diffaug.training.captions import with_dropout
@@ -34,8 +37,8 @@ class FewStepsRecipe(InpaintRecipe):
     learns the velocity that leads there in one step. Pixels under the mask count twice. The student keeps text encoder and autoencoder of
     the model; its scheduler is DDIM with "trailing" spacing.
 
-    A student is run with the settings that it was trained for: ``num_inference_steps`` = ``settings.student_steps`` and
-    ``guidance_scale=1``::
+    A student is run with the steps that it was trained for, ``num_inference_steps`` = ``settings.student_steps``; its folder says that it
+    needs no guidance::
 
         monai-diffaug train few-steps --data datalist.json --model my_model --student-steps 4 --out my_student
 
@@ -74,6 +77,12 @@ class FewStepsRecipe(InpaintRecipe):
         self.teacher = deepcopy(self.model.unet).eval().requires_grad_(False)
         self.model.unet.requires_grad_(True)
         self.modules, self.rate = {"unet": self.model.unet}, RATE
+
+    @property
+    def paintings(self) -> Mapping[str, Painting]:
+        """Those of the teacher, without guidance."""
+        taught = {"default": PLAIN, **self.model.paintings}
+        return {modality: replace(each, guidance_scale=1.0) for modality, each in taught.items()}
 
     def loss(self, progress: float = 0.0) -> Tensor:
         (latents, mask, masked, *_), captions = self.ring.batch(self.settings.batch_size)

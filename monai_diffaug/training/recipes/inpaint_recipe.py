@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from copy import copy
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from monai_diffaug.models.inpainter import load_inpainter
+from monai_diffaug.models.painting import Painting, write_paintings
 from monai_diffaug.models.portable_folder import make_portable
 from monai_diffaug.models.progress_bars import without_progress_bars
 from monai_diffaug.models.registry import ModelSpec
@@ -85,6 +87,11 @@ class InpaintRecipe(Recipe):
         if self.trains_decoder:
             self.modules = {**self.modules, **decoder_modules(self.model)}
 
+    @property
+    def paintings(self) -> Mapping[str, Painting]:
+        """Settings that the written model paints best with."""
+        return self.model.paintings
+
     def _needs_decoder(self, is_small: bool) -> bool:
         """True for a small model whose decoder does not know the images; with LoRA and for a large one the user has to say so."""
         if not is_poor(self.model, self.sampler(self.settings.seed)):
@@ -142,6 +149,7 @@ class InpaintRecipe(Recipe):
         )
         with without_progress_bars():
             pipeline.save_pretrained(folder, safe_serialization=True)
+        write_paintings(folder, self.paintings)
         make_portable(folder)
         if self.adapters:
             self._write_adapter(pipeline_class, folder)
