@@ -102,7 +102,8 @@ class Blend:
         match: "rim": the mean of the tissue around the lesion is brought to that of the new place, and the ends of the image's window to
             those of the other image, linearly in between: black stays black. "spread": mean and standard deviation of the tissue around
             the lesion; "none".
-        join: "gradient": the join is continuous (Poisson); "soft": a soft edge.
+        join: "gradient": brightness is carried over from the new surround, so that the join is continuous (Poisson), under a soft edge;
+            "soft": the soft edge alone, which keeps more of the donor's own shading.
         margin: width of the donor's own surround that is pasted along with the lesion, in longer sides of the lesion.
         keep_detail: put back the fine detail that the model's autoencoder loses, so that only the sampler changes the lesion.
 

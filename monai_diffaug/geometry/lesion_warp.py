@@ -46,7 +46,14 @@ class WarpedLesion(NamedTuple):
 
 
 def warp_lesion(
-    pixels: NDArray[Any], mask: NDArray[np.uint8], spacing_mm: Spacing, target_mm: Spacing, warp: Warp, margin_px: int = 0
+    pixels: NDArray[Any],
+    mask: NDArray[np.uint8],
+    spacing_mm: Spacing,
+    target_mm: Spacing,
+    warp: Warp,
+    margin_px: int = 0,
+    *,
+    one_slice: bool = False,
 ) -> WarpedLesion:
     """Resample a lesion to the spacing of another image.
 
@@ -57,6 +64,7 @@ def warp_lesion(
         target_mm: the same of the other image.
         warp: mirroring, rotation, scale and deformation.
         margin_px: surround on each side of the result, in pixels of the target.
+        one_slice: the target is a 2-D image: the result has one slice, the middle one.
 
     >>> mask = np.zeros((4, 20, 20), np.uint8)
     >>> mask[:, 5:15, 8:12] = 1
@@ -69,7 +77,7 @@ def warp_lesion(
     lesion = mask == 1
     indices, reach_mm, longer_mm = _centre(lesion, spacing_mm)
     bend_mm = 0.0 if warp.bend is None else float(np.abs(warp.bend).max()) * longer_mm
-    count = max(1, round(len(mask) * spacing_mm[0] * warp.scale / target_mm[0]))
+    count = 1 if one_slice else max(1, round(len(mask) * spacing_mm[0] * warp.scale / target_mm[0]))
     half = [int(np.ceil((reach_mm + bend_mm) * warp.scale / mm)) + margin_px + 1 for mm in target_mm[1:]]
     slices = (np.arange(count) - (count - 1) / 2) * target_mm[0] / warp.scale / spacing_mm[0] + (len(mask) - 1) / 2
     rows, columns = np.meshgrid(*(np.arange(-n, n + 1) * mm / warp.scale for n, mm in zip(half, target_mm[1:], strict=True)), indexing="ij")

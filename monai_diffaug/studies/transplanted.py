@@ -72,7 +72,7 @@ def arms_of(strengths: Sequence[float]) -> list[Arm]:
     others = [
         Arm("pasted", Blend(match="none", join="soft"), 0.0),
         Arm("rim matched, soft join", Blend(join="soft"), 0.0),
-        Arm("spread matched, gradient join", Blend(match="spread"), 0.0),
+        Arm("spread matched", Blend(match="spread"), 0.0),
     ]
     defaults = [Arm(f"strength {strength:g}", Blend(), strength) for strength in strengths]
     positive = sorted(strength for strength in strengths if strength > 0)

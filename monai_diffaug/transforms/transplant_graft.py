@@ -23,7 +23,7 @@ __all__ = ["Graft", "NoGraftError", "Scene", "donors_for", "draw_graft", "pasted
 LEAST_SHARE = 0.98  # of lesion and margin on tissue
 DONOR_TRIES = 8  # donors that are tried before there is no place for any
 LEAST_MARGIN_PX = 2
-SOFT_EDGE = 0.5  # standard deviation of a soft join, in widths of the margin
+SOFT_EDGE = 0.5  # standard deviation of the edge within the margin, in its widths
 
 
 class NoGraftError(ValueError):
@@ -120,7 +120,8 @@ def draw_graft(rng: np.random.RandomState, donors: Sequence[Donor], scene: Scene
         donor = donors[rng.randint(len(donors))]
         pixels, mask = _slices_of(rng, donor, scene.is_volume)
         warp = _drawn(rng, geometry, mask, donor.spacing_mm)
-        lesion = warp_lesion(pixels, mask, donor.spacing_mm, scene.spacing_mm, warp, _margin_room(mask, donor, scene, warp, blend))
+        room = _margin_room(mask, donor, scene, warp, blend)
+        lesion = warp_lesion(pixels, mask, donor.spacing_mm, scene.spacing_mm, warp, room, one_slice=not scene.is_volume)
         outline = lesion.mask if scene.in_region else _widened(lesion, blend)
         inner = _box(outline)
         least_share = 1.0 if scene.in_region else LEAST_SHARE
@@ -141,10 +142,9 @@ def pasted(graft: Graft, scene: Scene, blend: Blend) -> tuple[Tensor, Tensor]:
     if blend.match != "none":
         pixels = _matched(pixels, graft, scene, blend)
     if blend.join == "gradient":
-        pixels, weights = join(pixels, image, region, scene.spacing_mm), torch.from_numpy(region).float()
-    else:
-        width = SOFT_EDGE * _margin_px(graft.lesion.mask, blend)
-        weights = torch.stack([soft_mask(torch.from_numpy(each), width, "inner") for each in region])
+        pixels = join(pixels, image, region, scene.spacing_mm)
+    width = SOFT_EDGE * _margin_px(graft.lesion.mask, blend)
+    weights = torch.stack([soft_mask(torch.from_numpy(each), width, "inner") for each in region])
     result = scene.slices.clone(memory_format=torch.contiguous_format)
     result[box[0], :, box[1], box[2]] = composite(near, torch.from_numpy(np.ascontiguousarray(pixels.swapaxes(0, 1))), weights[:, None])
     everywhere = torch.zeros(graft.mask.shape)

@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from monai_diffaug.data.donor_bank import DonorBank, load_donor_bank
+from monai_diffaug.edit.contrast import lesion_contrast
 from monai_diffaug.edit.denoise import Candidate, Look
 from monai_diffaug.edit.kept_detail import with_detail
 from monai_diffaug.edit.options import check_group
 from monai_diffaug.edit.request import PendingEdit, Prompt, prompt_text
 from monai_diffaug.edit.transplant_options import Transplant, TransplantRecord
 from monai_diffaug.geometry.grids import affine_of, check_finite, check_grid, check_image, like, plain
-from monai_diffaug.geometry.slices import PLANES, SlicePlane, from_slices, slice_plane, slice_spacing_mm, to_slices
+from monai_diffaug.geometry.slices import PLANES, SlicePlane, from_slices, longest_side_mm, slice_plane, slice_spacing_mm, to_slices
 from monai_diffaug.geometry.window import window_of
 from monai_diffaug.masks.labels import check_label_value, class_ids, paint_label
 from monai_diffaug.masks.tissue import normal_tissue, well_inside
@@ -270,7 +271,10 @@ class TransplantLesion(SeededTransform):
                 return self.untouched(pending.image, pending.label, pending.seed, str(edit.record["reason"]), pending.prompt)
             image = self._with_detail(pending.edit.outcome, edit.image)
         record.applied, record.donor, record.donor_group = True, graft.donor.origin.name, graft.donor.origin.group
-        mask = _mask_like(graft.mask, self._plane_of(pending.image), pending.image)
+        plane = self._plane_of(pending.image)
+        mask = _mask_like(graft.mask, plane, pending.image)
+        record.contrast, record.cnr = lesion_contrast(plain(image), plain(mask), plane)
+        record.size_mm = longest_side_mm(plain(mask), affine_of(pending.image), plane)
         label = pending.label
         if label is not None:
             values = plain(label)

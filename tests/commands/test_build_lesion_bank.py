@@ -10,6 +10,7 @@ from PIL import Image
 
 from monai_diffaug.commands.arguments import WrongInputError
 from monai_diffaug.commands.build_lesion_bank import add_parser
+from monai_diffaug.data.donor_bank import DonorBank
 from monai_diffaug.data.lesion_bank import LesionBank
 
 
@@ -38,9 +39,22 @@ def datalist(tmp_path: Path) -> Path:
 def test_the_bank_of_a_datalist_is_written_and_counted(datalist, tmp_path, capsys):
     out = tmp_path / "bank.npz"
     assert run(str(datalist), "--out", str(out), "--label-value", "2", "--window", "0,200") == 0
-    assert capsys.readouterr().out == f"{out}: 2 views of the lesions of 2 images\n"
-    bank = LesionBank.load(out)
+    assert capsys.readouterr().out == f"{out}: 2 lesions to transplant; 2 views of the lesions of 2 images\n"
+    bank, donors = LesionBank.load(out), DonorBank.load(out)
     assert len(bank) == 2 and bank.window == (0, 200)
+    assert [(donor.origin.name, donor.origin.label_value, donor.pixels.dtype.name) for donor in donors.donors] == [
+        ("i0.png#1", 2, "uint8"),
+        ("i1.png#1", 2, "uint8"),
+    ]
+
+
+def test_groups_of_the_list_that_is_held_out_give_no_donor(datalist, tmp_path):
+    rows = json.loads(datalist.read_text())["training"]
+    rows[1]["patient"] = "b"
+    for held_out, count in (("validation", 1), ("test", 2)):
+        datalist.write_text(json.dumps({"training": rows, "validation": [rows[0]]}))
+        run(str(datalist), "--out", str(tmp_path / "bank.npz"), "--group-key", "patient", "--held-out", held_out, "--upright", "-q")
+        assert len(DonorBank.load(tmp_path / "bank.npz")) == count
 
 
 def test_images_without_a_label_are_left_out(datalist, tmp_path):

@@ -84,3 +84,8 @@ def test_a_tiny_lesion_on_a_coarse_grid_keeps_a_pixel() -> None:
     pixels, mask = lesion(1, 3, 3)
     result = warp_lesion(pixels, mask, (1, 1, 1), (8.0, 8.0, 8.0), Warp(scale=0.5))
     assert result.mask.sum() >= 1
+
+
+def test_a_picture_gets_one_slice_whatever_the_scale_and_the_distance_of_slices() -> None:
+    pixels, mask = lesion(1)
+    assert warp_lesion(pixels, mask, (5.0, 1.0, 1.0), (1.0, 1.0, 1.0), Warp(scale=2.0), one_slice=True).mask.shape[0] == 1
