@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -134,6 +135,15 @@ def test_diffaug_places_by_the_transform_that_it_is_given(random_inpainter) -> N
     options = {"modality": "ultrasound", "model": random_inpainter, "num_inference_steps": 1, "max_tries": 1, "prob": 1.0}
     rows, columns = run(presets.diffaug(place=place, **options), sample())["mask"][0].nonzero().T
     assert 12 < max(int(rows.max() - rows.min()), int(columns.max() - columns.min())) + 1 <= 16
+
+
+def test_diffaug_lets_the_embedded_judge_decide_only_where_it_accepts_most_real_lesions() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for options in ({"modality": "US"}, {"modality": "CT", "validator": "tiny"}, {"modality": "MRI", "screen": "tiny"}):
+            assert presets.diffaug(**options).transforms[-1].on_reject == "retry"
+    with pytest.warns(UserWarning, match=r"accepts only 22% of 27 real lesions in CT.*undoes no edit here"):
+        assert presets.diffaug(modality="CT").transforms[-1].on_reject == "flag"
 
 
 def test_diffaug_takes_the_training_lesions_and_refuses_their_copies(random_inpainter) -> None:

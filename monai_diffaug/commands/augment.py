@@ -87,7 +87,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     augment.add_argument("--n", type=positive, default=1, metavar="K", help="number of results, default 1")
     augment.add_argument("--num-inference-steps", type=steps, default=12, metavar="N", help="steps of the sampler, default 12")
     augment.add_argument(
-        "--guidance-scale", type=finite, default=3.0, metavar="G", help="classifier-free guidance, default 3; 1 switches it off"
+        "--guidance-scale", type=finite, metavar="G", help="classifier-free guidance; 1 switches it off; default by the model"
     )
     augment.add_argument("--strength", type=strength, default=1.0, metavar="S", help="in (0, 1]; default 1 starts from pure noise")
     augment.add_argument(
@@ -129,6 +129,7 @@ def run(options: argparse.Namespace) -> int:
     from monai_diffaug.commands.erase_file import erase_picture, erase_prompt, erase_region
     from monai_diffaug.files.image_file import read_picture
     from monai_diffaug.models.sources import check_model_source
+    from monai_diffaug.models.validator_acceptance import modality_in, strictness_of
 
     prompt = erase_prompt(options) if options.erase else prompt_of(options)
     image = read_picture(options.image)
@@ -150,8 +151,10 @@ def run(options: argparse.Namespace) -> int:
     for kind, source in sources.items():
         load_model(kind, source, device)
     logger = logging.getLogger(__name__)
-    if region.note:
-        logger.warning(region.note)
+    modality = modality_in(prompt) if options.validate else None
+    for note in (region.note, strictness_of(modality) if modality else ""):
+        if note:
+            logger.warning(note)
 
     settings = EditSettings(
         prompt=prompt,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from monai.transforms.compose import Compose
 from monai_diffaug.data.lesion_bank import LesionBank
 from monai_diffaug.edit.signature import named_options
 from monai_diffaug.edit.validation_options import Dynamic
+from monai_diffaug.models.validator_acceptance import accepts_real_lesions, strictness_of
 from monai_diffaug.presets.preset_keys import Finding, check_keys
 from monai_diffaug.transforms.latent_validated import LatentValidated
 from monai_diffaug.transforms.lesion_novelty import LesionNovelty
@@ -32,7 +34,7 @@ def diffaug(
     place: PlaceMaskd | None = None,
     num_inference_steps: int = 12,
     max_tries: int = 3,
-    validator: Any = "tiny",
+    validator: Any = None,
     dynamic: Dynamic | None = None,
     novelty: LesionNovelty | LesionBank | str | Path | None = None,
     screen: Any = None,
@@ -52,7 +54,10 @@ def diffaug(
             draws random blobs in tissue.
         num_inference_steps: steps of the sampler; 1 is DiffAug's single-step generation.
         max_tries: largest number of candidates; if none is accepted the sample stays as it was.
-        validator: source of the validator (any segmenter can judge), or a ``LatentValidate`` with other thresholds.
+        validator: source of the validator (any segmenter can judge), or a ``LatentValidate`` with other thresholds. None is the embedded
+            one; where it refuses most real lesions (CT, MRI, endoscopy, and modalities that were not measured) it gives a warning, and its
+            verdict stands in the record but undoes nothing. "tiny" makes it decide there too, and so do ``dynamic``,
+            ``novelty`` and ``screen``.
         dynamic: threshold that rises with the scores, see ``Dynamic``.
         novelty: the training lesions: copies of them are rejected, see ``LatentValidated``.
         screen: a ``Screen`` or its source, which rejects hopeless candidates after a quarter of their steps.
@@ -75,6 +80,10 @@ def diffaug(
     (1, True)
     """
     check_keys(image_key, label_key)
+    decides = any(each is not None for each in (validator, dynamic, novelty, screen)) or accepts_real_lesions(modality)
+    if not decides:
+        advice = "it undoes no edit here; validator='tiny' lets it, and a validator of your own is better"
+        warnings.warn(f"{strictness_of(modality)}; {advice}", stacklevel=3)
     return Compose(
         [
             PlaceMaskd(image_key, label_key=label_key, plane=plane) if place is None else place,
@@ -83,7 +92,7 @@ def diffaug(
                 image_key,
                 label_key=label_key,
                 label_value=label_value,
-                model=validator,
+                model="tiny" if validator is None else validator,
                 inpaint=DiffusionLocalInpaintd(
                     image_key,
                     label_key=label_key,
@@ -94,7 +103,7 @@ def diffaug(
                     model=model,
                     device=device,
                 ),
-                on_reject="retry",
+                on_reject="retry" if decides else "flag",
                 max_tries=max_tries,
                 dynamic=dynamic,
                 novelty=novelty,

@@ -88,7 +88,7 @@ def test_masks_of_other_images_shapes_of_ones_own_and_a_users_mask_all_lead_to_a
 
 
 def test_the_preset_uses_masks_seeds_and_thresholds_as_published() -> None:
-    place, _, validate = presets.diffaug(modality="endoscopy").transforms
+    place, _, validate = presets.diffaug(modality="ultrasound").transforms
     assert place.place.shape == "blob" and place.label_key == "label"
     assert validate.on_reject == "retry" and validate.max_tries == 3 and validate.options.on_exhausted == "original"
     assert validate.dynamic is None
