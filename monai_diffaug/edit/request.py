@@ -17,8 +17,9 @@ from monai_diffaug.edit.record import EMPTY_BECAUSE, DiffAugRecord
 from monai_diffaug.edit.stack import ShownChannel, Stack, open_stack
 from monai_diffaug.geometry.channels import MANY_CHANNELS, is_one_picture, varied_channels, windows_of
 from monai_diffaug.geometry.grids import affine_of, check_finite, check_grid, check_image, like, plain
-from monai_diffaug.geometry.slices import longest_side_mm, pixel_mm, slab_of, slice_plane
-from monai_diffaug.geometry.window import Window, window_of
+from monai_diffaug.geometry.picture_plane import plane_of
+from monai_diffaug.geometry.slices import longest_side_mm, pixel_mm, slab_of, slice_mm
+from monai_diffaug.geometry.window import Window, warn_if_too_wide, window_of
 from monai_diffaug.masks.labels import LabelValue, check_painted_label, paint_label
 from monai_diffaug.sampling.prompt_mix import prompt_mix_text, prompt_pairs
 
@@ -107,7 +108,7 @@ def open_request(request: Request, settings: RepaintSettings, label_value: Label
             raise ValueError("a control image was given, but no ControlNet: set options=InpaintOptions(control=ControlNet(...))")
     volume, region = plain(image), plain(request.mask)
     affine = affine_of(image)
-    plane = slice_plane(affine, settings.plane, volume.ndim - 1)
+    plane = plane_of(image, settings.plane)
     window = Window(0.0, 1.0)  # not used when the mask is empty
     channels: tuple[ShownChannel, ...] = ()
     slab = slab_of(region, plane)
@@ -116,7 +117,9 @@ def open_request(request: Request, settings: RepaintSettings, label_value: Label
         if settings.options.channels.one_by_one or not is_one_picture(volume, settings.window):
             channels = _shown_channels(volume, request.prompt, settings)
         else:
-            window = settings.window or window_of(volume)
+            window = settings.window or window_of(volume, prompt=prompt_text(request.prompt))
+        if settings.window is not None:
+            warn_if_too_wide(volume, settings.window)
     return open_stack(
         volume,
         region,
@@ -128,6 +131,7 @@ def open_request(request: Request, settings: RepaintSettings, label_value: Label
         pixel_mm=pixel_mm(affine, plane),
         control=None if request.control is None else plain(request.control),
         channels=channels,
+        slice_mm=slice_mm(affine, plane),
     )
 
 
@@ -137,7 +141,7 @@ def _shown_channels(volume: Tensor, prompt: Prompt, settings: RepaintSettings) -
     indices = options.chosen(volume.shape[0])
     window = None if settings.window is None else (settings.window.low, settings.window.high)
     varied = varied_channels(volume)
-    windows = windows_of(volume[list(indices)], window) if options.windows is None else tuple(Window(*ends) for ends in options.windows)
+    windows = windows_of(volume[list(indices)], window, prompt_text(prompt)) if options.windows is None else tuple(Window(*ends) for ends in options.windows)
     return tuple(
         ShownChannel(index, windows[k], tuple((weight, options.prompt_of(k, text)) for weight, text in pairs))
         for k, index in enumerate(indices)
@@ -169,7 +173,7 @@ def finish_request(
     if outcome.volume is None:
         return Edit(request.image, request.label, record.as_dict())
     affine, region = affine_of(request.image), plain(request.mask)
-    spatial = slice_plane(affine, plane, region.ndim - 1)
+    spatial = plane_of(request.image, plane)
     measured = lesion_contrast(outcome.volume, region, spatial)
     record.contrast, record.cnr = measured
     record.size_mm = longest_side_mm(region, affine, spatial)

@@ -38,7 +38,7 @@ class SlicePlane:
     """Voxel axes of a grid for slice, row and column.
 
     Attributes:
-        axes: spatial axis (0, 1, 2) of slice, row and column.
+        axes: spatial axis (0, 1, 2) of slice, row and column; for a 2-D image that lies on its side the first is -1.
         flips: True for those of the three that run against the voxel order.
     """
 
@@ -109,8 +109,10 @@ def slice_spacing_mm(affine: ArrayLike | None, plane: SlicePlane | None) -> tupl
     from monai.data.utils import affine_to_spacing
 
     spacing: list[float] = affine_to_spacing(np.asarray(affine, dtype=np.float64)).tolist()
-    slices, rows, columns = (1.0, *spacing[:2]) if plane is None else (spacing[axis] for axis in plane.axes)
-    return slices, rows, columns
+    if plane is None or plane.axes[0] < 0:
+        rows, columns = (0, 1) if plane is None else plane.axes[1:]
+        return 1.0, spacing[rows], spacing[columns]
+    return spacing[plane.axes[0]], spacing[plane.axes[1]], spacing[plane.axes[2]]
 
 
 def longest_side_mm(mask: Tensor, affine: ArrayLike | None, plane: SlicePlane | None) -> float:
@@ -123,9 +125,24 @@ def longest_side_mm(mask: Tensor, affine: ArrayLike | None, plane: SlicePlane | 
     """
     spacing_mm = slice_spacing_mm(affine, plane)
     axes = (0, 1) if plane is None else plane.axes[1:]
-    lengths = dict(zip(axes, spacing_mm[1:], strict=True)) | ({} if plane is None else {plane.axes[0]: spacing_mm[0]})
+    lengths = dict(zip(axes, spacing_mm[1:], strict=True))
+    if plane is not None and plane.axes[0] >= 0:
+        lengths[plane.axes[0]] = spacing_mm[0]
     hits = {axis: hit_along(mask, 1 + axis).nonzero().flatten() for axis in lengths}
     return max((float((hit[-1] - hit[0] + 1) * lengths[axis]) for axis, hit in hits.items() if len(hit)), default=0.0)
+
+
+def slice_mm(affine: ArrayLike | None, plane: SlicePlane | None) -> float:
+    """Distance of neighbouring slices in mm; 1 without an affine or slices.
+
+    >>> slice_mm(np.diag([2.0, 8.0, 5.0, 1.0]), slice_plane(None, "axial"))
+    5.0
+    """
+    if affine is None or plane is None or plane.axes[0] < 0:
+        return 1.0
+    from monai.data.utils import affine_to_spacing
+
+    return float(affine_to_spacing(np.asarray(affine, dtype=np.float64))[plane.axes[0]])
 
 
 def to_slices(volume: Tensor, plane: SlicePlane | None) -> Tensor:
@@ -136,7 +153,10 @@ def to_slices(volume: Tensor, plane: SlicePlane | None) -> Tensor:
     """
     if plane is None:
         return volume[None]
-    slices = volume.permute(1 + plane.axes[0], 0, 1 + plane.axes[1], 1 + plane.axes[2])
+    if plane.axes[0] < 0:
+        slices = volume.permute(0, 1 + plane.axes[1], 1 + plane.axes[2])[None]
+    else:
+        slices = volume.permute(1 + plane.axes[0], 0, 1 + plane.axes[1], 1 + plane.axes[2])
     flipped = _flipped_dims(plane)
     return slices.flip(flipped) if flipped else slices
 
@@ -152,6 +172,8 @@ def from_slices(slices: Tensor, plane: SlicePlane | None) -> Tensor:
         return slices[0]
     flipped = _flipped_dims(plane)
     slices = slices.flip(flipped) if flipped else slices
+    if plane.axes[0] < 0:
+        return slices[0].permute(0, *(1 + plane.axes[1:].index(axis) for axis in range(2)))
     order = (plane.axes[0], -1, plane.axes[1], plane.axes[2])
     return slices.permute(1, *(order.index(axis) for axis in range(3)))
 

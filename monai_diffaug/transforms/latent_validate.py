@@ -90,8 +90,8 @@ class LatentValidate(Transform, Described):
     Args:
         model: "tiny" (embedded), a folder, a network (logits) or a callable (probabilities), see ``load_validator``.
         min_dice: least Dice of prediction and mask (0.7 to 0.8 in the literature next to DiffAug).
-        window: intensity range that the model sees, in the unit of the image; None takes 0 to 255 for uint8, else the 0.5 and 99.5
-            percentiles of the original (or of the image).
+        window: intensity range that the model sees, in the unit of the image; None takes the default of the original (or of
+            the image), see ``window_of``.
         plane: anatomical plane of the slices of a 3-D image, "axial", "coronal" or "sagittal".
         device: where the model runs; None is the device of the image.
         options: thresholds and crops, see ``Validator``.
@@ -139,6 +139,7 @@ class LatentValidate(Transform, Described):
         known: NdarrayOrTensor | None = None,
         seed: int = 0,
         min_dice: float | None = None,
+        prompt: str = "",
     ) -> Verdict:
         """Judge an edit.
 
@@ -151,6 +152,7 @@ class LatentValidate(Transform, Described):
                 are ignored.
             seed: of the model's noise, in [0, MAX_SEED]: same seed, same verdict.
             min_dice: replaces the threshold of the instance.
+            prompt: of the edit, for the default window of a CT in HU, see ``ct_window``.
 
         Raises:
             GridMismatchError: mask, original or known findings on another grid.
@@ -168,8 +170,8 @@ class LatentValidate(Transform, Described):
         plane = plane_of(image, self.plane)
         reference = volume if before is None else before
         check_finite(reference)
-        channels = self._channels(reference)
-        window = channels[0].window if channels else window_of(reference, self.window)
+        channels = self._channels(reference, prompt)
+        window = channels[0].window if channels else window_of(reference, self.window, prompt)
         change = -1.0
         if before is not None:
             views = [(each.window, slice(each.index, each.index + 1)) for each in channels] or [(window, slice(None))]
@@ -180,7 +182,7 @@ class LatentValidate(Transform, Described):
         stack.slab.of(predicted).copy_(from_slices(prediction, plane))
         return self._verdict(counts, change, predicted, self.min_dice if min_dice is None else min_dice)
 
-    def _channels(self, image: Tensor) -> tuple[ShownChannel, ...]:
+    def _channels(self, image: Tensor, prompt: str = "") -> tuple[ShownChannel, ...]:
         """The channels that are judged one by one; empty for a grey or colour picture."""
         chosen = self.options.channels
         if chosen is None and is_one_picture(image, self.window):
@@ -188,7 +190,7 @@ class LatentValidate(Transform, Described):
         indices = varied_channels(image) if chosen is None else chosen
         if max(indices) >= len(image):
             raise ValueError(f"Validator(channels=) names channel {max(indices)}, and the image has {len(image)} (0 to {len(image) - 1})")
-        windows = windows_of(image[list(indices)], self.window)
+        windows = windows_of(image[list(indices)], self.window, prompt)
         return tuple(ShownChannel(index, window, ()) for index, window in zip(indices, windows, strict=True))
 
     def _pooled(self, probabilities: Tensor) -> Tensor:

@@ -16,8 +16,9 @@ from monai.utils.type_conversion import convert_to_dst_type, convert_to_tensor
 from torch import Tensor
 
 from monai_diffaug.geometry.channels import MANY_CHANNELS, is_one_picture, merged_channels
-from monai_diffaug.geometry.grids import affine_of, check_finite, check_grid, check_image, plain
-from monai_diffaug.geometry.slices import from_slices, slice_plane, to_slices
+from monai_diffaug.geometry.grids import check_finite, check_grid, check_image, plain
+from monai_diffaug.geometry.picture_plane import plane_of
+from monai_diffaug.geometry.slices import from_slices, to_slices
 from monai_diffaug.masks.boxes import Box, box_around, connected_components, enlarged
 from monai_diffaug.masks.labels import voxels_of
 from monai_diffaug.models.medsam import MedSAM, load_medsam
@@ -170,8 +171,7 @@ class MedSAMMask(SeededTransform):
         else:
             if target is None and self.box == "label":
                 raise ValueError("the box comes from the label, and there is none; give label_key (label), or box=")
-            affine = affine_of(image)
-            plane = slice_plane(affine, self.plane, volume.ndim - 1)
+            plane = plane_of(image, self.plane)
             label_slices = None if target is None else to_slices(target, plane)[:, 0]
             if not is_one_picture(volume, self.window):
                 check_finite(volume)

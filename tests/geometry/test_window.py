@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from monai_diffaug.geometry.window import Window, window_of
+from monai_diffaug.geometry.window import Window, warn_if_too_wide, window_of
 
 
 def test_a_window_maps_its_ends_to_minus_one_and_one_and_back() -> None:
@@ -39,7 +39,7 @@ def test_a_window_without_width_is_refused() -> None:
 def test_percentiles_of_a_large_volume_use_all_slices() -> None:
     volume = torch.rand(1, 128, 128, 64) * 100
     volume[..., ::4] = -1024  # every fourth voxel of the volume, and all of them in the same sixteen slices
-    window = window_of(volume)
+    window = window_of(volume, prompt="MRI of brain")
     assert window.low == -1024 and window.high == pytest.approx(99.3, abs=0.3)
 
 
@@ -52,3 +52,13 @@ def test_beyond_is_the_signed_distance_from_the_window() -> None:
 def test_a_window_without_an_end_is_refused(ends: tuple[float, float]) -> None:
     with pytest.raises(ValueError, match="finite low < high"):
         Window(*ends)
+
+
+@pytest.mark.parametrize(
+    ("image", "warns"), [(torch.rand(1, 8, 8), True), (100 * torch.rand(1, 8, 8), False), (torch.zeros(1, 8, 8), False)]
+)
+def test_an_image_of_another_unit_than_its_window_is_told(image: torch.Tensor, warns: bool, recwarn: pytest.WarningsRecorder) -> None:
+    warn_if_too_wide(image, Window(0, 255))
+    assert [str(each.message)[:40] for each in recwarn] == ["an image spans less than 2% of window=(0"] * warns
+    warn_if_too_wide((image * 2).to(torch.uint8), Window(0, 255))
+    assert len(recwarn) == warns
