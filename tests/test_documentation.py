@@ -218,6 +218,7 @@ def test_the_bundle_commands_of_a_page_name_configs_and_ids_that_exist(page: Pat
 def test_the_cheap_commands_run(files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(files)
     assert cli.main(["info"]) == 0
+    assert cli.main(["info", "--vocabulary", "CT"]) == 0
     assert cli.main(["lesion-bank", "datalist.json", "--out", "bank_of_command.npz"]) == 0
     assert cli.main(["bundle", "copy", "local_augmentation", "my_bundle"]) == 0
     assert cli.main(["bundle", "check", "my_bundle/configs/train.yaml"]) == 0
@@ -228,11 +229,15 @@ def test_the_cheap_commands_run(files: Path, monkeypatch: pytest.MonkeyPatch, ca
 def test_the_edits_of_the_shell_page_run(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(files)
     calls = [call for call in commands_of(DOCS / "how-to" / "shell.md") if call[0] == "augment"]
-    assert len(calls) == 2
+    assert len(calls) == 5
     for call in calls:
         assert cli.main([*call, "--num-inference-steps", "3", "--quiet"]) == 0
     records = [json.loads(file.read_text(encoding="utf-8")) for file in sorted((files / "out").glob("*.json"))]
     assert len(records) == 5 and all(record["record"]["applied"] for record in records)
+    placed = [json.loads((files / "placed" / f"{name}_diffaug.json").read_text(encoding="utf-8")) for name in ("scan", "000")]
+    assert all(record["record"]["applied"] for record in placed)
+    assert placed[0]["record"]["prompt"] == "CT of abdomen, liver metastasis, round" and 12 <= placed[0]["record"]["size_mm"] <= 23
+    assert (files / "placed" / "scan_diffaug_preview.png").is_file()
 
 
 @named(TEXTS)
