@@ -72,9 +72,8 @@ def memory(folder: Path, jobs: int) -> None:
         runner.run(job)
         sizes.append(process.memory_info().rss / 1e6)
     slope = np.polyfit(np.arange(50, len(sizes)), sizes[50:], 1)[0] * 100
-    print(
-        f"memory: {sizes[0]:.0f} MB after 1 job, {sizes[49]:.0f} after 50, {sizes[-1]:.0f} after {jobs}; {slope:+.2f} MB per 100 jobs after 50"
-    )
+    marks = f"{sizes[0]:.0f} MB after 1 job, {sizes[49]:.0f} after 50, {sizes[-1]:.0f} after {jobs}"
+    print(f"memory: {marks}; {slope:+.2f} MB per 100 jobs after the first 50")
 
 
 def overhead(folder: Path, jobs: int) -> None:
@@ -94,9 +93,8 @@ def overhead(folder: Path, jobs: int) -> None:
         whole.append(time.process_time() - middle)
     added = [each - alone for each, alone in zip(whole[2:], bare[2:], strict=True)]
     share = sum(added) / sum(bare[2:])
-    print(
-        f"overhead: {statistics.median(bare[2:]):.3f} s CPU alone, {1000 * statistics.median(added):.1f} ms more as a job, {share:+.1%} in all"
-    )
+    alone_s, added_ms = statistics.median(bare[2:]), 1000 * statistics.median(added)
+    print(f"overhead: {alone_s:.3f} s CPU alone, {added_ms:.1f} ms more as a job, {share:+.1%} in all")
 
 
 class FirstJob(Runner):
