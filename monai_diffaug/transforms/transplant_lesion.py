@@ -28,7 +28,7 @@ from monai_diffaug.geometry.grids import affine_of, check_finite, check_grid, ch
 from monai_diffaug.geometry.slices import PLANES, SlicePlane, from_slices, longest_side_mm, slice_plane, slice_spacing_mm, to_slices
 from monai_diffaug.geometry.window import window_of
 from monai_diffaug.masks.labels import check_label_value, class_ids, paint_label
-from monai_diffaug.masks.tissue import normal_tissue, well_inside
+from monai_diffaug.masks.tissue import normal_tissue, well_inside, without_holes
 from monai_diffaug.models.registry import ModelSpec, shared_model
 from monai_diffaug.prompts import compose_prompt, vocabulary_of
 from monai_diffaug.transforms.local_inpaint import ON_ERROR, DiffusionLocalInpaint
@@ -330,7 +330,7 @@ class TransplantLesion(SeededTransform):
         window = window_of(volume)
         free = np.isin(classes, (0, *self.options.background))
         if region is not None:
-            allowed = free & (to_slices(plain(region).cpu() > 0, plane)[:, 0].numpy())
+            allowed = free & np.stack([without_holes(each) for each in to_slices(plain(region).cpu() > 0, plane)[:, 0].numpy()])
         else:
             brightness = (to_slices(window.to_model(volume).amax(0, keepdim=True), plane)[:, 0].numpy() + 1) / 2
             allowed = free & np.stack([well_inside(normal_tissue(each, ~clear)) for each, clear in zip(brightness, free, strict=True)])

@@ -219,6 +219,14 @@ def test_a_lesion_lies_in_the_region_and_clear_of_labels_except_the_background()
     assert inside.record["applied"] and set(inside.label.unique().tolist()) == {5, int(inside.label.min())}
 
 
+def test_dark_speckles_of_a_region_are_no_obstacle() -> None:
+    region = torch.rand(1, 96, 96, generator=torch.Generator().manual_seed(0)) > 0.1
+    region[:, :, :40] = False
+    for seed in range(4):
+        result = paste().apply(picture(9), None, region, seed=seed)
+        assert result.record["applied"] and not result.mask[..., :40].any()
+
+
 def test_a_lesion_does_not_lie_on_the_black_frame() -> None:
     image = picture(9, side=128)
     image[:, :30] = image[:, -30:] = 0
