@@ -69,6 +69,7 @@ class EditResult:
         record: the transform's record.
         local_ssim: inside the mask, 1 means unchanged; NaN where it is undefined.
         changed_outside: voxels that changed although the soft mask is 0 there.
+        changed_beside: voxels that changed outside the given mask, under its soft edge.
         seconds: wall time of inpainting and validation.
     """
 
@@ -78,6 +79,7 @@ class EditResult:
     record: dict[str, str | int | float | bool]
     local_ssim: float
     changed_outside: int
+    changed_beside: int
     seconds: float
 
 
@@ -178,6 +180,7 @@ def edit_picture(
         record=dict(sample[record_key("image")]),
         local_ssim=local_ssim(before, values, mask) if before.max() > before.min() else float("nan"),
         changed_outside=change_outside(before, values, soft),
+        changed_beside=change_outside(before, values, mask),
         seconds=seconds,
     )
 
@@ -229,7 +232,8 @@ def write_edit(
         writers[folder / f"{name}_label{suffix}"] = partial(write_picture, result.label, image, dtype=np.uint8)
     if preview is not None:
         writers[folder / f"{name}_preview.png"] = partial(preview.save, format="PNG")
-    figures = {"changed_outside": result.changed_outside, "seconds": round(result.seconds, 3)}
+    figures = {"changed_outside": result.changed_outside, "changed_under_soft_edge": result.changed_beside}
+    figures["seconds"] = round(result.seconds, 3)
     if np.isfinite(result.local_ssim):
         figures["local_ssim"] = round(result.local_ssim, 4)
     record = folder / f"{name}.json"

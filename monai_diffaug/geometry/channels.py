@@ -41,13 +41,13 @@ def varied_channels(volume: Tensor) -> tuple[int, ...]:
     return varied or tuple(range(len(volume)))
 
 
-def windows_of(volume: Tensor, window: tuple[float, float] | None = None) -> tuple[Window, ...]:
+def windows_of(volume: Tensor, window: tuple[float, float] | None = None, prompt: str = "") -> tuple[Window, ...]:
     """The window of each channel of an image whose channels are shown one by one; the given one for all, else see ``window_of``.
 
     >>> windows_of(torch.stack([torch.linspace(0, top, 1001) for top in (1.0, 1000.0)])[:, None])[1].high
     995.0
     """
-    return tuple(window_of(channel, window) for channel in volume)
+    return tuple(window_of(channel[None], window, prompt) for channel in volume)
 
 
 def shown(volume: Tensor, window: tuple[float, float] | None = None) -> Tensor:
@@ -62,7 +62,7 @@ def shown(volume: Tensor, window: tuple[float, float] | None = None) -> Tensor:
         return window_of(volume, window).to_model(volume)
     picture = torch.full(volume.shape, -1.0, dtype=torch.float32, device=volume.device)
     for index in varied_channels(volume):
-        picture[index] = window_of(volume[index], window).to_model(volume[index])
+        picture[index] = window_of(volume[index][None], window).to_model(volume[index])
     return picture
 
 

@@ -51,8 +51,8 @@ class Window:
 def window_of(image: Tensor, window: tuple[float, float] | None = None, prompt: str = "") -> Window:
     """The window of the argument, else the default of a finite image.
 
-    The default is 0 to 255 for uint8, the window of the anatomy (``ct_window``) for CT in HU (``is_in_hu``), and the 0.5 and 99.5 percentiles
-    for all others. A constant border, such as padding, counts as no intensity. A constant image gets a window of width 1 around its value,
+    The default is 0 to 255 for uint8, the window of the anatomy (``ct_window``) for CT in HU (``is_in_hu``), else the 0.5 and 99.5
+    percentiles. A constant border, such as padding, counts as no intensity. A constant image gets a window of width 1 around its value,
     so that the map can be inverted.
 
     Args:

@@ -69,7 +69,7 @@ def load_slices(
     Args:
         entries: of the datalist.
         plane: "axial", "coronal" or "sagittal", from the affine; a 2-D image is one slice.
-        window: intensities the model sees, in the image's unit; None takes the 0.5 and 99.5 percentiles of each image.
+        window: intensities the model sees, in the image's unit; None takes the default of each image, see ``window_of``.
         progress: show a progress bar.
 
     Raises:
@@ -115,7 +115,7 @@ def slices_of(content: LabelledImage, *, plane: str = "axial", window: tuple[flo
     slices, id_slices = to_slices(image, spatial), to_slices(ids, spatial)
     common: dict[str, Any] = {
         **{key: getattr(entry, key) for key in ("modality", "anatomy", "prompt", "dataset", "group")},
-        "window": window_of(image, window),
+        "window": window_of(image, window, entry.prompt or f"{entry.modality} of {entry.anatomy}"),
         "plane": "" if spatial is None else plane,
     }
 

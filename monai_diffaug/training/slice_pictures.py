@@ -45,7 +45,7 @@ def pictures_of(entry: Entry, *, plane: str = "axial", window: tuple[float, floa
     Args:
         entry: of the datalist.
         plane: in which a volume is sliced.
-        window: intensities that become 0 to 255; None takes the 0.5 and 99.5 percentiles. 8-bit pictures stay as they are.
+        window: intensities that become 0 to 255; None takes the default, see ``window_of``. 8-bit pictures stay as they are.
 
     Raises:
         TrainingInputError: a file cannot be read.
@@ -53,7 +53,8 @@ def pictures_of(entry: Entry, *, plane: str = "axial", window: tuple[float, floa
     """
     content = read_entry(entry)
     cut = slice_plane(content.affine, plane, content.image.ndim - 1)
-    slices, labelled = to_slices(_in_8_bits(content.image, window), cut), to_slices(content.ids, cut)[:, 0].numpy() > 0
+    words = entry.prompt or f"{entry.modality} of {entry.anatomy}"
+    slices, labelled = to_slices(_in_8_bits(content.image, window, words), cut), to_slices(content.ids, cut)[:, 0].numpy() > 0
     masks = [(word, to_slices(mask, cut)[:, 0].numpy()) for word, mask in content.masks()]
     chosen = [i for i in range(len(slices)) if not masks or cut is None or max(int(mask[i].sum()) for _, mask in masks) >= MIN_AREA_PX]
     for i in chosen[:: -(-len(chosen) // MAX_SLICES) or 1]:
@@ -61,10 +62,10 @@ def pictures_of(entry: Entry, *, plane: str = "axial", window: tuple[float, floa
         yield SlicePicture(slices[i].contiguous(), findings, labelled[i], None if cut is None else i)
 
 
-def _in_8_bits(image: Tensor, window: tuple[float, float] | None) -> Tensor:
+def _in_8_bits(image: Tensor, window: tuple[float, float] | None, words: str) -> Tensor:
     if image.dtype == torch.uint8 and window is None:
         return image
-    return ((window_of(image, window).to_model(image) + 1) * 127.5).round().to(torch.uint8)
+    return ((window_of(image, window, words).to_model(image) + 1) * 127.5).round().to(torch.uint8)
 
 
 def picture_items(

@@ -39,7 +39,7 @@ class EdgeMap(Transform, Described):
         low: Canny's lower threshold, unnormalised Sobel gradient of the windowed image in [0, 1].
         high: Canny's upper threshold.
         keep_inside: False drops the image's edges inside the mask, so that only the outline remains there.
-        window: intensity range for the edge detector, in the unit of the image; None takes the 0.5 and 99.5 percentiles of the image
+        window: intensity range for the edge detector, in the unit of the image; None takes the default (``window_of``) of the image
             (0 to 255 for uint8).
         plane: anatomical plane of the slices of a 3-D image.
 

@@ -326,7 +326,8 @@ class LatentValidated(RandomizableTransform, MapTransform, Described):
         verdicts = {}
         for key, record in records.items():
             if record.applied:
-                verdict = self.validator(sample[key], mask, originals.get(key), known=known, seed=record.seed, min_dice=least)
+                options: dict[str, Any] = {"known": known, "seed": record.seed, "min_dice": least, "prompt": record.prompt}
+                verdict = self.validator(sample[key], mask, originals.get(key), **options)
                 verdicts[key] = verdict if self.novelty is None else verdict.unless_copied(self._novelty_of(sample, key))
         if self.dynamic is not None:
             self.scores = [*self.scores, *(verdict.score for verdict in verdicts.values())][-self.dynamic.length :]
