@@ -251,3 +251,30 @@ def test_copying_a_bundle_never_overwrites(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     with pytest.raises(FileExistsError, match="mine"):
         copy_bundle("local_augmentation", tmp_path / "mine")
+
+
+@pytest.fixture
+def shipped_pictures(tmp_path: Path) -> Path:
+    """A datalist of pictures that scikit-image ships, with labels by Otsu's threshold: two sizes, one of them not square."""
+    pytest.importorskip("skimage")
+    import numpy as np
+    from PIL import Image
+    from skimage import data, filters
+
+    entries = []
+    for name in ("coins", "microaneurysms"):
+        picture = getattr(data, name)()
+        label = (picture > filters.threshold_otsu(picture)).astype(np.uint8)
+        Image.fromarray(picture).save(tmp_path / f"{name}.png")
+        Image.fromarray(label).save(tmp_path / f"{name}_label.png")
+        entries.append({"image": f"{name}.png", "label": f"{name}_label.png", "finding": "coin"})
+    file = tmp_path / "datalist.json"
+    file.write_text(json.dumps({"modality": "photograph", "anatomy": "table", "training": entries, "validation": entries}))
+    return file
+
+
+@pytest.mark.slow
+def test_the_documented_command_runs_on_pictures_that_a_dependency_ships(shipped_pictures: Path, tmp_path: Path) -> None:
+    folder = copy_bundle("local_augmentation", tmp_path / "bundle")
+    run_bundle([], folder, ["train.yaml"], overrides_for(folder, shipped_pictures, epochs=1))
+    assert (folder / "models" / "model.pt").is_file()
