@@ -58,9 +58,10 @@ class NothingFound(LatentValidate):
         known: NdarrayOrTensor | None = None,
         seed: int = 0,
         min_dice: float | None = None,
+        prompt: str = "",
     ) -> Verdict:
         """Judge an edit; arguments and errors as in ``LatentValidate``, ``min_dice`` is not used."""
-        verdict = super().__call__(image, mask, original, known=known, seed=seed, min_dice=min_dice)
+        verdict = super().__call__(image, mask, original, known=known, seed=seed, min_dice=min_dice, prompt=prompt)
         region = torch.as_tensor(mask).to(verdict.predicted.device).ne(0).any(0, keepdim=True)
         if not region.any():
             return verdict
