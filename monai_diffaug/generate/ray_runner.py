@@ -6,6 +6,7 @@ starts it again. In Ray Data an exception in one job ends the data set, and resu
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import suppress
@@ -72,7 +73,8 @@ def run_on_ray(
     is_ours = not ray.is_initialized()
     if is_ours:
         try:
-            ray.init(address=address, include_dashboard=None if address else False, log_to_driver=False)
+            starts_here = address is None and "RAY_ADDRESS" not in os.environ
+            ray.init(address=address, include_dashboard=False if starts_here else None, log_to_driver=False)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise WorkerError(f"no Ray cluster at {address or 'this machine'}: {one_line(error)}") from error
     try:

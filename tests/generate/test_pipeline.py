@@ -76,8 +76,8 @@ def test_keys_come_from_the_entries_or_from_a_transform_before() -> None:
 
 
 def test_rejected_results_are_kept_where_the_spec_says_so() -> None:
-    for kept, fate in ((False, "original"), (True, "flag")):
-        chain = build_pipelines(spec(pipeline=PRESET, keep_filtered=kept)).by_kind["lesion"].chain
+    for keep, fate in ((False, "original"), (True, "flag")):
+        chain = build_pipelines(spec(pipeline=PRESET, keep_filtered=keep)).by_kind["lesion"].chain
         assert [step.options.on_exhausted for step in steps_of(chain) if isinstance(step, LatentValidated)] == [fate]
 
 

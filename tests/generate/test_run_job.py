@@ -96,11 +96,11 @@ def test_a_control_repaints_normal_tissue_and_leaves_the_label(tmp_path: Path) -
     assert "lesion_area_mm2" not in record.figures
 
 
-@pytest.mark.parametrize(("judge", "files"), [({"max_tries": 2}, 0), ({"on_reject": "drop"}, 0), ({"max_tries": 2, "kept": True}, 3)])
+@pytest.mark.parametrize(("judge", "files"), [({"max_tries": 2}, 0), ({"on_reject": "drop"}, 0), ({"max_tries": 2, "keep": True}, 3)])
 def test_a_rejected_result_is_filtered_with_its_reason(tmp_path: Path, judge: dict[str, Any], files: int) -> None:
-    kept = judge.pop("kept", False)
+    keep = judge.pop("keep", False)
     never = {**JUDGE, "min_dice": 1.0, **judge}
-    runner = runner_of(tmp_path / "run", pipeline=[*PIPELINE[:2], never], keep_filtered=kept)
+    runner = runner_of(tmp_path / "run", pipeline=[*PIPELINE[:2], never], keep_filtered=keep)
     job = jobs_of(write_sources(tmp_path / "data", 1))[0]
     outcome = runner.run(job)
     record = record_of(runner, job)

@@ -69,7 +69,7 @@ def hashes_of(folder: Path) -> dict[str, str]:
 
 
 def start(*arguments: object, module: Path | None = None) -> subprocess.Popen[str]:
-    """The command in a process of its own, in a group of its own; ``module`` is a folder to import from."""
+    """Start the command as another process; ``module`` is a folder to import from."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(module or "")}
     command = [sys.executable, "-m", "monai_diffaug", "generate", *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
