@@ -56,7 +56,21 @@ napoleon_use_ivar = True
 ALIAS = re.compile(r"TypeAliasForwardRef\('(\w+)'\)")
 FACTORY = re.compile(r"(\w+): ([~\w.]*?)(\w+) = <factory>")
 PACKAGES_OF_PICTURES = ("edit", "geometry", "masks", "models", "sampling", "transforms", "weights", "data")
-COMMANDS = ([], ["demo"], ["augment"], ["train"], ["evaluate"], ["lesion-bank"], ["bundle", "check"], ["bundle", "copy"], ["info"])
+COMMANDS = (
+    [],
+    ["demo"],
+    ["augment"],
+    ["generate"],
+    ["export"],
+    ["audit"],
+    ["report"],
+    ["train"],
+    ["evaluate"],
+    ["lesion-bank"],
+    ["bundle", "check"],
+    ["bundle", "copy"],
+    ["info"],
+)
 
 
 def setup(app: Sphinx) -> None:

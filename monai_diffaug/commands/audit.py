@@ -78,8 +78,10 @@ def _audit(options: argparse.Namespace) -> int:
         if copies.compared:
             print(
                 f"{copies.compared} lesions compared with the real ones: {copies.by_design} near their own source or donor, "
-                f"{copies.suspicious} more similar to another one than 95 % of real lesions are"
+                f"{len(copies.similar)} more similar to another one than 95 % of real lesions are"
             )
+            for line in copies.similar[: options.most]:
+                print(f"  similar: {line}")
         for note in (*audit.notes, *([f"near-copies: {copies.note}"] if copies.note else [])):
             print(f"note: {note}")
         summary = ", ".join(f"{number} {kind}" for kind, number in kinds.items())

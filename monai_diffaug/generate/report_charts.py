@@ -49,10 +49,15 @@ def histogram_svg(title: str, unit: str, values: Mapping[str, Sequence[float]]) 
         below += numbers
     texts = [f'<text x="{LEFT - 4}" y="{y}" text-anchor="end">{number}</text>' for y, number in ((TOP + 8, highest), (base, 0))]
     ticks = ((edges[0], LEFT, "start"), ((edges[0] + edges[-1]) / 2, (LEFT + WIDTH - 6) / 2, "middle"), (edges[-1], WIDTH - 6, "end"))
-    texts += [f'<text x="{x:.1f}" y="{base + 13}" text-anchor="{anchor}">{value:.3g}</text>' for value, x, anchor in ticks]
+    texts += [f'<text x="{x:.1f}" y="{base + 13}" text-anchor="{anchor}">{_short(value)}</text>' for value, x, anchor in ticks]
     axis = f'<path d="M{LEFT} {TOP}V{base}H{WIDTH - 6}" class="axis"/>'
-    median = escape(f"median {np.median(everything):.3g}, n = {everything.size}")
+    median = escape(f"median {_short(float(np.median(everything)))}, n = {everything.size}")
     return (
         f'<figure><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="histogram of {caption}">{axis}{"".join(bars)}{"".join(texts)}'
         f"</svg><figcaption>{caption}: {median}</figcaption></figure>"
     )
+
+
+def _short(value: float) -> str:
+    """Three digits, without an exponent up to a million."""
+    return f"{value:.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"

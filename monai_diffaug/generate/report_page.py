@@ -179,7 +179,10 @@ def _charts(records: Sequence[JobRecord]) -> Iterable[str]:
 def _gallery_note(run: Run, groups: Mapping[str, Sequence[JobRecord]]) -> str:
     shown = ", ".join(f"{len(groups[group])} {group}" for group in GROUPS)
     without = sum(not (record.files or {}).get("image") for group in GROUPS for record in groups[group])
-    note = f"{shown}, of {len(run.accepted)} accepted and {len(run.filtered)} filtered jobs, spread over the run. A click enlarges a card."
+    note = (
+        f"{shown}, of {len(run.accepted)} accepted and {len(run.filtered)} filtered jobs, spread over the run. A click enlarges a card. "
+        "Difference: red is brighter, blue is darker."
+    )
     note += " Borderline: the tenth of the accepted results with the lowest scores, and of the filtered ones with the highest."
     return note + (f" {without} have no files: keep_filtered: true in the spec keeps those of filtered jobs." if without else "")
 
@@ -206,7 +209,7 @@ def _card(run: Run, record: JobRecord, group: str, base: Path, panel_px: int, zo
     figures += [f"local SSIM {data['ssim']}"] if data["ssim"] else []
     figures += [f"{data['seconds']} s"] if data["seconds"] else []
     lines = [
-        f"<b>{escape(record.job)}</b> {escape(record.state)}, {escape(record.kind)}, {escape(_finding(record))}",
+        f"<b>{escape(record.job)}</b> {escape(', '.join(filter(None, (record.state, record.kind, record.finding))))}",
         escape(record.prompt),
         f'<span class="figures">{escape(", ".join(figures))}</span>',
         escape(f"donor {record.donor['id']}") if record.donor else "",

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from monai_diffaug.files.image_file import read_picture
 from monai_diffaug.files.picture import Picture, require_same_grid
@@ -18,7 +18,7 @@ from monai_diffaug.files.preview import CAPTION_PX, GAP_PX, PANEL_PX, draw_previ
 __all__ = ["data_url", "strip_of"]
 
 PLANES = ("axial", "coronal", "sagittal")
-COLUMNS = 4
+COLUMNS, LINE_PX = 4, 3
 
 
 def strip_of(
@@ -46,6 +46,9 @@ def strip_of(
     for row in rows:
         strip.paste(row, (0, top))
         top += row.height
+    pen = ImageDraw.Draw(strip)
+    for column in range(1, COLUMNS):
+        pen.line((column * panel_px, 0, column * panel_px, strip.height), fill="white", width=LINE_PX)
     return strip
 
 
