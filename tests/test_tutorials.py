@@ -19,6 +19,7 @@ REDUCED: Mapping[str, Mapping[str, Any]] = {
     "05_emit_diff": {"STEPS": 4, "N": 2, "TRAINING_STEPS": 4},
     "06_medsoft_diffusion": {"STEPS": 3, "PLACES": 2},
     "07_fine_tuning": {"STEPS": 2, "TRAINING_STEPS": 2},
+    "09_transplant_and_erase": {"N": 2},
 }
 MOST_BYTES = 600_000
 MOST_LINES = 45  # of text in one output: a screen

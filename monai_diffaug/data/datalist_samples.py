@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
 from monai_diffaug.errors import one_line
+from monai_diffaug.files.image_file import read_picture
+from monai_diffaug.files.picture_tensor import model_values, tensor_on_grid
+from monai_diffaug.files.upright_pictures import class_ids, visible_colours
+from monai_diffaug.masks.label_file import ids_of_file
 
 __all__ = ["entries_of", "loaded_samples", "words_at_the_top"]
 
@@ -37,38 +41,47 @@ def entries_of(datalist: str | Path, section: str) -> list[dict[str, Any]]:
 
 
 def loaded_samples(datalist: str | Path, section: str, *, upright: bool = False) -> Iterator[Mapping[Hashable, Any]]:
-    """The entries of a section, read with ``LoadImaged``, channels first.
+    """The entries of a section as loaded samples, channels first.
 
     Args:
         datalist: the JSON file.
         section: name of the list in the file.
-        upright: read pictures rows first, as the shell does; else as MONAI's ``LoadImaged`` does, columns first.
+        upright: read with the package's readers, pictures rows first, as the shell does; else as MONAI's ``LoadImaged`` does, pictures
+            columns first.
 
     Raises:
         FileNotFoundError, ValueError: as ``entries_of``; ValueError also for an entry that cannot be read.
     """
-    from monai.data.image_reader import PILReader
-    from monai.transforms.io.dictionary import LoadImaged
-    from monai.transforms.utility.dictionary import EnsureChannelFirstd
-    from PIL.ImageOps import exif_transpose
-
-    from monai_diffaug.files.upright_pictures import class_ids, visible_colours
-
     entries = entries_of(datalist, section)
-    loaders = [LoadImaged([key], allow_missing_keys=True) for key in ("image", "label")]
-    if upright:
-        for load, converter in zip(loaders, (visible_colours, class_ids), strict=True):
-            load.register(PILReader(reverse_indexing=False, converter=lambda picture, to=converter: to(exif_transpose(picture))))
-    channel_first = EnsureChannelFirstd(["image", "label"], allow_missing_keys=True)
+    load = _upright if upright else _as_load_imaged()
 
     def read(index: int) -> Mapping[Hashable, Any]:
         try:
-            sample: Mapping[Hashable, Any] = channel_first(loaders[1](loaders[0](entries[index])))
+            return load(entries[index])
         except Exception as error:  # the readers raise errors of different types
             raise ValueError(f"{Path(datalist)}, {section}[{index}] cannot be read: {one_line(error)}") from error
-        return sample
 
     return map(read, range(len(entries)))
+
+
+def _as_load_imaged() -> Callable[[Any], Mapping[Hashable, Any]]:
+    from monai.transforms.io.dictionary import LoadImaged
+    from monai.transforms.utility.dictionary import EnsureChannelFirstd
+
+    keys = ["image", "label"]
+    load, channel_first = LoadImaged(keys, allow_missing_keys=True), EnsureChannelFirstd(keys, allow_missing_keys=True)
+    return lambda entry: channel_first(load(entry))
+
+
+def _upright(entry: Mapping[str, Any]) -> Mapping[Hashable, Any]:
+    sample: dict[Hashable, Any] = dict(entry)
+    image = read_picture(Path(entry["image"]), convert=visible_colours)
+    sample["image"] = tensor_on_grid(model_values(image), image)
+    if "label" in entry:
+        label = read_picture(Path(entry["label"]), layers=True, convert=class_ids)
+        ids = tensor_on_grid(ids_of_file(label), label)
+        sample["label"] = ids.amax(0, keepdim=True)  # a colour picture of a mask counts where any channel is set
+    return sample
 
 
 def words_at_the_top(datalist: str | Path) -> dict[str, Any]:
