@@ -43,7 +43,7 @@ def slices_of(image: NDArray[Any], affine: NDArray[np.float64] | None, plane: st
     (6, 1, 5, 4)
     """
     spatial = slice_plane(affine, plane, image.ndim - 1)
-    return to_slices(torch.from_numpy(np.ascontiguousarray(image)), spatial).numpy()
+    return to_slices(torch.from_numpy(np.require(image, requirements=("C", "W"))), spatial).numpy()  # a mapped file is read-only
 
 
 def draw_preview(
