@@ -37,7 +37,7 @@ class EditChain:
         chain: all transforms.
         record_keys: keys of the records that the edits of "image" write, the last one last.
         mask_key: key of the last edit's mask.
-        label_value: class id that the edits paint; 0 if it is not known before.
+        label_value: class id that the edits paint; 0 if it is not known before, or if there are several.
     """
 
     chain: Compose
@@ -91,7 +91,8 @@ def _edit_chain(chain: Compose) -> EditChain:
         raise SpecError('a pipeline without an edit of "image", which is the key of each source; put e.g. DiffusionLocalInpaintd in it')
     painting = [step for step in edits if isinstance(step, DiffusionLocalInpaintd) and step.label_key == LABEL]
     record_keys = dict.fromkeys(edit.record_key(IMAGE) for edit in edits)
-    return EditChain(chain, tuple(record_keys), edits[-1].mask_key, painting[-1].inpaint.label_value if painting else 0)
+    value = painting[-1].inpaint.label_value if painting else 0
+    return EditChain(chain, tuple(record_keys), edits[-1].mask_key, value if isinstance(value, int) else 0)
 
 
 def require_keys(pipelines: Pipelines, words: Collection[str]) -> None:
