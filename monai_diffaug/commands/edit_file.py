@@ -232,7 +232,7 @@ def write_edit(
         writers[folder / f"{name}_label{suffix}"] = partial(write_picture, result.label, image, dtype=np.uint8)
     if preview is not None:
         writers[folder / f"{name}_preview.png"] = partial(preview.save, format="PNG")
-    figures = {"changed_outside": result.changed_outside, "changed_under_soft_edge": result.changed_beside}
+    figures: dict[str, float] = {"changed_outside": result.changed_outside, "changed_under_soft_edge": result.changed_beside}
     figures["seconds"] = round(result.seconds, 3)
     if np.isfinite(result.local_ssim):
         figures["local_ssim"] = round(result.local_ssim, 4)
