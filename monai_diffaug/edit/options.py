@@ -19,6 +19,7 @@ __all__ = ["ControlNet", "InpaintOptions", "Noise", "Region", "RepaintSettings",
 
 SOFT_WIDTH_REFERENCE_PX = 512
 NOISE_SOURCES = ("random", "inverted")
+LARGEST_REFERENCE_MM = 1.0  # size of a pixel up to which ``width_px_at_512`` counts in pixels, and above in mm
 EDGE_REACH = 4.0  # standard deviations: the soft edge ends at 3, and the model has to see the tissue behind it
 
 
@@ -64,7 +65,8 @@ class SoftEdge:
     """The soft edge between repainted and original pixels.
 
     Args:
-        width_px_at_512: standard deviation in pixels when the region is 512 pixels wide; 0 is a hard edge.
+        width_px_at_512: standard deviation in pixels when the region is 512 pixels wide; 0 is a hard edge. Pixels larger than 1 mm count
+            as 1 mm, so that a coarse grid does not widen the edge: at 3 mm it has a third of the pixels.
         width_mm: the same width in millimetres (2-D images without an affine: pixels); replaces ``width_px_at_512`` when it is given.
         mode: "grow", "inner" or "centre", see ``monai_diffaug.masks.soft_edge.soft_mask``.
 
@@ -91,7 +93,9 @@ class SoftEdge:
 
     def width_px(self, side: int, pixel_mm: float) -> float:
         """Standard deviation in pixels of a slice, of which the model sees a square of ``side`` pixels."""
-        return self.width_px_at_512 * side / SOFT_WIDTH_REFERENCE_PX if self.width_mm is None else self.width_mm / pixel_mm
+        if self.width_mm is not None:
+            return self.width_mm / pixel_mm
+        return self.width_px_at_512 * side / SOFT_WIDTH_REFERENCE_PX / max(pixel_mm, LARGEST_REFERENCE_MM)
 
     def least_side(self, extent: int, pixel_mm: float) -> float:
         """Side in pixels of the smallest square that holds a mask of ``extent`` pixels, its soft edge and a rim of the tissue around."""
