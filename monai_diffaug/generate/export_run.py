@@ -77,7 +77,7 @@ def export_run(
         OSError: a file cannot be written.
     """
     out = Path(out).absolute()
-    run = read_run(run_folder)
+    run = read_run(Path(run_folder).absolute())  # lists name files by absolute paths
     if export_format not in FORMATS:
         raise ExportError(f"unknown format {export_format!r}; use {', '.join(FORMATS)}")
     if export_format == "nnunet":

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+from pathlib import Path
 
 import numpy as np
 from monai.apps.auto3dseg.auto_runner import AutoRunner
@@ -35,6 +36,17 @@ def test_monai_loads_the_lists_of_each_fold(tmp_path):
         assert {item["case"] for item in training} == expected
         load = LoadImage(image_only=True)
         assert all(load(item["image"]).shape == load(item["label"]).shape for item in training + validation)
+
+
+def test_a_run_and_a_datalist_named_by_relative_paths_give_lists_that_hold_anywhere(tmp_path, monkeypatch):
+    maker = small_run(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    export_run("run", "monai", "out", datalist="datalist.json")
+    monkeypatch.chdir("/")
+    for key in ("training", "synthetic"):
+        items = load_decathlon_datalist(tmp_path / "out" / "datalist.json", data_list_key=key)
+        assert all(Path(item[role]).is_file() for item in items for role in ("image", "label"))
+    assert len(items) == len([record for record in maker.records if record.state == "accepted"])
 
 
 def test_auto3dseg_reads_the_folds_of_the_real_cases(tmp_path):
