@@ -385,13 +385,15 @@ def planes() -> list[list[Panel]]:
     inside = (((grid - np.reshape((137, 130, 103), (3, 1, 1, 1))) / np.reshape((13, 16, 5.5), (3, 1, 1, 1))) ** 2).sum(0) <= 1
     mask = inside[None].astype(np.uint8)
     rows = []
-    for rho in (0.0, 1.0):
-        result = np.asarray(_paint(volume, mask, GLIOMA, options=InpaintOptions(noise=Noise(rho=rho))))
+    plain, shared, joined = Noise(acquisition=False), Noise(rho=1.0, acquisition=False), Noise(acquisition=True)
+    settings = {"independent": (plain, 0.0), "rho 1": (shared, 0.0), "joined_mm 6, acquisition": (joined, 6.0)}
+    for title, (noise_of, joined_mm) in settings.items():
+        result = np.asarray(_paint(volume, mask, GLIOMA, options=InpaintOptions(noise=noise_of, joined_mm=joined_mm)))
         views = [(result[0, :, :, 103], mask[0, :, :, 103]), (result[0, :, 130, :], mask[0, :, 130, :]), (result[0, 137], mask[0, 137])]
         panels = []
         for name, (view, part) in zip(("axial", "coronal", "sagittal"), views, strict=True):
             turned, marked = np.rot90(view)[None], np.rot90(part)[None]
-            panels += _zoomed([Panel(turned, f"rho {rho:g}, {name}")], marked, reach=34)
+            panels += _zoomed([Panel(turned, f"{title}, {name}")], marked, reach=34)
         rows.append(panels)
     return rows
 

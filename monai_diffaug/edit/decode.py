@@ -8,8 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from monai_diffaug.edit.acquisition_noise import add_acquisition_noise
 from monai_diffaug.edit.denoise import Candidate, without_autocast
-from monai_diffaug.edit.options import RepaintSettings
+from monai_diffaug.edit.joined_slices import join_slices
+from monai_diffaug.edit.options import InpaintOptions, RepaintSettings
 from monai_diffaug.edit.slice_batches import batch_sizes, in_batches
 from monai_diffaug.edit.stack import put_back
 from monai_diffaug.models.inpainter import Inpainter
@@ -46,7 +48,6 @@ def decode(model: Inpainter, candidates: list[Candidate], settings: RepaintSetti
         torch.OutOfMemoryError: a single slice does not fit into memory.
     """
     pictures: dict[int, Tensor] = {}
-    resample = settings.options.region.resample
     sampled = [(i, candidate) for i, candidate in enumerate(candidates) if candidate.patches]
     for _, group in groupby(sampled, key=lambda pair: pair[1].latents.shape[-1]):
         same_size = list(group)
@@ -58,16 +59,21 @@ def decode(model: Inpainter, candidates: list[Candidate], settings: RepaintSetti
         parts = decoded.split([len(candidate.patches) for _, candidate in same_size])
         pictures.update((i, part) for (i, _), part in zip(same_size, parts, strict=True))
     return [
-        _assemble(candidate, pictures[i], resample) if candidate.patches else Outcome(None, 0, "empty mask")
+        _assemble(candidate, pictures[i], settings.options) if candidate.patches else Outcome(None, 0, "empty mask")
         for i, candidate in enumerate(candidates)
     ]
 
 
-def _assemble(candidate: Candidate, pictures: Tensor, resample: str) -> Outcome:
+def _assemble(candidate: Candidate, pictures: Tensor, options: InpaintOptions) -> Outcome:
     """The volume with its pictures (P, 3, size, size) put back."""
     if not bool(torch.isfinite(pictures).all()):
         return Outcome(None, 0, "the model returned non-finite values")
     spread = pictures.flatten(1).amax(1) - pictures.flatten(1).amin(1)
     if bool((spread < CONSTANT).any()):
         return Outcome(None, 0, "the model returned a constant picture")
-    return Outcome(put_back(candidate.stack, candidate.patches, pictures, resample), candidate.n_slices, "")
+    volume = put_back(candidate.stack, candidate.patches, pictures, options.region.resample)
+    if options.joined_mm > 0:
+        volume = join_slices(candidate.stack, candidate.patches, volume, options.joined_mm)
+    if options.noise.acquisition:
+        volume = add_acquisition_noise(candidate.stack, candidate.patches, volume)
+    return Outcome(volume, candidate.n_slices, "")

@@ -19,6 +19,8 @@ from monai_diffaug.geometry.slices import from_slices
 from monai_diffaug.geometry.squares import Square, squares_of, whole_slices
 from monai_diffaug.masks.soft_edge import soft_mask
 from monai_diffaug.models.inpainter import Inpainter
+from monai_diffaug.models.painting import PLAIN
+from monai_diffaug.sampling.coherent_noise import CoherentDraws, CoherentNoise, LatentPlace
 from monai_diffaug.sampling.inpaint_latents import Denoiser, inpaint_latents
 from monai_diffaug.sampling.inversion import invert_latents
 from monai_diffaug.sampling.noise import LOCAL_NOISE, local_noise, slice_noise
@@ -100,7 +102,7 @@ def denoise(models: Models, stacks: list[Stack], settings: RepaintSettings, look
     Args:
         models: the inpainter and the network that steers it.
         stacks: the requests; one without touched slices gives a candidate without patches.
-        settings: options of the edit.
+        settings: options of the edit; what they leave to the model is that of ``PLAIN`` here, see ``with_model_defaults``.
         look: taken only for a single request whose slices fit into one batch; a run that it accepts is not changed by it.
 
     Raises:
@@ -186,7 +188,25 @@ def _noise(model: Inpainter, pieces: list[_Piece], settings: RepaintSettings, pu
         positions = [pieces[i].patch.position for i in rows]
         seed = pieces[rows[0]].stack.seed
         noise[rows] = slice_noise(seed, positions, noise.shape[1:], settings.options.noise.rho, purpose + part * PURPOSES)
-    return noise
+    coherent = _coherent_noise(model, pieces, settings, purpose)
+    return noise if coherent is None else coherent(noise)
+
+
+def _coherent_noise(model: Inpainter, pieces: list[_Piece], settings: RepaintSettings, purpose: int) -> CoherentNoise | None:
+    """Coherence over millimetres for pieces of volumes; None without it."""
+    coherence_mm = settings.options.noise.coherence_mm
+    if coherence_mm == 0 or any(piece.stack.plane is None for piece in pieces):
+        return None
+    return CoherentNoise([_latent_place(piece, model.factor) for piece in pieces], coherence_mm, purpose)
+
+
+def _latent_place(piece: _Piece, factor: int) -> LatentPlace:
+    stack, patch = piece.stack, piece.patch
+    height, width = stack.masks.shape[-2:]
+    top_mm, left_mm = ((start - length / 2) * stack.pixel_mm for start, length in ((patch.roi.top, height), (patch.roi.left, width)))
+    latent_mm = patch.roi.side * stack.pixel_mm / (patch.image.shape[-1] // factor)
+    half_mm = max(height, width, patch.roi.side) / 2 * stack.pixel_mm
+    return LatentPlace(stack.seed, patch.position, stack.slice_mm, top_mm, left_mm, latent_mm, half_mm)
 
 
 def _denoise_batch(
@@ -226,6 +246,10 @@ def _denoise_batch(
     if not settings.options.soft_edge.hard:
         weights = _stacked([piece.patch.weights for piece in pieces], model)
         soft = F.max_pool2d(weights, model.factor).to(model.dtype)
+    generators = [
+        slice_generators(piece.stack.seed, [piece.patch.position], STOCHASTIC_STEP + piece.patch.part * PURPOSES)[0] for piece in pieces
+    ]
+    coherent = _coherent_noise(model, pieces, settings, STOCHASTIC_STEP)
     return inpaint_latents(
         denoiser,
         model.scheduler,
@@ -236,15 +260,14 @@ def _denoise_batch(
         soft=soft,
         context=context,
         negative_context=model.encode_text([settings.negative_prompt]).expand(len(pieces), -1, -1) if settings.guided else None,
-        guidance_scale=settings.guidance_scale,
-        guidance_interval=settings.options.guidance_interval,
+        guidance_scale=PLAIN.guidance_scale if settings.guidance_scale is None else settings.guidance_scale,
+        guidance_interval=settings.options.guidance_interval or PLAIN.guidance_interval,
         num_inference_steps=settings.num_inference_steps,
         strength=settings.strength,
         trajectory=trajectory,
-        generators=[
-            slice_generators(piece.stack.seed, [piece.patch.position], STOCHASTIC_STEP + piece.patch.part * PURPOSES)[0] for piece in pieces
-        ],
-        noise_gain=settings.options.noise.gain,
+        generators=generators,
+        draws=None if coherent is None else CoherentDraws(generators, coherent),
+        noise_gain=settings.options.noise.gain or 0.0,
         look=None if look is None else (look.after, partial(_accepted, look, pieces)),
     )
 

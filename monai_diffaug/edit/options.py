@@ -35,7 +35,12 @@ class Noise:
         scale: share g of fresh noise under the mask, sqrt(1 - g^2) eps + g eta, in [0, 1]. With "random" it moves a result away from
             its g = 0 twin, with "inverted" away from the original (MILA-TMGDiff).
         gain: in [0, 1]; once alpha_bar exceeds 0.25, each step keeps (1 + gain) times the predicted noise, which gives more texture. 0.05
-            to 0.25 is useful. DDIM only (the embedded model's scheduler), and not with "inverted", which assumes the plain step.
+            to 0.25 is useful. DDIM only (the embedded model's scheduler), and not with "inverted", which assumes the plain step. None
+            leaves it to the model, see ``DiffusionLocalInpaint``.
+        coherence_mm: volumes only: low frequencies of the noise are the same over about this length of the patient, in the plane and
+            across slices, high ones independent; in millimetres, so that the distance of the slices does not matter. 0 is off.
+        acquisition: a last step after decoding adds the noise that painted pixels lack: with the level and the spectrum of the surround,
+            both measured in its homogeneous parts (CT, MRI). None leaves it to the model.
 
     Raises:
         ValueError: an option out of range.
@@ -44,19 +49,26 @@ class Noise:
     Noise(gain=0.1)
     >>> Noise(rho=1.0)  # neighbouring slices share their noise
     Noise(rho=1.0)
+    >>> Noise(coherence_mm=12, acquisition=True)  # a lesion of a volume that holds in three planes
+    Noise(coherence_mm=12, acquisition=True)
     """
 
     rho: float = 0.0
     source: str = "random"
     scale: float = 0.0
-    gain: float = 0.0
+    gain: float | None = None
+    coherence_mm: float = 0.0
+    acquisition: bool | None = None
 
     def __post_init__(self) -> None:
         _check(0.0 <= self.rho <= 1.0, f"noise rho must be in [0, 1], got {self.rho}")
         _check(self.source in NOISE_SOURCES, f"noise source must be one of {', '.join(NOISE_SOURCES)}, got {self.source!r}")
         _check(0.0 <= self.scale <= 1.0, f"noise scale must be in [0, 1], got {self.scale}")
-        _check(0.0 <= self.gain <= 1.0, f"noise gain must be in [0, 1], got {self.gain}")
-        _check(self.gain == 0 or self.source == "random", f"noise gain {self.gain} needs source 'random', got {self.source!r}")
+        gain = 0.0 if self.gain is None else self.gain
+        _check(0.0 <= gain <= 1.0, f"noise gain must be in [0, 1], got {gain}")
+        _check(self.coherence_mm >= 0, f"noise coherence_mm must be >= 0 mm, got {self.coherence_mm}")
+        _check(self.coherence_mm == 0 or self.rho == 0, f"set noise rho or coherence_mm, not both, got {self.rho} and {self.coherence_mm}")
+        _check(gain == 0 or self.source == "random", f"noise gain {gain} needs source 'random', got {self.source!r}")
 
 
 @option_group
@@ -116,29 +128,30 @@ class Region:
         context: side of the square around the mask, or around each lesion of several far apart, as a multiple of the mask's extent.
             The square is resampled to the model's size.
         least_context: where the square would be larger than the model's size (in pixels), its side becomes this multiple of the mask's
-            extent, but not less than the model's size: less context, and less texture lost by resampling. None keeps ``context``.
-        resample: "bilinear" or "bicubic" (both antialiased): how the square of the image and the repainted patch are resampled. Bicubic
+            extent, but not less than the model's size: less context, and less texture lost by resampling. None keeps ``context``, as
+            does a value above it.
+        resample: "bicubic" or "bilinear" (both antialiased): how the square of the image and the repainted patch are resampled. Bicubic
             keeps more of the fine texture; masks are always resampled bilinearly.
         whole_slice: show the model whole slices at their own resolution instead.
 
     Raises:
-        ValueError: ``context`` is less than 1, ``least_context`` not in [1, ``context``], or ``resample`` unknown.
+        ValueError: ``context`` or ``least_context`` is less than 1, or ``resample`` unknown.
 
-    >>> Region(resample="bicubic", least_context=1.5)  # keep texture
-    Region(least_context=1.5, resample='bicubic')
+    >>> Region(context=3)  # more of the surround
+    Region(context=3)
     >>> Region(whole_slice=True)
     Region(whole_slice=True)
     """
 
     context: float = 2.0
     whole_slice: bool = False
-    least_context: float | None = None
-    resample: str = "bilinear"
+    least_context: float | None = 1.5
+    resample: str = "bicubic"
 
     def __post_init__(self) -> None:
         _check(self.context >= 1.0, f"region context must be >= 1, got {self.context}")
-        in_range = self.least_context is None or 1.0 <= self.least_context <= self.context
-        _check(in_range, f"region least_context must be None or in [1, context {self.context}], got {self.least_context}")
+        in_range = self.least_context is None or self.least_context >= 1.0
+        _check(in_range, f"region least_context must be None or >= 1, got {self.least_context}")
         _check(self.resample in RESAMPLINGS, f"region resample must be one of {', '.join(RESAMPLINGS)}, got {self.resample!r}")
 
 
@@ -226,7 +239,10 @@ class InpaintOptions:
         channels: how images with several channels that are no colours are repainted.
         control: a ``ControlNet`` or a ``SemanticController`` that steers the UNet; None is the plain model.
         run: floating type, compilation and slices per model call.
-        guidance_interval: share of the steps, from the noisiest on, with guidance; a step without guidance costs half.
+        guidance_interval: share of the steps, from the noisiest on, with guidance; a step without guidance costs half. None leaves it to
+            the model, see ``DiffusionLocalInpaint``.
+        joined_mm: volumes only: after decoding, structures of painted slices that are longer than this become a running mean across the
+            slices, fine texture remains; exact outside the mask. 0 is off.
         record_postfix: the dictionary form writes the record ``{key}_{record_postfix}``; a second edit of the same image needs another.
 
     Raises:
@@ -245,7 +261,8 @@ class InpaintOptions:
     channels: Channels = field(default_factory=Channels)
     control: ControlNet | SemanticController | None = None
     run: Run = field(default_factory=Run)
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    guidance_interval: tuple[float, float] | None = None
+    joined_mm: float = 0.0
     record_postfix: str = RECORD_POSTFIX
 
     def __post_init__(self) -> None:
@@ -256,6 +273,9 @@ class InpaintOptions:
         check_group("channels", self.channels, Channels)
         check_group("control", self.control, ControlNet, SemanticController, type(None))
         check_group("run", self.run, Run)
+        _check(self.joined_mm >= 0, f"joined_mm must be >= 0 mm, got {self.joined_mm}")
+        if self.guidance_interval is None:
+            return
         _check(len(self.guidance_interval) == 2, f"guidance_interval must be (begin, end), got {self.guidance_interval}")
         begin, end = map(float, self.guidance_interval)
         _check(0.0 <= begin < end <= 1.0, f"guidance_interval needs 0 <= begin < end <= 1, got {self.guidance_interval}")
@@ -284,7 +304,7 @@ class RepaintSettings:
 
     strength: float = 1.0
     num_inference_steps: int = 12
-    guidance_scale: float = 3.0
+    guidance_scale: float | None = None
     negative_prompt: str = ""
     window: Window | None = None
     plane: str = "axial"
@@ -297,8 +317,8 @@ class RepaintSettings:
 
     @property
     def guided(self) -> bool:
-        """Classifier-free guidance is on: two UNet evaluations per step."""
-        return self.guidance_scale > 1.0
+        """Classifier-free guidance is on, or may be: two UNet evaluations per step."""
+        return self.guidance_scale is None or self.guidance_scale > 1.0
 
 
 def check_group(name: str, value: Any, *classes: type) -> None:

@@ -1,8 +1,8 @@
 """Latent noise whose low frequencies are coherent over millimetres of the patient, across slices and whatever squares the slices have.
 
-White noise of a slice = low frequencies + high frequencies. The low ones are a Gaussian random field in the coordinates of the volume: white
-noise on a grid of the plane, one sheet per slice, averaged over the neighbouring slices and smoothed in the plane. The high ones belong to
-each slice alone. The parts have the powers P and 1 - P at each frequency, so each slice remains standard normal white noise.
+White noise of a slice = low frequencies + high frequencies. The low ones are a Gaussian random field in the coordinates of the volume:
+white noise on a grid of the plane, one sheet per slice, averaged over the neighbouring slices and smoothed in the plane. The high ones
+belong to each slice alone. The parts have the powers P and 1 - P at each frequency, so each slice remains standard normal white noise.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class LatentPlace(NamedTuple):
 
     Attributes:
         seed: of the sample.
-        index: of the slice.
+        position: index of the slice.
         slice_mm: distance of the slices.
         top_mm, left_mm: upper left corner, from the middle of the slice.
         pixel_mm: size of a pixel of the latents.
@@ -41,7 +41,7 @@ class LatentPlace(NamedTuple):
     """
 
     seed: int
-    index: int
+    position: int
     slice_mm: float
     top_mm: float
     left_mm: float
@@ -59,7 +59,7 @@ class CoherentNoise:
         coherence_mm: length over which the low frequencies stay together, > 0.
         purpose: of the white noise, see ``slice_generators``.
 
-    >>> places = [LatentPlace(seed=7, index=i, slice_mm=1.0, top_mm=-32, left_mm=-32, pixel_mm=1.0, half_mm=32) for i in (3, 4)]
+    >>> places = [LatentPlace(seed=7, position=i, slice_mm=1.0, top_mm=-32, left_mm=-32, pixel_mm=1.0, half_mm=32) for i in (3, 4)]
     >>> white = torch.randn(2, 4, 64, 64, generator=torch.Generator().manual_seed(0))
     >>> noise = CoherentNoise(places, coherence_mm=8.0)(white)
     >>> low = torch.nn.functional.avg_pool2d(noise, 8)
@@ -93,10 +93,9 @@ class CoherentNoise:
         reach = math.ceil(REACH * spread)
         offsets = torch.arange(-reach, reach + 1)
         weights = torch.exp(-0.5 * (offsets / spread).square())
-        weights = (weights / weights.square().sum().sqrt()).tolist()
-        sheet = sum(
-            weight * self._sheet(place, offset, cells, white.shape[0], reach) for offset, weight in zip(offsets, weights, strict=True)
-        )
+        weights /= weights.square().sum().sqrt()
+        sheets = torch.stack([self._sheet(place, offset, cells, white.shape[0], reach) for offset in offsets.tolist()])
+        sheet = torch.einsum("k,kchw->chw", weights, sheets)
         # a Gaussian over cells of its standard deviation, times the pixel: the field's power is exp(-4 pi^2 s^2 f^2) of white noise's
         centres = torch.arange(side, dtype=torch.float32) * place.pixel_mm + place.pixel_mm / 2
         nodes = torch.arange(-cells, cells + 1, dtype=torch.float32) * smoothing_mm
@@ -111,9 +110,9 @@ class CoherentNoise:
         high = torch.fft.ifft2(torch.fft.fft2(white.float()) * (1 - power).sqrt()).real
         return low + high
 
-    def _sheet(self, place: LatentPlace, offset: Tensor, cells: int, channels: int, reach: int) -> Tensor:
+    def _sheet(self, place: LatentPlace, offset: int, cells: int, channels: int, reach: int) -> Tensor:
         """White noise (C, 2 cells + 1, 2 cells + 1) of a slice, the newest of its stream."""
-        index = place.index + int(offset) + reach  # seeds are not negative
+        index = place.position + offset + reach  # seeds are not negative
         key = (place.seed, index, cells)
         if key not in self._sheets:
             if key not in self._generators:
@@ -130,7 +129,7 @@ class CoherentDraws(TorchFunctionMode):
         generators: one per place of ``noise``, as they are passed to the scheduler's ``step``.
         noise: makes the draws coherent.
 
-    >>> place = LatentPlace(seed=7, index=0, slice_mm=1.0, top_mm=-4, left_mm=-4, pixel_mm=1.0, half_mm=4)
+    >>> place = LatentPlace(seed=7, position=0, slice_mm=1.0, top_mm=-4, left_mm=-4, pixel_mm=1.0, half_mm=4)
     >>> generators = slice_generators(7, [0])
     >>> with CoherentDraws(generators, CoherentNoise([place], coherence_mm=8.0)):
     ...     noise = torch.randn((1, 4, 8, 8), generator=generators[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
@@ -42,6 +43,7 @@ def inpaint_latents(
     guidance_interval: tuple[float, float] = (0.0, 1.0),
     trajectory: Tensor | None = None,
     generators: list[torch.Generator] | None = None,
+    draws: AbstractContextManager[Any] | None = None,
     noise_gain: float = 0.0,
     look: tuple[float, Callable[[Tensor], bool]] | None = None,
 ) -> Tensor:
@@ -69,6 +71,7 @@ def inpaint_latents(
             it a step costs one UNet evaluation instead of two.
         trajectory: (n + 1, B, 4, h, w) of ``invert_latents``: the originals for the replaced region, instead of noised ``clean``.
         generators: one per sample, for stochastic schedulers.
+        draws: context of their draws, see ``monai_diffaug.sampling.coherent_noise.CoherentDraws``.
         noise_gain: amplifies the predicted noise of DDIM, see ``monai_diffaug.sampling.step.noise_factor``.
         look: (share, accept): after that share of the steps, in (0, 1], ``accept`` gets the clean latents (B, 4, h, w) predicted so
             far. If it returns False, the run ends and returns them; otherwise the result does not depend on ``look``.
@@ -101,7 +104,7 @@ def inpaint_latents(
     replaces_outside = masked is None or soft is not None
     states = torch.cat([negative_context, context]) if guided and negative_context is not None else context
     shares_latents = bool(getattr(denoise, "shares_latents", False))
-    step = make_step(scheduler, timesteps, generators, noise_gain=noise_gain)
+    step = make_step(scheduler, timesteps, generators, draws=draws, noise_gain=noise_gain)
     look_step = -1 if look is None else max(math.ceil(look[0] * len(timesteps)) - 1, 0)
     for i, timestep in enumerate(timesteps):
         model_input = scheduler.scale_model_input(latents, timestep)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -19,7 +20,14 @@ TEXTURE_SIGNAL = 0.25  # alpha_bar from which the noise is amplified: layout is 
 DDIM = "diffusers.schedulers.scheduling_ddim", "DDIMScheduler"
 
 
-def make_step(scheduler: Any, timesteps: Tensor, generators: list[torch.Generator] | None = None, *, noise_gain: float = 0.0) -> Step:
+def make_step(
+    scheduler: Any,
+    timesteps: Tensor,
+    generators: list[torch.Generator] | None = None,
+    *,
+    draws: AbstractContextManager[Any] | None = None,
+    noise_gain: float = 0.0,
+) -> Step:
     """The step of a scheduler for the timesteps of a run.
 
     DDIM without noise (eta 0), clipping and thresholding is linear in latents and prediction. Its step is one scaling and one addition,
@@ -29,6 +37,7 @@ def make_step(scheduler: Any, timesteps: Tensor, generators: list[torch.Generato
         scheduler: a diffusers scheduler after ``set_timesteps``; its steps may change its state.
         timesteps: of the run, from the noisiest on.
         generators: one per sample, for stochastic schedulers.
+        draws: context in which a stochastic scheduler draws from them; None draws as they are.
         noise_gain: amplifies the predicted noise, see ``noise_factor``; 0 leaves the step as it is.
 
     Raises:
@@ -61,7 +70,8 @@ def make_step(scheduler: Any, timesteps: Tensor, generators: list[torch.Generato
     extra = {"generator": generators} if generators is not None and "generator" in accepted else {}
 
     def scheduled(i: int, prediction: Tensor, latents: Tensor) -> Tensor:
-        result: Tensor = scheduler.step(prediction, timesteps[i], latents, return_dict=False, **extra)[0]
+        with nullcontext() if draws is None else draws:
+            result: Tensor = scheduler.step(prediction, timesteps[i], latents, return_dict=False, **extra)[0]
         return result
 
     return scheduled

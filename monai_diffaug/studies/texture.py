@@ -6,6 +6,9 @@ G2) are divided by those of the real lesion: 1 is as much texture as there was. 
 alone, what the decoder makes of the real lesion. Brightness is the mean of the painted lesion minus that of the real one, in grey levels of
 255; PSNR is that of the autoencoder in the square around the lesion, in dB. Medians over the lesions (PSNR: mean); 95 % intervals over
 groups.
+
+The second table has the radially averaged power spectrum inside the mask, as amplitudes of painted over real lesions in four bands of
+wavelengths, and the seam: the jump across the mask's boundary over that of the original (1: no seam was added, see ``evaluate seam``).
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import argparse
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
@@ -29,15 +32,32 @@ from monai_diffaug.studies.bootstrap import Interval, interval
 from monai_diffaug.studies.masked_images import MaskedImage, lesions_of
 from monai_diffaug.studies.painter import Painter
 from monai_diffaug.studies.report import run_study, study_parser
+from monai_diffaug.studies.seam import seam
 from monai_diffaug.studies.study_images import StudyData, StudyInputError
 from monai_diffaug.training.captions import caption, measure
 from monai_diffaug.training.decoder_loss import psnr_db
 
-__all__ = ["FIGURES", "Row", "TexturedLesion", "bands_of", "measure_texture", "rows_of", "table", "textured_lesions", "training_caption"]
+__all__ = [
+    "FIGURES",
+    "WAVELENGTHS",
+    "Row",
+    "TexturedLesion",
+    "bands_of",
+    "measure_texture",
+    "rows_of",
+    "spectrum_of",
+    "table",
+    "textured_lesions",
+    "training_caption",
+]
 
 FIGURES = ("texture", "fine", "middle")
 TEXTURE_PX = 1.5  # standard deviation of the Gaussian
 BANDS_PX = (1.0, 2.0)
+OCTAVES_PX = (32, 16, 8, 4, 2)  # wavelengths that bound the bands of the spectrum
+WAVELENGTHS = tuple(f"{longest}-{shortest} px" for longest, shortest in pairwise(OCTAVES_PX))
+TAPER_PX = 4  # over which the window of the spectrum rises from the mask's boundary
+SPECTRUM_SIDE = 64  # pixels of the smallest transform, for bands of more than a few frequencies
 LEAST_TEXTURE = 0.5  # grey levels of 255: a lesion with less is flat, and a ratio to it has no meaning
 CAPTION_SIZE_PX = 128  # of the crop that a caption is measured on
 
@@ -53,6 +73,8 @@ class TexturedLesion:
         decoded: the same of the real lesion after the autoencoder alone.
         brightness: of the painted lesion minus the real one, grey levels of 255.
         psnr_db: of the autoencoder, in the square around the lesion at the model's size.
+        spectrum: amplitude of the painted over that of the real lesion, by band of ``WAVELENGTHS``.
+        seam: jump across the mask's boundary over that of the original.
     """
 
     dataset: str
@@ -61,6 +83,8 @@ class TexturedLesion:
     decoded: dict[str, float]
     brightness: float
     psnr_db: float
+    spectrum: dict[str, float]
+    seam: float
 
 
 @dataclass(frozen=True)
@@ -72,6 +96,8 @@ class Row:
     decoded: dict[str, Interval]
     brightness: Interval
     psnr_db: Interval
+    spectrum: dict[str, Interval]
+    seam: Interval
 
 
 def bands_of(image: NDArray[np.generic], mask: NDArray[np.bool_]) -> dict[str, float]:
@@ -94,6 +120,34 @@ def bands_of(image: NDArray[np.generic], mask: NDArray[np.bool_]) -> dict[str, f
         "fine": float(np.sqrt(np.square(grey - near)[mask].mean())),
         "middle": float(np.sqrt(np.square(near - far)[mask].mean())),
     }
+
+
+def spectrum_of(image: NDArray[np.generic], mask: NDArray[np.bool_]) -> dict[str, float]:
+    """Root of the radially averaged power spectrum inside a mask by band of ``WAVELENGTHS``, in the unit of the image.
+
+    The mean over the mask is removed, and the window falls to 0 at its boundary, so that the outline itself has no share in it.
+
+    Args:
+        image: (C, H, W); the mean of its channels is measured.
+        mask: (H, W), not empty.
+
+    >>> image = np.random.RandomState(0).normal(100, 20, (1, 64, 64))
+    >>> noise = spectrum_of(image, np.ones((64, 64), bool))  # white: as much in each band
+    >>> 15 < min(noise.values()) <= max(noise.values()) < 25
+    True
+    """
+    from scipy.ndimage import distance_transform_edt
+
+    rows, columns = np.nonzero(mask.any(1))[0], np.nonzero(mask.any(0))[0]
+    box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    window = np.minimum(distance_transform_edt(np.pad(mask[box], 1))[1:-1, 1:-1] / TAPER_PX, 1)
+    grey = image.astype(np.float64).mean(0)[box]
+    side = max(SPECTRUM_SIDE, *window.shape)
+    centred = (grey - np.average(grey, weights=window)) * window
+    power = np.abs(np.fft.fft2(centred, (side, side))) ** 2 / np.square(window).sum()
+    frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.fftfreq(side))
+    bands = ((frequency >= 1 / longest) & (frequency < 1 / shortest) for longest, shortest in pairwise(OCTAVES_PX))
+    return {name: float(np.sqrt(power[band].mean())) for name, band in zip(WAVELENGTHS, bands, strict=True)}
 
 
 def training_caption(one: MaskedImage, seed: int) -> str:
@@ -149,7 +203,11 @@ def measure_texture(lesions: Sequence[MaskedImage], painter: Painter, options: I
         difference = painted.image.float() - one.image.float()
         brightness = float(difference.mean(0).numpy()[one.mask_hw].mean())
         ratios = _ratios(painted.image.numpy(), one), _ratios(decoded.numpy(), one)
-        measured.append(TexturedLesion(dataset, one.group, *ratios, brightness, reached_db))
+        original, result = one.image.numpy(), painted.image.numpy()
+        real = spectrum_of(original, one.mask_hw)
+        spectrum = {name: value / real[name] for name, value in spectrum_of(result, one.mask_hw).items()}
+        jump = seam(original, result, one.mask.numpy()).to_original
+        measured.append(TexturedLesion(dataset, one.group, *ratios, brightness, reached_db, spectrum, jump))
     return measured
 
 
@@ -168,24 +226,38 @@ def rows_of(lesions: Sequence[TexturedLesion]) -> list[Row]:
             {figure: _interval([getattr(lesion, kind)[figure] for lesion in members], groups) for figure in FIGURES}
             for kind in ("painted", "decoded")
         )
-        brightness = _interval([lesion.brightness for lesion in members], groups)
-        rows.append(Row(name, painted, decoded, brightness, _interval([lesion.psnr_db for lesion in members], groups, np.mean)))
+        spectrum = {band: _interval([lesion.spectrum[band] for lesion in members], groups) for band in WAVELENGTHS}
+        brightness, jump = (_interval([getattr(lesion, name) for lesion in members], groups) for name in ("brightness", "seam"))
+        psnr_db = _interval([lesion.psnr_db for lesion in members], groups, np.mean)
+        rows.append(Row(name, painted, decoded, brightness, psnr_db, spectrum, jump))
     return rows
 
 
 def table(rows: Sequence[Row]) -> str:
-    """One line per data set: texture with its interval, fine / middle band, of the painted lesions and of the autoencoder, and the rest."""
+    """One line per data set: texture with its interval, fine / middle band, of the painted lesions and of the autoencoder, and the rest.
+
+    A second table has the spectrum by wavelength and the seam.
+    """
     heads = "".join(f"{head:<20}{'fine/middle':<13}" for head in ("painted / real", "autoencoder / real"))
     lines = [f"{'data set':<28}{'n':>4}  {heads}{'brightness':>10}{'PSNR, dB':>10}"]
     for row in rows:
         cells = ""
         for figures in (row.painted, row.decoded):
             texture = figures["texture"]
-            cells += f"{f'{texture.value:.2f} [{texture.low:.2f}, {texture.high:.2f}]':<20}"
+            cells += _cell(texture)
             cells += f"{figures['fine'].value:.2f}/{figures['middle'].value:<8.2f}"
         brightness, psnr = row.brightness.value, row.psnr_db
         lines.append(f"{row.dataset or 'all':<28}{psnr.n:>4}  {cells}{brightness:>+10.1f}{psnr.value:>10.1f}")
+    heads = "".join(f"{band:<20}" for band in WAVELENGTHS)
+    lines += ["", f"{'spectrum, painted / real':<32}  {heads}seam / original"]
+    for row in rows:
+        cells = "".join(_cell(figure) for figure in (*row.spectrum.values(), row.seam))
+        lines.append(f"{row.dataset or 'all':<28}{row.seam.n:>4}  {cells}".rstrip())
     return "\n".join(lines)
+
+
+def _cell(figure: Interval) -> str:
+    return f"{f'{figure.value:.2f} [{figure.low:.2f}, {figure.high:.2f}]':<20}"
 
 
 def _options(options: argparse.Namespace) -> InpaintOptions:
@@ -196,9 +268,9 @@ def _options(options: argparse.Namespace) -> InpaintOptions:
     """
     try:
         return InpaintOptions(
-            noise=Noise(gain=options.noise_gain),
+            noise=Noise(gain=options.noise_gain, acquisition=options.acquisition_noise),
             region=Region(resample=options.resample, least_context=options.least_context),
-            guidance_interval=tuple(options.guidance_interval),
+            guidance_interval=options.guidance_interval and tuple(options.guidance_interval),
         )
     except ValueError as error:
         raise StudyInputError(str(error)) from error
@@ -222,8 +294,9 @@ def _study(options: argparse.Namespace, data: StudyData) -> tuple[str, dict[str,
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = study_parser(__doc__)
     parser.add_argument("--n", type=int, default=16, help="lesions per data set at most; default %(default)s")
-    parser.add_argument("--noise-gain", type=float, default=0.0, metavar="X", help="Noise(gain); default 0")
-    parser.add_argument("--resample", choices=RESAMPLINGS, default="bilinear", help="Region(resample); default bilinear")
-    parser.add_argument("--least-context", type=float, metavar="X", help="Region(least_context); default none")
-    parser.add_argument("--guidance-interval", nargs=2, type=float, default=(0.0, 1.0), metavar=("A", "B"), help="default 0 1")
+    parser.add_argument("--noise-gain", type=float, metavar="X", help="Noise(gain); default by the model")
+    parser.add_argument("--acquisition-noise", action=argparse.BooleanOptionalAction, help="Noise(acquisition); default by the model")
+    parser.add_argument("--resample", choices=RESAMPLINGS, default=Region().resample, help="Region(resample); default %(default)s")
+    parser.add_argument("--least-context", type=float, default=Region().least_context, metavar="X", help="default %(default)s")
+    parser.add_argument("--guidance-interval", nargs=2, type=float, metavar=("A", "B"), help="default by the model")
     return run_study(parser, _study, arguments, needs="labelled lesions")

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from monai_diffaug.edit.options import Noise, Region, SoftEdge
+from monai_diffaug.edit.options import InpaintOptions, Noise, Region, SoftEdge
 
 
 def test_an_edge_is_hard_at_a_width_of_zero_in_the_unit_that_counts() -> None:
@@ -53,3 +53,13 @@ def test_a_noise_gain_out_of_range_or_with_inverted_noise_is_refused() -> None:
         Noise(gain=-0.1)
     with pytest.raises(ValueError, match="noise gain 0.1 needs source 'random', got 'inverted'"):
         Noise(source="inverted", gain=0.1)
+
+
+def test_coherence_and_joining_are_lengths_and_coherence_excludes_rho() -> None:
+    with pytest.raises(ValueError, match="coherence_mm must be >= 0 mm, got -1"):
+        Noise(coherence_mm=-1)
+    with pytest.raises(ValueError, match="set noise rho or coherence_mm, not both, got 0.5 and 6"):
+        Noise(rho=0.5, coherence_mm=6)
+    with pytest.raises(ValueError, match="joined_mm must be >= 0 mm, got -2"):
+        InpaintOptions(joined_mm=-2)
+    assert (Noise().coherence_mm, InpaintOptions().joined_mm) == (0, 0)

@@ -45,7 +45,7 @@ def test_it_is_tied_to_the_patient_not_to_the_square_of_a_slice() -> None:
     indices = list(range(30))
     centred = CoherentNoise([place(i) for i in indices], 8.0)(white(indices))
     moved = CoherentNoise([place(i, top_mm=-8.0) for i in indices], 8.0)(white(indices, seed=8))
-    assert low_correlation(centred[:, :, 8:], moved[:, :, :-8]) > 0.35 > 0.15 > abs(low_correlation(centred, moved))
+    assert low_correlation(centred[:, :, 8:], moved[:, :, :-8]) > 0.35 > 0.25 > abs(low_correlation(centred, moved))
 
 
 def test_a_slice_does_not_depend_on_its_batch_in_any_draw() -> None:

@@ -2,11 +2,22 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from monai_diffaug.geometry.slices import slice_plane, to_slices, touched
-from monai_diffaug.studies.continuity import continuity, measure, middle_slices, table, volumes_of
+from monai_diffaug.studies.continuity import (
+    continuity,
+    main,
+    measure,
+    middle_slices,
+    settings_of,
+    spectrum_along,
+    table,
+    volumes_of,
+    within_goal,
+)
 from monai_diffaug.studies.painter import Painter
-from monai_diffaug.studies.study_images import StudyData
+from monai_diffaug.studies.study_images import StudyData, StudyInputError
 
 
 def volume() -> np.ndarray:
@@ -84,9 +95,44 @@ def test_volumes_have_the_plane_and_window_of_their_entry_and_the_middle_slices_
         assert abs(np.mean(chosen) - np.mean(whole)) <= 1
 
 
-def test_correlated_noise_lowers_the_jump_between_slices(user_datalist, random_inpainter):
+def test_each_setting_is_measured_in_three_planes_and_shared_noise_lowers_the_jump(user_datalist, random_inpainter):
     volumes = volumes_of(StudyData.open(user_datalist, plane="axial"))
-    rows = measure(volumes, Painter(random_inpainter, num_inference_steps=1), slices=3, noise_rho=(0.0, 1.0))
-    assert [(row.volume, row.noise_rho) for row in rows] == [("benign nodule, ultrasound", rho) for rho in (0.0, 1.0)]
-    assert rows[0].figures.n_pairs == 2 and rows[1].figures.jump < rows[0].figures.jump
-    assert table(rows).count("original") == 3 and len(table(rows).splitlines()) == 4
+    painter = Painter(random_inpainter, num_inference_steps=1)
+    rows = measure(volumes, painter, slices=3, settings=settings_of((0.0, 1.0), joined_mm=4, coherence_mm=6))
+    names = ["noise rho 0", "noise rho 1", "acquisition noise", "+ joined 4 mm", "+ coherence 6 mm"]
+    assert [(row.volume, row.setting) for row in rows] == [("benign nodule, ultrasound", name) for name in names]
+    assert all(list(row.planes) == ["axial", "coronal", "sagittal"] and row.seconds > 0 for row in rows)
+    jumps = [row.planes["axial"].jump for row in rows]
+    assert jumps[1] < jumps[0] and rows[0].planes["axial"].n_pairs == 2 and len(set(jumps)) > 3
+    lines = table(rows).splitlines()
+    assert len(lines) == 1 + 5 * 3 and lines[1].split()[-2] in ("yes", "no") and "coronal" in lines[2]
+
+
+def test_the_spectrum_of_white_noise_halves_in_power_with_each_octave_and_blurred_noise_has_less_of_the_finest():
+    noise = torch.randn(24, 1, 40, 40, generator=torch.Generator().manual_seed(0))
+    masks = torch.ones(24, 1, 40, 40, dtype=torch.bool)
+    assert spectrum_along(noise, masks) == pytest.approx([0.5**0.5, 0.5, 0.125**0.5], rel=0.03)
+    blurred = spectrum_along((noise[1:] + noise[:-1]) / 2, masks[1:])
+    assert blurred[0] == pytest.approx(0.125**0.5, rel=0.03) and blurred[2] > 0.3
+    assert np.isnan(spectrum_along(noise[:3], masks[:3])[1:]).all()
+    masks[:, :, :, 20:] = False
+    noise[:, :, :, 20:] = 100
+    assert spectrum_along(noise, masks)[0] == pytest.approx(0.5**0.5, rel=0.03)
+
+
+def test_the_goal_needs_jump_and_spectrum_and_ignores_spans_longer_than_the_mask():
+    mask = np.zeros((10, 11, 12))
+    mask[1:9, 1:9, 4:8] = 1
+    same = continuity(volume(), volume(), mask)
+    assert within_goal(same) and np.isnan(same.spectrum[2]) and same.spectrum[0] == 1
+    rough = volume() + np.random.RandomState(0).normal(0, 1, volume().shape)
+    assert not within_goal(continuity(volume(), rough, mask))
+
+
+def test_the_command_prints_a_line_per_plane_and_refuses_an_option_out_of_range(user_datalist, random_inpainter, tmp_path, capsys):
+    fast = ["--data", str(user_datalist), "--model", str(random_inpainter), "--num-inference-steps", "1", "--slices", "3"]
+    assert main([*fast, "--noise-rho", "0", "--joined-mm", "0", "--coherence-mm", "0", "--out", str(tmp_path / "figures.json")]) == 0
+    printed = capsys.readouterr().out
+    assert "acquisition noise" in printed and "joined" not in printed and "within_goal" in (tmp_path / "figures.json").read_text()
+    with pytest.raises(StudyInputError, match="noise rho"):
+        main([*fast, "--noise-rho", "2"])

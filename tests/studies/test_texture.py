@@ -15,11 +15,13 @@ from monai_diffaug.studies.painter import Painter
 from monai_diffaug.studies.study_images import StudyData, StudyInputError
 from monai_diffaug.studies.texture import (
     FIGURES,
+    WAVELENGTHS,
     TexturedLesion,
     bands_of,
     main,
     measure_texture,
     rows_of,
+    spectrum_of,
     table,
     textured_lesions,
     training_caption,
@@ -36,6 +38,15 @@ def test_blurred_noise_has_less_of_each_band_and_moved_noise_as_much() -> None:
     for name in FIGURES:
         assert moved[name] / real[name] == pytest.approx(1, abs=0.06)
     assert blurred["fine"] / real["fine"] < 0.2 < blurred["middle"] / real["middle"] < 0.8
+
+
+def test_the_spectrum_tells_at_which_wavelengths_a_lesion_is_flat_and_ignores_outline_and_surround() -> None:
+    noise, disc = np.random.RandomState(0).normal(0, 20, (1, 96, 96)), np.hypot(*(np.indices((96, 96)) - 48)) < 30
+    real, smooth = (spectrum_of(100 + part, disc) for part in (noise, gaussian_filter(noise, (0, 1, 1))))
+    ratios = [smooth[band] / real[band] for band in WAVELENGTHS]
+    assert ratios == sorted(ratios, reverse=True) and ratios[0] > 0.8 and ratios[-1] < 0.2
+    other = np.where(disc, 100 + noise, 255)
+    assert spectrum_of(other + 50, disc) == pytest.approx(real)
 
 
 def test_a_brighter_lesion_has_the_texture_that_it_had() -> None:
@@ -63,7 +74,10 @@ def test_the_caption_names_modality_anatomy_and_finding(lesions) -> None:
 
 
 def test_the_options_reach_the_edit_and_the_square_of_the_autoencoder(lesions) -> None:
-    options = [InpaintOptions(), InpaintOptions(noise=Noise(gain=0.3), region=Region(resample="bicubic", least_context=1.5))]
+    options = [
+        InpaintOptions(region=Region(resample="bilinear", least_context=None)),
+        InpaintOptions(noise=Noise(gain=0.3), region=Region(resample="bicubic", least_context=1.5)),
+    ]
     plain, sharper = (measure_texture(lesions, FAST, each, "breast") for each in options)
     for before, after in zip(plain, sharper, strict=True):
         assert before.dataset == "breast" and 15 < before.psnr_db < 60
@@ -74,21 +88,37 @@ def test_the_options_reach_the_edit_and_the_square_of_the_autoencoder(lesions) -
 
 def test_rows_are_medians_over_lesions_with_the_interval_over_groups_and_the_mean_psnr() -> None:
     def lesion(group: int, ratio: float, name: str = "a") -> TexturedLesion:
-        return TexturedLesion(name, group, dict.fromkeys(FIGURES, ratio), dict.fromkeys(FIGURES, 0.5), -ratio, 30 + ratio)
+        return TexturedLesion(
+            name,
+            group,
+            dict.fromkeys(FIGURES, ratio),
+            dict.fromkeys(FIGURES, 0.5),
+            -ratio,
+            30 + ratio,
+            dict.fromkeys(WAVELENGTHS, ratio),
+            1 + ratio,
+        )
 
     rows = rows_of([lesion(0, 0.2), lesion(1, 0.4), lesion(2, 0.9), lesion(3, 7.0, "")])
     first = rows[0]
     assert (first.dataset, first.painted["fine"].value, first.brightness.value) == ("a", 0.4, -0.4)
     assert first.painted["texture"].low == 0.2 and first.painted["texture"].high == 0.9 and first.psnr_db.value == pytest.approx(30.5)
     lines = table(rows).splitlines()
-    assert "0.40 [0.20, 0.90]" in lines[1] and lines[1].startswith("a ") and lines[2].startswith("all ") and len(lines) == 3
+    assert "0.40 [0.20, 0.90]" in lines[1] and lines[1].startswith("a ") and lines[2].startswith("all ") and len(lines) == 7
+    assert first.spectrum["4-2 px"].value == 0.4 and first.seam.value == pytest.approx(1.4)
+    assert all(band in lines[4] for band in WAVELENGTHS) and lines[5].startswith("a ") and lines[5].endswith("1.40 [1.20, 1.90]")
 
 
 def test_the_command_runs_on_the_datalist_of_a_user_and_writes_its_figures(user_datalist: Path, tmp_path: Path, capsys) -> None:
-    sampler = ["--n", "2", "--num-inference-steps", "1", "--guidance-scale", "1", "--noise-gain", "0.1", "--resample", "bicubic"]
+    sampler = ["--n", "2", "--num-inference-steps", "1", "--guidance-scale", "1", "--noise-gain", "0.1", "--resample", "bilinear"]
     assert main(["--data", str(user_datalist), *sampler, "--out", str(tmp_path / "texture.json")]) == 0
     printed = capsys.readouterr().out
-    assert "autoencoder / real" in printed and "Noise(gain=0.1)" in printed and "resample='bicubic'" in printed
+    assert (
+        "autoencoder / real" in printed
+        and "Noise(gain=0.1)" in printed
+        and "resample='bilinear'" in printed
+        and "seam / original" in printed
+    )
     assert '"psnr_db"' in (tmp_path / "texture.json").read_text()
 
 
