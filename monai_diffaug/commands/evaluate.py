@@ -25,6 +25,7 @@ STUDIES = {
     "memorisation": ("monai_diffaug.studies.memorisation", "the training lesion nearest to each painted one; the guard against copies"),
     "latent-screen": ("monai_diffaug.studies.screen_savings", "what refusing candidates by their latents saves, and what it costs"),
     "continuity": ("monai_diffaug.studies.continuity", "slice-to-slice jumps in repainted volumes"),
+    "transplant": ("monai_diffaug.studies.transplanted", "transplants by strength and blending: seam, likeness to the donor, acceptance"),
     "speed": ("monai_diffaug.studies.speed.speed_command", "speed and memory against diffusers' pipelines and the bare forward passes"),
     "downstream": ("monai_diffaug.studies.downstream", "does it help: the same network trained with and without"),
 }
