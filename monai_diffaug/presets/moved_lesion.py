@@ -14,7 +14,7 @@ from monai.transforms.utility.dictionary import DeleteItemsd
 from monai.utils.type_conversion import convert_to_dst_type
 
 from monai_diffaug.data.donor_bank import DonorBank
-from monai_diffaug.edit.options import InpaintOptions
+from monai_diffaug.edit.options import InpaintOptions, Noise
 from monai_diffaug.edit.record import DiffAugRecord
 from monai_diffaug.edit.signature import Described, named_options
 from monai_diffaug.edit.transplant_options import Transplant
@@ -157,7 +157,9 @@ def relocate(
     """
     check_keys(image_key, label_key)
     shared: dict[str, Any] = {"window": window, "plane": plane, "device": device}
-    inpaint = DiffusionLocalInpaint(model, num_inference_steps=num_inference_steps, options=InpaintOptions(record_postfix=ERASED), **shared)
+    inpaint = DiffusionLocalInpaint(
+        model, num_inference_steps=num_inference_steps, options=InpaintOptions(noise=Noise(rho=1.0), record_postfix=ERASED), **shared
+    )
     erase = EraseLesiond(
         image_key,
         label_key=label_key,

@@ -12,6 +12,7 @@ from monai.transforms.transform import MapTransform
 from monai.utils.type_conversion import convert_to_dst_type
 from torch import Tensor
 
+from monai_diffaug.edit.options import InpaintOptions, Noise
 from monai_diffaug.edit.record import DiffAugRecord
 from monai_diffaug.edit.request import Edit
 from monai_diffaug.geometry.channels import MANY_CHANNELS
@@ -51,7 +52,8 @@ class EraseLesiond(SeededTransform, MapTransform):
         validator: source of the validator, or a ready ``LatentValidate``, see ``NothingFound``; None accepts the first candidate unseen.
         model: source of the inpainter, or a ready ``DiffusionLocalInpaint`` with other options, whose steps, window, plane, device and
             ``on_error`` then count.
-        num_inference_steps, window, plane, device, on_error: as in ``DiffusionLocalInpaint``.
+        num_inference_steps, window, plane, device, on_error: as in ``DiffusionLocalInpaint``. The slices of a volume share their noise,
+            else no slice would continue its neighbour.
         prob: probability of being applied.
         allow_missing_keys: skip images that a sample lacks.
 
@@ -117,6 +119,7 @@ class EraseLesiond(SeededTransform, MapTransform):
             device=device,
             on_error=on_error,
             allow_missing_keys=allow_missing_keys,
+            options=InpaintOptions(noise=Noise(rho=1.0)),
             model="tiny" if isinstance(model, DiffusionLocalInpaint) else model,
         )
         if isinstance(model, DiffusionLocalInpaint):

@@ -57,9 +57,10 @@ def test_all_channels_are_erased_together(random_inpainter) -> None:
 
 
 def test_a_place_needs_tissue_in_one_channel_at_least() -> None:
+    speckle = torch.rand(64, 64, generator=torch.Generator().manual_seed(0)) + 1
     image = torch.zeros(4, 64, 64)
-    image[1, :, 32:] = 3.0
-    image[3, 40:, :] = 0.001
+    image[1, :, 32:] = 3.0 * speckle[:, 32:]
+    image[3, 40:, :] = 0.001 * speckle[40:]
     mask = PlaceMask(size_range=(0.1, 0.2))
     for seed in range(8):
         placed = mask.apply(image, seed=seed)[0] > 0
