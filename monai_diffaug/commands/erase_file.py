@@ -104,6 +104,7 @@ def erase_picture(
         record=dict(edit.record),
         local_ssim=local_ssim(before, values, mask) if before.max() > before.min() else float("nan"),
         changed_outside=change_outside(before, values, soft),
+        changed_beside=change_outside(before, values, mask),
         seconds=seconds,
     )
 
@@ -116,7 +117,7 @@ def _eraser(settings: EditSettings, label: NDArray[Any], label_value: int | None
         num_inference_steps=settings.num_inference_steps,
         guidance_scale=settings.guidance_scale,
         strength=settings.strength,
-        options=InpaintOptions(noise=Noise(rho=settings.noise_rho)),
+        options=InpaintOptions(noise=Noise(rho=1.0)),  # slices that continue each other, whatever --noise-rho
         **places,
     )
     others = [] if label_value is None else [int(each) for each in np.unique(label) if each > 0 and each != label_value]

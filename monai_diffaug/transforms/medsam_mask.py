@@ -275,7 +275,7 @@ class MedSAMMaskd(SeededTransform, MapTransform):
     """Add the MedSAM mask of each image to the sample; the mask key is present whether it was triggered or not.
 
     Args:
-        keys: images to outline, each (C, H, W[, D]) with C = 1 or 3.
+        keys: images to outline, each (C, H, W[, D]) with C 1 to 8.
         mask_key: key of the mask, one for each image (a single name for a single image).
         label_key: label that the boxes are drawn around, on the same grid; None when ``box`` names another source.
         allow_missing_keys: skip images that a sample lacks.
