@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor, PILReader
-from monai.transforms import Compose, EnsureChannelFirst, LoadImage, Resize, Transpose
+from monai.transforms import Compose, EnsureChannelFirst, LoadImage, Resize, ScaleIntensity, Transpose
 
 from monai_diffaug import DiffusionLocalInpaint
 from monai_diffaug.geometry.picture_plane import plane_of
@@ -66,7 +66,27 @@ def test_a_picture_that_a_user_turned_upright_stays_so(tmp_path: Path, suffix: s
     assert image.shape == (1, ROWS, COLUMNS) and plane_of(image, "axial") is None
 
 
-def test_square_pictures_and_arrays_without_meta_data_count_as_upright() -> None:
+@pytest.mark.parametrize("colour", [False, True])
+def test_a_square_picture_is_compared_with_its_file(tmp_path: Path, colour: bool) -> None:
+    from PIL import Image
+
+    pixels = np.kron(np.random.RandomState(1).randint(0, 200, (8, 8)), np.ones((8, 8))).astype(np.uint8)
+    file = tmp_path / "square.png"
+    Image.fromarray(np.stack([pixels, pixels // 2, pixels], -1) if colour else pixels).save(file)
+    lying, upright = (
+        Compose([LoadImage(reader=reader), EnsureChannelFirst(), Resize((48, 48)), ScaleIntensity()])(file)
+        for reader in (None, PILReader(reverse_indexing=False))
+    )
+    assert plane_of(lying, "axial") is not None and plane_of(upright, "axial") is None
+    edited = lying.clone()
+    edited[:, 10:20, 20:40] = 0
+    assert plane_of(edited, "axial") is not None
+    assert plane_of(lying * 0, "axial") is None and plane_of(lying.flip(1), "axial") is None
+    file.unlink()
+    assert plane_of(lying, "axial") is None
+
+
+def test_square_pictures_without_a_file_and_arrays_without_meta_data_count_as_upright() -> None:
     square = {"width": 8, "height": 8}
     for image in (
         np.zeros((1, 6, 8)),
