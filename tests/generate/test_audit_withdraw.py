@@ -52,6 +52,19 @@ def test_deletion_removes_results_failures_and_lines_of_the_index_and_nothing_el
     assert descendants_of(after, "images/b.png") == []
 
 
+def test_the_run_forgets_the_source_and_keeps_everything_else_in_its_settings(tmp_path):
+    maker = small_run(tmp_path)
+    settings = json.loads((maker.run / "run.json").read_text())
+    settings["sources"] = {entry["image"]: {"image_sha256": "0"} for entry in maker.entries}
+    (maker.run / "run.json").write_text(json.dumps(settings))
+    run = read_run(maker.run)
+    delete_descendants(run, "A", descendants_of(run, "A"))  # a patient with two images
+    after = json.loads((maker.run / "run.json").read_text())
+    assert set(after.pop("sources")) == {"images/b.png", "images/c.png"}
+    settings.pop("sources")
+    assert after == settings
+
+
 def test_the_cases_of_an_export_that_hold_descendants(tmp_path):
     maker = small_run(tmp_path)
     export_run(maker.run, "monai", tmp_path / "out")
