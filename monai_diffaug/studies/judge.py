@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from monai_diffaug.edit.validation_options import Validator
 from monai_diffaug.masks.shapes import borrow_shape, place
 from monai_diffaug.masks.tissue import normal_tissue
 from monai_diffaug.studies.bootstrap import Interval, mean_interval
@@ -231,11 +232,15 @@ def table(figures: dict[str, JudgeFigures]) -> str:
 def _study(options: argparse.Namespace, data: StudyData) -> tuple[str, dict[str, Any]]:
     if options.n < 1:
         raise StudyInputError(f"--n must be 1 or more, got {options.n}")
+    try:
+        rule = Validator(min_texture=options.min_texture)
+    except ValueError as error:
+        raise StudyInputError(str(error)) from error
     listed = list(samples(data, options.n, options.seed))
     mixed = next((each for each in data.each() if each.is_mixed), None)
     figures = {}
     for source in options.model:
-        validate = LatentValidate(source, window=(0.0, 255.0), device="cpu")
+        validate = LatentValidate(source, window=(0.0, 255.0), device="cpu", options=rule)
         judged = []
         for i, (kind, name, one) in enumerate(listed):
             verdict = validate(one.image, one.mask, seed=options.seed + i)
@@ -251,4 +256,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--model", nargs="+", default=["tiny"], metavar="SOURCE", help="validators to compare; default tiny, the embedded one"
     )
     parser.add_argument("--n", type=int, default=40, help="lesions per data set at most; default %(default)s")
+    parser.add_argument("--min-texture", type=float, default=0.0, metavar="X", help="Validator(min_texture); default 0")
     return run_study(parser, _study, arguments, needs="labelled lesions")

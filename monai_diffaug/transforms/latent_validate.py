@@ -36,6 +36,8 @@ from monai_diffaug.transforms.lesion_novelty import Novelty
 __all__ = ["LatentValidate", "Verdict", "labelled_elsewhere"]
 
 NOISE_PURPOSE = 7  # stream of ``seeding.slice_generators`` for the validator's noise
+TEXTURE_RIM_PX = 2  # soft edges of a flat patch have differences too
+LEAST_DEEP_PX = 9  # of a mask without its rim; of a smaller one the rim counts too
 LEAST_KNOWN = 0.5  # share of a connected part of the prediction that lies on known findings: from here on it belongs to them
 
 
@@ -52,6 +54,7 @@ class Verdict:
         reason: the conditions that are not met, empty when accepted.
         predicted: (1, H, W[, D]) bool, the prediction within the dilated boxes on the image's grid.
         copied: a ``LesionNovelty`` found the edit too close to a training lesion.
+        texture: mean absolute difference of neighbouring pixels inside the mask, relative to the window's width; -1 if it is not judged.
 
     >>> import torch
     >>> verdict = LatentValidate()(torch.rand(1, 64, 64), torch.zeros(1, 64, 64))
@@ -67,6 +70,7 @@ class Verdict:
     reason: str
     predicted: Tensor
     copied: bool = False
+    texture: float = -1.0
 
     def unless_copied(self, novelty: Novelty) -> Verdict:
         """This verdict, or a rejection when the lesion repeats a training lesion."""
@@ -78,8 +82,8 @@ class Verdict:
 class LatentValidate(Transform, Described):
     """Segment the edited image around the mask and compare; deterministic for a given seed.
 
-    Accepts if Dice >= ``min_dice``, coverage >= ``min_coverage``, false positives <= ``max_false_positive`` and change inside the mask >=
-    ``min_change`` (see ``Validator``).
+    Accepts if Dice >= ``min_dice``, coverage >= ``min_coverage``, false positives <= ``max_false_positive``, change inside the mask >=
+    ``min_change`` and texture >= ``min_texture`` (see ``Validator``).
 
     Predictions on pre-existing findings (``known``) are ignored: their pixels, a band of width ``rim`` around them (it ends at the band
     of the mask), and every connected component of the prediction outside the mask's band of which at least half lies there.
@@ -180,7 +184,8 @@ class LatentValidate(Transform, Described):
         counts, prediction = self._counts(stack, to_slices(stack.slab.of(known_region), plane))
         predicted = torch.zeros_like(region)
         stack.slab.of(predicted).copy_(from_slices(prediction, plane))
-        return self._verdict(counts, change, predicted, self.min_dice if min_dice is None else min_dice)
+        texture = _texture(stack) if self.options.min_texture > 0 else -1.0
+        return self._verdict(counts, change, texture, predicted, self.min_dice if min_dice is None else min_dice)
 
     def _channels(self, image: Tensor, prompt: str = "") -> tuple[ShownChannel, ...]:
         """The channels that are judged one by one; empty for a grey or colour picture."""
@@ -256,7 +261,7 @@ class LatentValidate(Transform, Described):
         box[max(0, top - y) : bottom + y, max(0, left - x) : right + x] = True
         return box
 
-    def _verdict(self, counts: Tensor, change: float, predicted: Tensor, min_dice: float) -> Verdict:
+    def _verdict(self, counts: Tensor, change: float, texture: float, predicted: Tensor, min_dice: float) -> Verdict:
         options = self.options
         area, predicted_area, both, false = counts.tolist()
         score = 2 * both / (area + predicted_area)
@@ -272,8 +277,10 @@ class LatentValidate(Transform, Described):
             reasons.append(f"false positives {false_positive:.2f} > {options.max_false_positive:.2f} of the mask")
         if 0 <= change < options.min_change:
             reasons.append(f"change {change:.3f} < {options.min_change:.3f} of the window")
+        if 0 <= texture < options.min_texture:
+            reasons.append(f"texture {texture:.4f} < {options.min_texture:.4f} of the window")
         accepted = not reasons and score >= min_dice and coverage >= options.min_coverage
-        return Verdict(accepted, score, coverage, false_positive, change, "; ".join(reasons), predicted)
+        return Verdict(accepted, score, coverage, false_positive, change, "; ".join(reasons), predicted, texture=texture)
 
 
 def labelled_elsewhere(label: NdarrayOrTensor | None, mask: NdarrayOrTensor, value: LabelValue) -> Tensor | None:
@@ -310,6 +317,20 @@ def _change(volume: Tensor, before: Tensor, region: Tensor, window: Window) -> f
     """Mean absolute difference inside the mask, in the model's range, as a share of the window."""
     inside = region.expand(volume.shape)
     return float((window.to_model(volume[inside]) - window.to_model(before[inside])).abs().mean()) / 2
+
+
+def _texture(stack: Stack) -> float:
+    """Mean absolute difference of neighbours within the slices, both inside the mask without its rim, as share of the window; or -1."""
+    steps = []
+    for row in stack.indices:
+        inside = stack.masks[row, 0] != 0
+        deep = ~_grown(~inside, TEXTURE_RIM_PX)
+        inside = deep if int(deep.sum()) >= LEAST_DEEP_PX else inside
+        picture = stack.window.to_model(stack.slices[row])
+        steps.append(picture.diff(dim=1).abs()[:, inside[1:] & inside[:-1]].flatten())
+        steps.append(picture.diff(dim=2).abs()[:, inside[:, 1:] & inside[:, :-1]].flatten())
+    pooled = torch.cat(steps)
+    return float(pooled.mean()) / 2 if len(pooled) else -1.0
 
 
 def _in_crop(mask: Tensor, roi: Roi, size: int) -> Tensor:

@@ -12,6 +12,7 @@ from monai_diffaug.edit.validation_options import Dynamic, Screen, Validator
     [
         (Validator, {"min_coverage": -0.1}),
         (Validator, {"min_change": 1.1}),
+        (Validator, {"min_texture": -0.1}),
         (Validator, {"max_false_positive": -1}),
         (Validator, {"box_margin": -1}),
         (Validator, {"rim": -0.1}),
