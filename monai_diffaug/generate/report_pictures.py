@@ -41,11 +41,12 @@ def strip_of(
         require_same_grid(after, other, role)
     planes = PLANES if len(after.shape) == 3 else PLANES[:1]
     rows = [_row(before, after, region, plane, window, panel_px, zoom) for plane in planes]
-    strip = Image.new("RGB", (COLUMNS * panel_px, sum(row.height for row in rows)))
+    height = sum(row.height for row in rows) + (len(rows) - 1) * LINE_PX
+    strip = Image.new("RGB", (COLUMNS * panel_px, height), "white")
     top = 0
     for row in rows:
         strip.paste(row, (0, top))
-        top += row.height
+        top += row.height + LINE_PX
     pen = ImageDraw.Draw(strip)
     for column in range(1, COLUMNS):
         pen.line((column * panel_px, 0, column * panel_px, strip.height), fill="white", width=LINE_PX)
