@@ -14,7 +14,8 @@ from monai_diffaug.version import __version__
 
 if TYPE_CHECKING:
     from monai_diffaug import presets
-    from monai_diffaug.data.donor_bank import Donor, DonorBank
+    from monai_diffaug.data.donor import Donor
+    from monai_diffaug.data.donor_bank import DonorBank
     from monai_diffaug.data.edit_summary import EditSummary
     from monai_diffaug.data.lesion_bank import LesionBank
     from monai_diffaug.data.stored_keys import PackKeysd, UnpackKeysd, with_placeholders
@@ -49,7 +50,8 @@ if TYPE_CHECKING:
     from monai_diffaug.transforms.transplant_lesiond import TransplantLesiond
 
 _MODULES = {
-    "data.donor_bank": ("Donor", "DonorBank"),
+    "data.donor": ("Donor",),
+    "data.donor_bank": ("DonorBank",),
     "data.edit_summary": ("EditSummary",),
     "data.lesion_bank": ("LesionBank",),
     "data.stored_keys": ("PackKeysd", "UnpackKeysd", "with_placeholders"),

@@ -74,7 +74,7 @@ def _as_load_imaged() -> Callable[[Any], Mapping[Hashable, Any]]:
 
 
 def _upright(entry: Mapping[str, Any]) -> Mapping[Hashable, Any]:
-    sample: dict[Hashable, Any] = dict(entry)
+    sample: dict[Hashable, Any] = dict(entry.items())
     image = read_picture(Path(entry["image"]), convert=visible_colours)
     sample["image"] = tensor_on_grid(model_values(image), image)
     if "label" in entry:

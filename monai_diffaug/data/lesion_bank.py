@@ -221,7 +221,7 @@ class LesionBank:
         self.require_replaceable(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(target) as part, part.open("wb") as file:
-            np.savez_compressed(file, **self.arrays())
+            np.savez_compressed(file, **self.arrays())  # type: ignore[arg-type]
         return target
 
     @classmethod

@@ -25,10 +25,10 @@ def rim_of(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """
     from scipy.ndimage import distance_transform_edt
 
-    hits = mask.any(0)
+    hits: NDArray[np.bool_] = np.any(mask, axis=0)
     if not hits.any():
         return np.zeros_like(mask)
-    longer = max(int(np.ptp(np.flatnonzero(hits.any(axis)))) + 1 for axis in (0, 1))
+    longer = max(int(np.ptp(np.flatnonzero(np.any(hits, axis=axis)))) + 1 for axis in (0, 1))
     width = max(LEAST_WIDTH_PX, WIDTH * longer)
     rim = np.zeros_like(mask)
     for index in np.flatnonzero(mask.any((1, 2))):

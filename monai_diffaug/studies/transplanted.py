@@ -10,7 +10,7 @@ validator accepts. 95 % intervals over groups of the images.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -84,7 +84,7 @@ def arms_of(strengths: Sequence[float]) -> list[Arm]:
 
 def donors_of(images: Sequence[StudyImage]) -> DonorBank:
     """The lesions of the training images; StudyInputError where there is none."""
-    samples = []
+    samples: list[Mapping[Hashable, Any]] = []
     for image in images:
         label = np.zeros(image.labelled.shape, np.uint8)
         for value, (_, mask) in enumerate(image.findings, start=1):

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from monai_diffaug.data.donor_bank import LESION, Donor
+from monai_diffaug.data.donor import LESION, Donor
 from monai_diffaug.edit.transplant_options import Blend, Donors, Geometry
 from monai_diffaug.geometry.lesion_warp import CONTROL_POINTS, Spacing, Warp, WarpedLesion, warp_lesion
 from monai_diffaug.masks.blending import join, match_rim, match_spread

@@ -13,7 +13,7 @@ import torch
 from monai.data import MetaTensor
 
 from monai_diffaug import DonorBank, LesionBank
-from monai_diffaug.data.donor_bank import LESION, OTHER
+from monai_diffaug.data.donor import LESION, OTHER
 from monai_diffaug.errors import GridMismatchError
 
 SIDE = 60
