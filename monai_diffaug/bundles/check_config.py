@@ -1,7 +1,8 @@
 """Check the config of a MONAI Bundle without running it: one line per fault, where MONAI raises a page of traceback.
 
-Only transforms and their option groups are constructed (their constructors check their options); no model, data set or engine, and
-nothing is loaded or trained. Import statements in the config are executed and simple expressions evaluated: check only configs that you
+Nothing of the config is run: classes are looked up in a few installed packages and their signatures read, expressions are parsed, and only
+this package's own transforms and option groups are made, of plain values, so that their constructors check their options. With
+``make=True`` MONAI's transforms are constructed too, the config's imports executed and simple expressions evaluated: for configs that you
 would run.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import contextlib
 import inspect
 import pydoc
 import sys
@@ -19,13 +21,15 @@ from pathlib import Path
 from typing import Any
 
 from monai_diffaug.bundles.check_state import ConfigCheck, expression_tree, import_statement, nearest_hint, reason_of
-from monai_diffaug.bundles.dry_run import check_transforms, missing_data
-from monai_diffaug.bundles.folders import own_modules
+from monai_diffaug.bundles.folders import own_folders, own_modules
+from monai_diffaug.bundles.macros import macro_faults
 from monai_diffaug.bundles.syntax import Fault, line_table, read_config
+from monai_diffaug.bundles.trusted_packages import exists, is_trusted, locate_trusted
 
 __all__ = ["Fault", "Report", "check_bundle"]
 
 METADATA = "metadata.json"
+LONGEST_SHOWN = 200  # characters of an expression in a message
 NOT_ARGUMENTS = {"_target_", "_disabled_", "_requires_", "_desc_", "_mode_"}
 
 
@@ -44,12 +48,13 @@ class Report:
     notes: tuple[str, ...] = ()
 
 
-def check_bundle(files: Sequence[Path | str]) -> Report:
+def check_bundle(files: Sequence[Path | str], *, make: bool = False) -> Report:
     """Check the config that ``python -m monai.bundle run --config_file FILES`` would run.
 
     Args:
         files: one or more JSON or YAML files; each overrides those before it, as in MONAI. A ``metadata.json`` next to the
             first is read as well.
+        make: construct MONAI's transforms too, so that their constructors check their options. This runs code that the config names.
 
     Raises:
         ValueError: no file is given.
@@ -61,19 +66,20 @@ def check_bundle(files: Sequence[Path | str]) -> Report:
     unread = [fault for path in paths for fault in read_config(path)]
     if unread:
         return Report(tuple(unread), 0)
-    with warnings.catch_warnings(), own_modules(paths[0]):
+    with warnings.catch_warnings(), own_modules(paths[0]) if make else contextlib.nullcontext():
         warnings.simplefilter("ignore")
-        return _check_config(paths)
+        return _check_config(paths, make)
 
 
-def _check_config(paths: Sequence[Path]) -> Report:
+def _check_config(paths: Sequence[Path], make: bool) -> Report:
     from monai.bundle import ConfigParser
 
     import monai_diffaug
+    from monai_diffaug.bundles.dry_run import check_plain, check_transforms, missing_data
 
     for name in monai_diffaug.__all__:
         getattr(monai_diffaug, name)  # in the command line, names are imported at first use
-    check = ConfigCheck(ConfigParser({}), {}, str(paths[0]))
+    check = ConfigCheck(ConfigParser({}), {}, str(paths[0]), make=make, folders=own_folders(paths[0]))
     for path in paths:
         check.lines = {**check.lines, **line_table(path)}
     try:
@@ -81,19 +87,25 @@ def _check_config(paths: Sequence[Path]) -> Report:
         metadata = paths[0].parent / METADATA
         if metadata.is_file() and not read_config(metadata):
             check.parser.read_meta(str(metadata))
+        for id_, message in macro_faults(check.parser.get()):
+            check.add(id_, message)
+        if check.faults:
+            return Report(tuple(check.faults), 0)
         _check_macros(check)
         check.parser.parse(reset=True)
-    except (KeyError, ValueError, IndexError, TypeError, OSError) as error:
+    except (KeyError, ValueError, IndexError, TypeError, OSError, RecursionError) as error:
         check.add("", f"cannot be read: {reason_of(error)} (an overlay with ids such as 'a::b' comes after the file it overrides)")
         return Report(tuple(check.faults), 0)
     _check_texts(check)
     components = {id_: item for id_, item in check.items.items() if type(item).__name__ == "ConfigComponent" and not item.is_disabled()}
     for id_, item in components.items():
         _check_component(check, id_, item)
-    check_transforms(check, components)
+    plain = check_plain(check, components)
+    if make:
+        check_transforms(check, components)
     order = {path: position for position, path in enumerate(map(str, paths))}
     faults = sorted(check.faults, key=lambda fault: (order.get(fault.file, 0), fault.line))
-    notes = tuple(f"{id_}: no file {path} here; name yours by --{id_} FILE" for id_, path in missing_data(check))
+    notes = tuple(f"{id_}: no file {path} here; name yours by --{id_} FILE" for id_, path in missing_data(check, plain))
     return Report(tuple(faults), len(components), notes)
 
 
@@ -126,7 +138,7 @@ def _texts(config: Any, id_: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _check_texts(check: ConfigCheck) -> None:
-    """Check imports, references, and the syntax and names of expressions; only the imports are executed."""
+    """Check imports, references, and the syntax and names of expressions."""
     texts = [(id_, item.get_config()) for id_, item in check.items.items() if isinstance(item.get_config(), str)]
     for id_, text in texts:
         if text.startswith("$"):
@@ -149,6 +161,9 @@ def _check_import(check: ConfigCheck, id_: str, text: str) -> None:
     alias = statement.names[0]
     module = alias.name if isinstance(statement, ast.Import) else str(statement.module)
     check.imported[alias.asname or alias.name] = module
+    if not check.make:
+        _check_name(check, id_, module, "" if isinstance(statement, ast.Import) else alias.name)
+        return
     imported, is_found = optional_import(module, name="" if isinstance(statement, ast.Import) else alias.name)
     if not is_found:
         try:
@@ -157,11 +172,26 @@ def _check_import(check: ConfigCheck, id_: str, text: str) -> None:
             check.add(id_, f"cannot {text[1:].strip()}: {str(error).splitlines()[0]}")
 
 
+def _check_name(check: ConfigCheck, id_: str, module: str, name: str) -> None:
+    """The module of an import statement must exist; the name in it only where it may be looked up."""
+    if not exists(module, check.folders):
+        check.add(id_, f"cannot import {module}: there is no module {module.partition('.')[0]}")
+    elif is_trusted(module):
+        try:
+            is_there = locate_trusted(f"{module}.{name}" if name else module) is not None
+        except pydoc.ErrorDuringImport as error:
+            check.add(id_, f"cannot import {module}: {error.value}")
+            return
+        if not is_there:
+            check.add(id_, f"cannot import {name or module}{f' from {module}' if name else ''}")
+
+
 def _check_expression(check: ConfigCheck, id_: str, text: str) -> None:
     try:
         tree = expression_tree(check, text)
-    except SyntaxError as error:
-        check.add(id_, f"syntax error in the expression {text!r}: {error.msg}")
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        shown = text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
+        check.add(id_, f"syntax error in the expression {shown!r}: {getattr(error, 'msg', None) or 'too long or too deeply nested'}")
         return
     names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
     bound = {node.id for node in names if not isinstance(node.ctx, ast.Load)}
@@ -178,8 +208,12 @@ def _check_component(check: ConfigCheck, id_: str, item: Any) -> None:
     if not isinstance(target, str) or target.startswith(("$", "@")):
         return
     path = item.resolve_module_name()
+    if not check.make and "." in path and not is_trusted(path):
+        if not exists(path, check.folders):
+            check.add(f"{id_}::_target_", f"unknown class {target!r}; there is no module {path.partition('.')[0]}")
+        return  # not imported: its signature is not known
     try:
-        located = pydoc.locate(path)
+        located = pydoc.locate(path) if check.make else locate_trusted(path) if is_trusted(path) else None
     except pydoc.ErrorDuringImport as error:
         check.add(f"{id_}::_target_", f"cannot import {target}: {error.value}")
         return
@@ -243,7 +277,7 @@ def _nearest_class(target: str) -> str:
         modules = [module for key, module in sys.modules.items() if key.startswith("monai")]
         return nearest_hint(name, {key for module in modules for key, value in vars(module).items() if inspect.isclass(value)})
     try:
-        module = pydoc.locate(module_name)
-    except pydoc.ErrorDuringImport:
+        module = locate_trusted(module_name)
+    except (pydoc.ErrorDuringImport, ValueError):
         module = None
     return f"; there is no module {module_name}" if module is None else nearest_hint(name, set(dir(module)))

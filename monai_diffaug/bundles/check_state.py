@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from monai_diffaug.bundles.syntax import Fault
@@ -13,6 +14,7 @@ from monai_diffaug.edit.signature import nearest_name
 __all__ = ["ConfigCheck", "expression_tree", "import_statement", "nearest_hint", "reason_of"]
 
 META_KEY = "_meta_"
+LONGEST_EXPRESSION = 4096  # characters; longer ones can exhaust the stack of Python's parser
 
 
 @dataclass
@@ -27,6 +29,8 @@ class ConfigCheck:
         faulty: ids with a fault.
         located: id of a component -> its class or function.
         imported: name -> module, of the import statements in the config.
+        make: MONAI's transforms are constructed, and modules of the bundle imported.
+        folders: where modules of the bundle are.
     """
 
     parser: Any
@@ -36,6 +40,8 @@ class ConfigCheck:
     faulty: set[str] = field(default_factory=set)
     located: dict[str, Any] = field(default_factory=dict)
     imported: dict[str, str] = field(default_factory=dict)
+    make: bool = False
+    folders: tuple[Path, ...] = ()
 
     def add(self, where: str, message: str) -> None:
         """Add a fault at an id, with the line of the id or of its nearest parent."""
@@ -57,15 +63,19 @@ class ConfigCheck:
 
 def import_statement(text: str) -> ast.Import | ast.ImportFrom | None:
     """The import statement in an expression "$import ...", None if it is another expression."""
+    if not text[1:].strip().startswith(("import ", "from ")) or len(text) > LONGEST_EXPRESSION:
+        return None
     try:
         body = ast.parse(text[1:].strip()).body
-    except SyntaxError:
+    except (SyntaxError, ValueError):
         return None
     return body[0] if body and isinstance(body[0], (ast.Import, ast.ImportFrom)) else None
 
 
 def expression_tree(check: ConfigCheck, text: str) -> ast.expr:
     """The syntax tree of an expression "$...", with the name ``__ref`` for its references."""
+    if len(text) > LONGEST_EXPRESSION:
+        raise ValueError(f"an expression of {len(text)} characters")
     resolver = check.parser.ref_resolver
     return ast.parse(resolver.id_matcher.sub("__ref", resolver.normalize_id(text[1:])).strip(), mode="eval").body
 

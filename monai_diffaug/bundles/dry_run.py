@@ -1,4 +1,7 @@
-"""Construct the transforms of a config without loading, training or writing anything: their constructors check their options."""
+"""Construct the transforms of a config, so that their constructors check their options; nothing is loaded, trained or written.
+
+``check_plain`` makes this package's classes of plain values alone, ``check_transforms`` (``make=True``) those of MONAI too.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,9 @@ from typing import Any
 
 from monai_diffaug.bundles.check_state import ConfigCheck, expression_tree, import_statement, reason_of
 from monai_diffaug.bundles.key_flow import key_faults
+from monai_diffaug.bundles.plain_values import PlainValues
 
-__all__ = ["check_transforms", "missing_data"]
+__all__ = ["check_plain", "check_transforms", "missing_data"]
 
 DATA_SUFFIXES = (".json", ".csv")
 
@@ -54,25 +58,50 @@ def check_transforms(check: ConfigCheck, components: Mapping[str, Any]) -> None:
         if id_ not in groups:
             for message in _source_faults(made[id_]):
                 check.add(id_, f"{type(made[id_]).__name__}: {message}")
-    ids = {id(transform): id_ for id_, transform in made.items()}
     inner = {part for id_ in made for part in needs[id_] if isinstance(made[id_], Compose)}
+    _follow_keys(check, made, inner)
+
+
+def check_plain(check: ConfigCheck, components: Mapping[str, Any]) -> PlainValues:
+    """The same from plain values alone: only this package's classes are made, and nothing of the config is run.
+
+    Args:
+        check: the faults are added to it.
+        components: id -> item of each component of the config.
+    """
+    from monai.transforms import Compose
+
+    from monai_diffaug.edit.signature import is_option_group
+
+    plain = PlainValues(check)
+    for id_ in [*components, *check.items]:
+        plain.of(id_)
+    for id_, transform in plain.made.items():
+        if type(transform).__module__.startswith("monai_diffaug.") and not is_option_group(type(transform)):
+            for message in _source_faults(transform):
+                check.add(id_, f"{type(transform).__name__}: {message}")
+    chains = {id_: chain for id_, chain in plain.made.items() if isinstance(chain, Compose)}
+    ids = {id(step): id_ for id_, step in chains.items()}
+    _follow_keys(check, plain.made, {ids[id(step)] for chain in chains.values() for step in chain.transforms if id(step) in ids})
+    return plain
+
+
+def _follow_keys(check: ConfigCheck, made: Mapping[str, Any], inner: set[str]) -> None:
+    from monai.transforms import Compose
+
+    ids = {id(transform): id_ for id_, transform in made.items()}
     for id_, transform in made.items():
         if isinstance(transform, Compose) and id_ not in inner:
             for step, message in key_faults(transform, _data_keys(check, id_)):
                 check.add(ids.get(id(step), id_), f"{type(step).__name__}: {message}")
 
 
-def missing_data(check: ConfigCheck) -> Iterator[tuple[str, str]]:
+def missing_data(check: ConfigCheck, plain: PlainValues) -> Iterator[tuple[str, str]]:
     """(id, path) of each top-level text that names a datalist or table which does not exist, relative to the working directory."""
     for id_, item in check.items.items():
         if "::" in id_ or not isinstance(item.get_config(), str) or id_ in check.faulty:
             continue
-        if not _only_constructs(check, _needs(check, id_) | {id_}, set()):
-            continue
-        try:
-            path = check.parser.get_parsed_content(id_)
-        except Exception:  # a fault of the expression, which has its own message
-            continue
+        path = plain.of(id_)
         if isinstance(path, str) and path.lower().endswith(DATA_SUFFIXES) and not Path(path).is_file():
             yield id_, path
 
@@ -107,6 +136,8 @@ def _only_constructs(check: ConfigCheck, parts: set[str], constructible: set[str
         if item is None:
             return False
         config = item.get_config()
+        if isinstance(config, dict) and config.get("_mode_", "default") != "default":
+            return False  # "debug" starts a debugger
         if isinstance(config, dict) and "_target_" in config and part not in constructible and not item.is_disabled():
             return False
         if isinstance(config, str) and config.startswith("$") and not import_statement(config) and not _is_harmless(check, config):

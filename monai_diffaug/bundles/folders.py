@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["bundle_folder", "bundle_names", "copy_bundle", "own_modules"]
+__all__ = ["bundle_folder", "bundle_names", "copy_bundle", "own_folders", "own_modules"]
 
 _HERE = Path(__file__).resolve().parent
 METADATA = Path("configs", "metadata.json")
@@ -44,6 +44,12 @@ def copy_bundle(name: str, folder: Path) -> Path:
     return folder
 
 
+def own_folders(config: Path) -> tuple[Path, ...]:
+    """Folders of a bundle's own modules: its root, and the working directory."""
+    folder = config.resolve().parent
+    return folder.parent if folder.name == "configs" else folder, Path.cwd()
+
+
 @contextmanager
 def own_modules(config: Path) -> Iterator[None]:
     """Make the modules of a bundle, such as ``scripts``, importable within the block, as ``python -m monai.bundle run`` does.
@@ -51,9 +57,8 @@ def own_modules(config: Path) -> Iterator[None]:
     Args:
         config: a file in the bundle's ``configs`` folder, or in its root.
     """
-    folder = config.resolve().parent
     before = list(sys.path)
-    sys.path[:0] = [str(folder.parent if folder.name == "configs" else folder), str(Path.cwd())]
+    sys.path[:0] = map(str, own_folders(config))
     try:
         yield
     finally:

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from monai_diffaug.errors import MissingExtraError
+from monai_diffaug.bundles.macros import MOST_ENTRIES
+from monai_diffaug.errors import MissingExtraError, one_line
 
 __all__ = ["Fault", "line_table", "read_config"]
 
+MOST_BYTES = 2**16  # that PyYAML reads in less than two seconds also without libyaml
+MOST_LEVELS = 100
 SUFFIXES = (".json", ".yaml", ".yml")
 TEXT, MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
 
@@ -50,31 +53,57 @@ def read_config(path: Path) -> list[Fault]:
         return [Fault(name, 0, "", "file not found")]
     if path.suffix.lower() not in SUFFIXES:
         return [Fault(name, 0, "", f"not a config file: expected {', '.join(SUFFIXES)}")]
+    if path.stat().st_size > MOST_BYTES:
+        return [Fault(name, 0, "", f"{path.stat().st_size} bytes; a config has at most {MOST_BYTES}")]
     try:
         text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if path.suffix.lower() == ".json" else _yaml().safe_load(text)
+        if _deepest(text) > MOST_LEVELS:
+            return [Fault(name, 0, "", f"brackets or indents are nested more than {MOST_LEVELS} levels deep")]
+        content = json.loads(text) if path.suffix.lower() == ".json" else _yaml().load(text, Loader=_loader())
     except UnicodeDecodeError as error:
         return [Fault(name, 0, "", f"not UTF-8 text: {error.reason} at byte {error.start}")]
     except json.JSONDecodeError as error:
         return [Fault(name, error.lineno, "", f"JSON syntax error: {error.msg} (column {error.colno})")]
     except _yaml().YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        problem = getattr(error, "problem", None) or str(error)
+        problem = getattr(error, "problem", None) or one_line(error)
         column = "" if mark is None else f" (column {mark.column + 1})"
         return [Fault(name, 0 if mark is None else mark.line + 1, "", f"YAML syntax error: {problem}{column}")]
+    except (ValueError, TypeError, ArithmeticError, RecursionError, LookupError, AttributeError) as error:
+        return [Fault(name, 0, "", f"cannot be read: {one_line(error)}")]
     if not isinstance(content, dict):
         return [Fault(name, 0, "", f"a config is a mapping of ids, got {'nothing' if content is None else type(content).__name__}")]
-    if _holds_itself(content):
+    size = _expanded_size(content, {})
+    if size is None:
         return [Fault(name, 0, "", "an anchor holds its own alias: such a config has no end")]
+    if size > MOST_ENTRIES:
+        return [Fault(name, 0, "", f"its aliases expand to {size} entries; the most is {MOST_ENTRIES}")]
     entries = _entries(path)
     return _unreadable_keys(name, entries) or _double_keys(name, entries)
 
 
-def _holds_itself(value: Any, above: frozenset[int] = frozenset()) -> bool:
+def _deepest(text: str) -> int:
+    """Levels of brackets, and of indents, in a text; those in quoted texts count too."""
+    level = deepest = 0
+    for character in text:
+        if character in "[{":
+            level += 1
+            deepest = max(deepest, level)
+        elif character in "]}":
+            level = max(level - 1, 0)
+    dashes = max((len(match[0]) // 2 for match in re.finditer(r"^[ ]*(?:- )*", text, re.MULTILINE)), default=0)
+    return max(deepest, dashes)
+
+
+def _expanded_size(value: Any, sizes: dict[int, int | None]) -> int | None:
+    """Number of entries with all aliases written out; None if a value holds itself. Each value is counted once."""
     if not isinstance(value, (dict, list)):
-        return False
-    parts = value.values() if isinstance(value, dict) else value
-    return id(value) in above or any(_holds_itself(part, above | {id(value)}) for part in parts)
+        return 1
+    if id(value) not in sizes:
+        sizes[id(value)] = None  # while it is open
+        parts = [_expanded_size(part, sizes) for part in (value.values() if isinstance(value, dict) else value)]
+        sizes[id(value)] = None if None in parts else 1 + sum(part for part in parts if part is not None)
+    return sizes[id(value)]
 
 
 def line_table(path: Path) -> dict[str, tuple[str, int]]:
@@ -113,7 +142,7 @@ def _entries(path: Path) -> list[tuple[str, int, str]]:
     if path.suffix.lower() == ".json":
         text = re.sub(r"^\t+", lambda tabs: "  " * len(tabs[0]), text, flags=re.MULTILINE)
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        root = yaml.compose(text, Loader=_loader())
     except yaml.YAMLError:
         return []
     entries: list[tuple[str, int, str]] = []
@@ -130,6 +159,12 @@ def _entries(path: Path) -> list[tuple[str, int, str]]:
             entries.append((id_, line + 1, tag))
             waiting.append((id_, value))
     return entries
+
+
+def _loader() -> Any:
+    """The safe loader, by libyaml where PyYAML has it: ten times as fast."""
+    yaml = _yaml()
+    return getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def _yaml() -> Any:

@@ -19,10 +19,10 @@ PROMPT = "      - {_target_: TextPromptd, modality: ultrasound}\n"
 INPAINT = "      - {_target_: DiffusionLocalInpaintd, keys: image}\n"
 
 
-def faults_of(folder: Path, text: str, name: str = "train.yaml") -> list[str]:
+def faults_of(folder: Path, text: str, name: str = "train.yaml", *, make: bool = False) -> list[str]:
     """The printed faults, without the folder."""
     (folder / name).write_text(text, encoding="utf-8")
-    faults = [str(fault).replace(f"{folder}/", "") for fault in check_bundle([folder / name]).faults]
+    faults = [str(fault).replace(f"{folder}/", "") for fault in check_bundle([folder / name], make=make).faults]
     assert all("\n" not in fault and "Traceback" not in fault for fault in faults)
     return faults
 
@@ -213,8 +213,13 @@ def test_a_bundles_own_modules_are_found_as_where_it_runs(tmp_path: Path) -> Non
     (tmp_path / "own_network.py").write_text("class Network:\n    def __init__(self, width): ...\n")
     before = list(sys.path)
     text = "imports: [$import own_network]\nnet: {_target_: own_network.Network, width: 2, depth: 3}"
-    assert faults_of(tmp_path / "configs", text) == ["train.yaml:2: net::depth: unknown argument 'depth' of Network; did you mean width?"]
+    assert faults_of(tmp_path / "configs", text) == []  # not imported
+    assert faults_of(tmp_path / "configs", text, make=True) == [
+        "train.yaml:2: net::depth: unknown argument 'depth' of Network; did you mean width?"
+    ]
     assert sys.path == before
+    missing = faults_of(tmp_path / "configs", "net: {_target_: no_such_module_xyz.Network}")
+    assert missing == ["train.yaml:1: net::_target_: unknown class 'no_such_module_xyz.Network'; there is no module no_such_module_xyz"]
 
 
 def test_a_variable_of_the_environment_where_the_bundle_runs_is_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
