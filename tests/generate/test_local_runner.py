@@ -99,8 +99,10 @@ def test_two_drivers_on_one_folder_and_the_second_is_refused_with_the_pid_of_the
     datalist, spec, _ = large
     first = start(spec, "--data", datalist, "--out", tmp_path / "run")
     until(lambda: part_folders(tmp_path / "run/results"), first)
+    first.send_signal(signal.SIGSTOP)  # it is still at work when the second one has started
     second = start(spec, "--data", datalist, "--out", tmp_path / "run")
     _, error = second.communicate()
+    first.send_signal(signal.SIGCONT)
     assert second.returncode == 2 and f"is in use by pid {first.pid} on {os.uname().nodename}" in error
     assert first.wait() == 0
 
