@@ -84,7 +84,7 @@ def _upright(entry: Mapping[str, Any]) -> Mapping[Hashable, Any]:
     return sample
 
 
-def words_at_the_top(datalist: str | Path) -> dict[str, Any]:
+def words_at_the_top(datalist: str | Path) -> dict[Hashable, Any]:
     """The words that stand at the top of a datalist and hold for all entries: "modality", "anatomy" and "finding"."""
     content = json.loads(Path(datalist).read_text(encoding="utf-8-sig"))
     return {key: content[key] for key in ("modality", "anatomy", "finding") if content.get(key)}

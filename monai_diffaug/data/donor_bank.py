@@ -153,7 +153,7 @@ class DonorBank:
                 if group_key is not None and str(entry.get(group_key)) in groups:
                     left_out += 1
                     continue
-                named_sample: dict[Hashable, Any] = {**dict[Hashable, Any](words), **sample}
+                named_sample: dict[Hashable, Any] = {**words, **sample}
                 yield named_sample if source is None else {**named_sample, SOURCE_KEY: source}
             if left_out:
                 logger.warning("left out %d entries of %r whose %s is also in %r", left_out, section, group_key, held_out)

@@ -90,10 +90,13 @@ def donors_of(images: Sequence[StudyImage]) -> DonorBank:
         for value, (_, mask) in enumerate(image.findings, start=1):
             label[mask] = value
         words = {str(value): word for value, (word, _) in enumerate(image.findings, start=1)}
-        samples.append(
-            {"image": image.image, "label": torch.from_numpy(label[None]), "finding": words, "group": image.group}
-            | {"modality": image.modality, "anatomy": image.anatomy}
-        )
+        sample: dict[Hashable, Any] = {
+            "image": image.image,
+            "label": torch.from_numpy(label[None]),
+            "finding": words,
+            "group": image.group,
+        } | {"modality": image.modality, "anatomy": image.anatomy}
+        samples.append(sample)
     try:
         return DonorBank.of(samples, group_key="group")
     except ValueError as error:
