@@ -14,7 +14,7 @@ from torch.utils.data import default_collate
 from monai_diffaug.edit.request import Edit
 from monai_diffaug.edit.signature import Described
 from monai_diffaug.geometry.grids import required
-from monai_diffaug.sampling.seeding import draw_seed
+from monai_diffaug.sampling.seeding import draw_seed, rank_seed
 from monai_diffaug.transforms.local_inpaintd import DiffusionLocalInpaintd, agreed
 
 __all__ = ["BatchLocalInpaint", "PrepareBatchInpaint"]
@@ -30,7 +30,7 @@ class BatchLocalInpaint(Randomizable, Described):
 
     Args:
         transform: keys, probability and options of the edit; ``device=None`` is the device of the batch.
-        seed: of all triggers and seeds.
+        seed: of all triggers and seeds; each process of a run of several draws others from it, see ``rank_seed``.
 
     Raises:
         ValueError: ``keep_original=True``, which is for a validator of single samples.
@@ -49,7 +49,7 @@ class BatchLocalInpaint(Randomizable, Described):
             raise ValueError("keep_original=True hands samples on to LatentValidated, which does not run on batches; leave it out")
         self.transform = transform
         self.draws: list[tuple[bool, int]] = []  # (triggered, seed) per sample
-        self.set_random_state(seed=seed)
+        self.set_random_state(seed=rank_seed(seed))
 
     def randomize(self, count: int) -> None:
         """Draw a trigger and a seed for each of ``count`` samples, always both."""
@@ -179,6 +179,11 @@ class _Rows:
     """A collated tensor, read sample by sample with the affine of each sample, and copied before the first write."""
 
     def __init__(self, batch: Tensor) -> None:
+        if isinstance(batch, MetaTensor) and batch.affine.ndim == 3 and len(batch.affine) != len(batch):
+            raise ValueError(
+                f"a batch of {len(batch)} images has {len(batch.affine)} affines, so torch.cat or an index left meta data "
+                "behind; join items with list_data_collate, or pass batch.as_tensor()"
+            )
         self.batch = batch
         self.collated = batch
 

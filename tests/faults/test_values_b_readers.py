@@ -38,7 +38,7 @@ def nifti(path: Path, array: np.ndarray, affine: np.ndarray, slope: float = 1.0,
 
 
 def rounded_sform(folder: Path) -> tuple[Path, Path]:
-    """An sform of .7001 mm next to a pixdim of .7: MONAI's ITK reader drops the affine, and left becomes right."""
+    """An sform of .7001 mm next to a pixdim of .7: MONAI drops the affine, and left becomes right."""
     turned = np.array([[-0.7001, 0, 0, 30], [0, 0.7001, 0, -20], [0, 0, 0.7001, 5], [0, 0, 0, 1]])
     exact = turned.copy()
     exact[:3, :3] /= 0.7001 / 0.7
