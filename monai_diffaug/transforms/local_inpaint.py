@@ -42,8 +42,8 @@ class DiffusionLocalInpaint(SeededTransform):
             model, as do ``guidance_interval``, ``Noise(gain)`` and ``Noise(acquisition)``: the embedded model, and what is trained from it,
             has a value for each modality that a prompt can begin with; other models get 3, (0, 1), 0 and False.
         negative_prompt: text of the unconditional branch.
-        window: intensity range that the model sees, in the unit of the image, e.g. (-160, 240) HU. None takes the 0.5 and 99.5
-            percentiles of the image (0 to 255 for uint8).
+        window: intensity range that the model sees, in the unit of the image, e.g. (-160, 240) HU. None takes 0 to 255 for
+            uint8, a window by anatomy for CT in HU (``ct_window``), else the 0.5 and 99.5 percentiles without a constant border.
         plane: anatomical plane of the slices of a 3-D image: "axial", "coronal" or "sagittal".
         label_value: class id that the edit paints into the label; 0 erases. Or several class ids of nested classes, the lowest priority
             first, e.g. (2, 1, 4): then the mask holds class ids, each is painted, and labelled voxels of a higher priority keep theirs.
