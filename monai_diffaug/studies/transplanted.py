@@ -95,7 +95,9 @@ def donors_of(images: Sequence[StudyImage]) -> DonorBank:
             "label": torch.from_numpy(label[None]),
             "finding": words,
             "group": image.group,
-        } | {"modality": image.modality, "anatomy": image.anatomy}
+            "modality": image.modality,
+            "anatomy": image.anatomy,
+        }
         samples.append(sample)
     try:
         return DonorBank.of(samples, group_key="group")
