@@ -34,7 +34,7 @@ def write_sources(folder: Path, count: int = 3, side: int = 64, **words: Any) ->
         label = np.zeros((side, side), np.uint8)
         label[2:8, 2:8] = 2
         Image.fromarray(label).save(folder / f"scan {i}_label.png")
-        rows.append({"image": f"scan {i}.png", "label": f"scan {i}_label.png", "group": f"p{i // 2}", "fold": i % 2, **words})
+        rows.append({"image": f"scan {i}.png", "label": f"scan {i}_label.png", "group": f"p{i}", "fold": i % 2, **words})
     return write_datalist(folder / "datalist.json", rows)
 
 
