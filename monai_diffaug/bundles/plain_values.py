@@ -127,7 +127,7 @@ class PlainValues:
 
         located = self.check.located.get(id_)
         items = self.check.parser.ref_resolver.items
-        if not inspect.isclass(located) or items[id_].is_disabled() or config.get("_mode_", "default") != "default":
+        if not inspect.isclass(located) or _is_disabled(items, id_) or config.get("_mode_", "default") != "default":
             return UNKNOWN
         names = [name for name in config if not (name.startswith("_") and name.endswith("_"))]
         if located is Compose:
@@ -136,7 +136,8 @@ class PlainValues:
             chain = [
                 self.of(f"{id_}::transforms::{index}") for index in range(count) if not _is_disabled(items, f"{id_}::transforms::{index}")
             ]
-            self.made[id_] = Compose(chain)
+            compose: Any = Compose
+            self.made[id_] = compose(chain)
             return self.made[id_]
         arguments = {name: self.of(f"{id_}::{name}") for name in names}
         if located.__module__.startswith("monai_diffaug.") and (is_option_group(located) or issubclass(located, Transform)):
@@ -169,7 +170,7 @@ class PlainValues:
         """An object of the class whose constructor did not run: it has the attributes that name keys, and no others."""
         if arguments.get("keys", ()) is UNKNOWN:
             return UNKNOWN
-        stand_in = object.__new__(located)
+        stand_in: Any = object.__new__(located)
         stand_in.__dict__["allow_missing_keys"] = False
         for name in READ_OF_MONAI:
             if name in arguments:
@@ -187,4 +188,4 @@ def _refs(resolver: Any, text: str) -> list[str]:
 
 def _is_disabled(items: Mapping[str, Any], id_: str) -> bool:
     item = items.get(id_)
-    return type(item).__name__ == "ConfigComponent" and bool(item.is_disabled())
+    return item is not None and type(item).__name__ == "ConfigComponent" and bool(item.is_disabled())

@@ -46,6 +46,7 @@ def embed(source: Path, target: Path) -> int:
         with safe_open(file, "pt") as weights:
             tensors = {name: weights.get_tensor(name) for name in weights.keys()}  # noqa: SIM118
             save_file({n: t.half() if t.is_floating_point() else t for n, t in tensors.items()}, copy, metadata=weights.metadata())
+        copy.chmod(0o644)  # safetensors makes it private
     make_portable(part)
     shutil.rmtree(target, ignore_errors=True)
     part.rename(target)
