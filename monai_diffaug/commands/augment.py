@@ -69,8 +69,8 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     augment.add_argument(
         "--erase",
         action="store_true",
-        help="repaint the lesions of --label (those of --label-value, else all) as normal tissue and clear them in the label; the validator "
-        "judges, three tries; --modality and --anatomy word the prompt",
+        help="repaint the lesions of --label (those of --label-value, else all) as normal tissue and clear them in the label; the "
+        "validator judges, three tries; --modality and --anatomy word the prompt",
     )
     augment.add_argument("--prompt", metavar="TEXT", help='used as it is, e.g. "MRI of brain, glioma, irregular"')
     augment.add_argument(

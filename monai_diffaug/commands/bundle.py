@@ -21,8 +21,8 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         "check",
         parents=[common],
         help="print one line per fault in a config",
-        description="Check a config without running it. Exit code 0 and 'ok: N components', or 2 and one line per fault. Classes are looked "
-        "up in monai, torch, monai_diffaug, numpy and ignite; expressions are parsed, nothing of the config is run.",
+        description="Check a config without running it. Exit code 0 and 'ok: N components', or 2 and one line per fault. Classes are "
+        "looked up in monai, torch, monai_diffaug, numpy and ignite; expressions are parsed, nothing of the config is run.",
     )
     check.add_argument("files", type=Path, nargs="+", metavar="FILE", help=".yaml or .json; each overrides those before it")
     check.add_argument(

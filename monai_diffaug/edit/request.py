@@ -141,7 +141,10 @@ def _shown_channels(volume: Tensor, prompt: Prompt, settings: RepaintSettings) -
     indices = options.chosen(volume.shape[0])
     window = None if settings.window is None else (settings.window.low, settings.window.high)
     varied = varied_channels(volume)
-    windows = windows_of(volume[list(indices)], window, prompt_text(prompt)) if options.windows is None else tuple(Window(*ends) for ends in options.windows)
+    if options.windows is None:
+        windows = windows_of(volume[list(indices)], window, prompt_text(prompt))
+    else:
+        windows = tuple(Window(*ends) for ends in options.windows)
     return tuple(
         ShownChannel(index, windows[k], tuple((weight, options.prompt_of(k, text)) for weight, text in pairs))
         for k, index in enumerate(indices)

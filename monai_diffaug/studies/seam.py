@@ -4,10 +4,10 @@ A seam is a step of the grey value where the mask ends: the derivative across th
 derivatives on its two sides. Image content has such steps too, so the figure is given relative to the original's at the
 same place and relative to the image's own slopes.
 
-Columns: "jump" is the mean step across the mask's outline beyond its two neighbouring differences, in grey levels (0 to 255); "/ original" the
-same over that of the untouched image at this outline (1: no seam was added, 2: twice the step); "/ slopes" the jump over the mean slope next to
-the outline; "worst contour / original" the largest "/ original" of contours from 2 pixels inside to 12 outside the outline, since a soft edge may
-move a seam in place of removing it; "n" the number of lesions. Rows: a hard mask, then the soft modes of ``SoftEdge``.
+Columns: "jump" is the mean step across the mask's outline beyond its two neighbouring differences, in grey levels (0 to 255); "/ original"
+the same over that of the untouched image at this outline (1: no seam was added, 2: twice the step); "/ slopes" the jump over the mean slope
+next to the outline; "worst contour / original" the largest "/ original" of contours from 2 pixels inside to 12 outside the outline, since a
+soft edge may move a seam in place of removing it; "n" the number of lesions. Rows: a hard mask, then the soft modes of ``SoftEdge``.
 """
 
 from __future__ import annotations

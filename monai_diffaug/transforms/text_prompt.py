@@ -180,8 +180,8 @@ def _anatomies_of(table: Vocabulary, findings: tuple[str, ...]) -> tuple[str, ..
         near = [spellings[each] for each in get_close_matches(unknown.lower(), spellings, n=3, cutoff=NEAR_SPELLING)]
         meant = " or ".join(f"{finding!r} ({listed[finding]})" for finding in near)
         raise ValueError(
-            f"finding {unknown!r} is not in the vocabulary of {table.modality}{f'; did you mean {meant}?' if near else '.'} For a finding in "
-            f"your own words name its anatomy too, anatomy='...': one of {', '.join(table.anatomies)}, or any other word"
+            f"finding {unknown!r} is not in the vocabulary of {table.modality}{f'; did you mean {meant}?' if near else '.'} For a finding "
+            f"in your own words name its anatomy too, anatomy='...': one of {', '.join(table.anatomies)}, or any other word"
         )
     return tuple(place for place in table.anatomies if not findings or set(findings) & set(table.findings[place]))
 

@@ -39,7 +39,7 @@ PRINTED = {
     "continuity": "noise rho",
     "downstream": "| copy_paste | 6 | 2 | 1 |",
 }
-RANDOM = ("local-noise", "seam", "erase", "prompts", "distribution", "memorisation", "continuity")  # the others need networks that fit each other
+RANDOM = ("local-noise", "seam", "erase", "prompts", "distribution", "memorisation", "continuity")  # the others need fitting networks
 ONE_STEP = (*RANDOM, "edges", "semantic", "latent-screen")
 
 
