@@ -30,9 +30,9 @@ GLIOMA_OPTIONS = {"noise_rho": 1.0}  # all slices share their noise
 
 # the photograph has 1411 x 1411 pixels; 512 is about the resolution of the discs that the embedded models were trained on
 RETINA_PX = 512
-DISC_BOX_XYXY = (36.0, 186.0, 122.0, 284.0)  # measured in the picture at 512 x 512
-DISC_PROMPT = "fundus photograph of retina, enlarged optic cup"
-DISC_OPTIONS = {"strength": 0.6}  # the disc is kept, its cup grows
+CUP_CENTRE_XY, CUP_RADII_PX = (94.0, 234.0), (20.0, 28.0)  # measured in the picture at 512 x 512; the large vessels stay outside
+CUP_PROMPT = "fundus photograph of retina, enlarged optic cup"
+CUP_OPTIONS = {"strength": 0.6}  # the cup stays at its place and grows
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,13 @@ def glioma_mask(image: Picture) -> NDArray[np.uint8]:
     return mask
 
 
+def cup_mask(image: Picture) -> NDArray[np.uint8]:
+    """An ellipse (1, H, W) over the optic cup."""
+    y, x = np.indices(image.shape)
+    inside = np.hypot((x - CUP_CENTRE_XY[0]) / CUP_RADII_PX[0], (y - CUP_CENTRE_XY[1]) / CUP_RADII_PX[1]) <= 1
+    return np.asarray(inside.astype(np.uint8)[None])
+
+
 def _brain(folder: Path) -> tuple[Picture, str, dict[str, float]]:
     image = read_picture(_installed_file("nilearn", NILEARN_T1))
     write_picture(image.stored, image, folder / "brain_original.nii.gz")
@@ -79,7 +86,7 @@ def _fundus(folder: Path) -> tuple[Picture, str, dict[str, float]]:
     path = folder / "fundus_original.png"
     with Image.open(_installed_file("skimage", SKIMAGE_RETINA)) as photograph, whole_file(path) as part:
         photograph.resize((RETINA_PX, RETINA_PX), Image.Resampling.LANCZOS).save(part)
-    return read_picture(path), DISC_PROMPT, DISC_OPTIONS
+    return read_picture(path), CUP_PROMPT, CUP_OPTIONS
 
 
 CASES: dict[str, Callable[[Path], tuple[Picture, str, dict[str, float]]]] = {"brain": _brain, "fundus": _fundus}
@@ -102,7 +109,6 @@ def run_demo(folder: Path, *, seed: int = 0, progress: bool = False) -> list[Dem
     from monai_diffaug.commands.edit_file import (
         EditSettings,
         edit_picture,
-        outline,
         settings_as_json,
         write_edit,
     )
@@ -112,14 +118,14 @@ def run_demo(folder: Path, *, seed: int = 0, progress: bool = False) -> list[Dem
     for package, file in (("nilearn", NILEARN_T1), ("skimage", SKIMAGE_RETINA)):
         if not _installed_file(package, file).is_file():
             raise MissingExtraError(f"{package} is installed without {file}: pip install -U monai_diffaug[demo]")
-    for kind in ("inpainter", "medsam", "validator"):
+    for kind in ("inpainter", "validator"):
         check_model_source(kind, "tiny")
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for case, prepare in tqdm(CASES.items(), desc="demo", disable=not progress):
         image, prompt, options = prepare(folder)
         settings = EditSettings(prompt, validate=True, **options)
-        mask = glioma_mask(image) if case == "brain" else outline(image, settings, box=DISC_BOX_XYXY)
+        mask = glioma_mask(image) if case == "brain" else cup_mask(image)
         result = edit_picture(image, mask, settings, seed=seed, label=np.zeros_like(mask))
         details: dict[str, Any] = {"input": image.path.name, "settings": settings_as_json(settings), "seed": seed}
         write_edit(folder, f"{case}_edited", image, result, details)
