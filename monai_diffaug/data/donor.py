@@ -60,6 +60,13 @@ class Donor:
         surround: (mean, standard deviation) of the tissue around the lesion, per channel.
         window: lowest and highest intensity of the image: its 0.5 and 99.5 percentiles, or 0 and 255 of uint8.
         origin: where it comes from.
+
+    >>> from monai_diffaug import DonorBank
+    >>> image, label = np.random.RandomState(0).rand(1, 64, 64) + 4, np.zeros((1, 64, 64), np.uint8)
+    >>> label[:, 20:32, 20:30] = 1
+    >>> donor = DonorBank.of([{"image": image - 3 * label, "label": label}]).donors[0]
+    >>> int((donor.mask == 1).sum()), round(donor.surround[0][0]), donor.origin.label_value
+    (120, 4, 1)
     """
 
     pixels: NDArray[Any]

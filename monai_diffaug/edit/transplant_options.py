@@ -25,6 +25,9 @@ class TransplantRecord(DiffAugRecord):
     Attributes:
         donor: name of the donor in its bank, e.g. "breast/0003.png#1"; empty when nothing was transplanted.
         donor_group: its patient or group; empty when nothing was transplanted.
+
+    >>> TransplantRecord(donor="breast/0003.png#1", donor_group="patient 3").as_dict()["donor"]
+    'breast/0003.png#1'
     """
 
     donor: str = ""
