@@ -20,6 +20,8 @@ from monai_diffaug.generate.run_job import FAILED, JobOutcome, JobRunner
 
 __all__ = ["require_ray", "run_on_ray"]
 
+POLL_S = 5.0  # after which a run looks for nodes that are gone
+
 
 class _Actor:
     """One process on the cluster; Ray starts it again, with the same arguments, when it dies."""
@@ -27,8 +29,11 @@ class _Actor:
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self.runner = JobRunner(**settings)
 
-    def ready(self) -> bool:
-        return True
+    def ready(self) -> str:
+        """The node that it runs on."""
+        import ray
+
+        return str(ray.get_runtime_context().get_node_id())
 
     def run(self, job: Mapping[str, Any]) -> dict[str, Any]:
         return asdict(self.runner.run(Job.from_plain(job)))
@@ -52,8 +57,9 @@ def run_on_ray(
 ) -> Generator[JobOutcome, None, None]:
     """Run jobs on a Ray cluster; outcomes come in the order in which they end.
 
-    An actor that dies, also with its node, is started again by Ray, and its job is run again, ``MOST_KILLS`` times at most: a job may be
-    run twice, which its atomic and deterministic result makes harmless.
+    An actor that dies is started again by Ray, and its job is run again, ``MOST_KILLS`` times at most. When a node is gone its jobs go to
+    the other actors, since Ray may find no room for its own. So a job may be run twice, which its atomic and deterministic result makes
+    harmless.
 
     Args:
         settings: arguments of ``JobRunner``; the folder must be on a disk that all nodes share, under the same path.
@@ -91,27 +97,42 @@ def _run_on_actors(
     count = min(actors or _room(ray, cpus, gpus), len(waiting))
     options = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": -1, "max_task_retries": MOST_KILLS - 1}
     pool = [ray.remote(_Actor).options(**options).remote(dict(settings)) for _ in range(count)]
-    busy: dict[Any, tuple[Any, Job]] = {}
+    starting = {actor.ready.remote(): i for i, actor in enumerate(pool)}
+    busy: dict[Any, tuple[int, Job]] = {}
+    nodes: dict[int, str] = {}  # number of an actor -> node on which it started
+    idle: deque[int] = deque()
+    total, ended, handed_over = len(waiting), set[str](), set[str]()
     try:
-        starting = {actor.ready.remote(): actor for actor in pool}
-        while waiting or busy:
-            done, _ = ray.wait([*starting, *busy], num_returns=1)
+        while len(ended) < total:
+            while idle and waiting:
+                job = waiting.popleft()
+                if job.name not in ended:
+                    number = idle.popleft()
+                    busy[pool[number].run.remote(job.to_plain())] = (number, job)
+            done, _ = ray.wait([*starting, *busy], num_returns=1, timeout=POLL_S)
+            if not done:  # an actor whose node is gone waits for room on another: others do its job
+                alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+                lost = [job for number, job in busy.values() if nodes[number] not in alive and job.name not in handed_over]
+                waiting.extend(lost)
+                handed_over.update(job.name for job in lost)
+                continue
             reference = done[0]
             if reference in starting:
-                actor = starting.pop(reference)
+                number = starting.pop(reference)
                 try:
-                    ray.get(reference)
+                    nodes[number] = ray.get(reference)
                 except ray.exceptions.RayError as error:
                     raise WorkerError(f"an actor cannot start: {one_line(error)}") from error
             else:
-                actor, job = busy.pop(reference)
+                number, job = busy.pop(reference)
                 try:
-                    yield JobOutcome(**ray.get(reference))
+                    outcome = JobOutcome(**ray.get(reference))
                 except ray.exceptions.RayError as error:  # killed MOST_KILLS times; an exception of the job comes as an outcome
-                    yield JobOutcome(job.name, FAILED, f"its actor died: {one_line(error)}", attempts=MOST_KILLS)
-            if waiting:
-                job = waiting.popleft()
-                busy[actor.run.remote(job.to_plain())] = (actor, job)
+                    outcome = JobOutcome(job.name, FAILED, f"its actor died: {one_line(error)}", attempts=MOST_KILLS)
+                if job.name not in ended:
+                    ended.add(job.name)
+                    yield outcome
+            idle.append(number)
     finally:
         for actor in pool:
             with suppress(ray.exceptions.RayError):
