@@ -360,6 +360,36 @@ def lesion_novelty() -> list[list[Panel]]:
     return [panels]
 
 
+def erase_lesion() -> list[list[Panel]]:
+    from monai_diffaug import EraseLesion
+
+    image, mask = ultrasound(1)
+    erase = EraseLesion(
+        "ultrasound of breast, normal tissue",
+        validator=lambda crops: crops[:, :1] * 0,  # drawn pictures are nothing that the embedded validator knows
+        window=(0, 255),
+        num_inference_steps=STEPS,
+    ).set_random_state(seed=0)
+    result = erase(image, mask)
+    assert result.record["applied"], result.record
+    panels = [Panel(image, "image", [mask]), Panel(np.asarray(result.image), "erased"), _difference(image, np.asarray(result.image))]
+    return [_zoomed(panels, mask)]
+
+
+def transplant_lesion() -> list[list[Panel]]:
+    from monai_diffaug import DonorBank, TransplantLesion
+
+    donor, outline = ultrasound(1)
+    image, _ = ultrasound(2, mass=False)
+    bank = DonorBank.of([{"image": donor, "label": outline, "modality": "ultrasound", "anatomy": "breast", "finding": "benign mass"}])
+    panels = [Panel(donor, "donor", [outline]), Panel(image, "image")]
+    for strength_ in (0.0, 0.3):
+        result = TransplantLesion(bank, strength=strength_, window=(0, 255)).set_random_state(seed=4)(image, np.zeros_like(outline))
+        assert result.record["applied"], result.record
+        panels.append(Panel(np.asarray(result.image), f"strength {strength_:g}", [np.asarray(result.mask)]))
+    return [panels]
+
+
 def system_pictures() -> list[list[Panel]]:
     from monai_diffaug import PlaceMaskd, Region, presets
 
@@ -422,6 +452,8 @@ PICTURES: dict[str, Callable[[], list[list[Panel]]]] = {
         batch,
         variants,
         lesion_novelty,
+        erase_lesion,
+        transplant_lesion,
         system_pictures,
         planes,
     )

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaint
     from monai_diffaug.transforms.local_inpaintd import DiffusionLocalInpaintd
     from monai_diffaug.transforms.medsam_mask import MedSAMMask, MedSAMMaskd
+    from monai_diffaug.transforms.nothing_found import NothingFound
     from monai_diffaug.transforms.patch_merge import Merge, RandPatchMerge, RandPatchMerged, RandSynthetic, RandSyntheticd
     from monai_diffaug.transforms.patch_merge_loss import PatchMergeLoss
     from monai_diffaug.transforms.place_mask import PlaceMask, PlaceMaskd
@@ -77,6 +78,7 @@ _MODULES = {
     "transforms.local_inpaint": ("DiffusionLocalInpaint",),
     "transforms.local_inpaintd": ("DiffusionLocalInpaintd",),
     "transforms.medsam_mask": ("MedSAMMask", "MedSAMMaskd"),
+    "transforms.nothing_found": ("NothingFound",),
     "transforms.patch_merge": ("Merge", "RandPatchMerge", "RandPatchMerged", "RandSynthetic", "RandSyntheticd"),
     "transforms.patch_merge_loss": ("PatchMergeLoss",),
     "transforms.place_mask": ("PlaceMask", "PlaceMaskd"),
@@ -122,6 +124,7 @@ __all__ = [
     "MissingExtraError",
     "ModelSourceError",
     "Noise",
+    "NothingFound",
     "Novelty",
     "PackKeysd",
     "PatchMergeLoss",

@@ -92,6 +92,7 @@ def lesion_contrast(volume: Tensor, mask: Tensor, plane: SlicePlane | None) -> L
         mask: (1, H, W[, D]) plain, non-zero inside.
         plane: of the slices; None for a 2-D image.
 
+    >>> import torch
     >>> image, mask = torch.full((1, 64, 64), 100.0), torch.zeros(1, 64, 64)
     >>> mask[:, 24:40, 24:40] = 1
     >>> lesion_contrast(image - 30 * mask, mask, None).contrast

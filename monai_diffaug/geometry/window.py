@@ -11,7 +11,7 @@ from torch import Tensor
 
 from monai_diffaug.geometry.ct_window import ct_window, is_in_hu
 
-__all__ = ["Window", "warn_if_too_wide", "window_of", "without_border"]
+__all__ = ["Window", "brighter_than_border", "warn_if_too_wide", "window_of", "without_border"]
 
 PERCENTILES = (0.5, 99.5)
 SAMPLE_VOXELS = 2**18
@@ -108,6 +108,23 @@ def without_border(image: Tensor) -> Tensor:
                 if len(hits):
                     image = image.narrow(axis + 1, int(hits[0]), int(hits[-1] - hits[0]) + 1)
     return image
+
+
+def brighter_than_border(image: Tensor, share: float) -> Tensor:
+    """Pixels (1, H, W[, D]) that are brighter than a constant dark border by a share of the range from it to the window's end.
+
+    The window leaves such a border out, so its darkest part may be tissue. Nothing is marked without a border, in uint8 and in CT in HU.
+
+    >>> framed = torch.nn.functional.pad(torch.full((1, 2, 2), 100.0) + torch.arange(4.0).view(1, 2, 2), (1, 1, 1, 1))
+    >>> int(brighter_than_border(framed, 0.05).sum())
+    4
+    """
+    nothing = torch.zeros_like(image[:1], dtype=torch.bool)
+    content = without_border(image)
+    if image.dtype == torch.uint8 or content.shape == image.shape or is_in_hu(float(content.min())):
+        return nothing
+    border, window = float(image[(0,) * image.ndim]), window_of(image)
+    return nothing if border >= window.low else (image > border + share * (window.high - border)).any(0, keepdim=True)
 
 
 def warn_if_too_wide(volume: Tensor, window: Window) -> None:

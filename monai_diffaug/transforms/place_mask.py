@@ -20,6 +20,7 @@ from monai_diffaug.edit.request import Prompt, prompt_text
 from monai_diffaug.geometry.channels import MANY_CHANNELS, shown
 from monai_diffaug.geometry.grids import affine_of, check_finite, check_grid, check_image, plain, required
 from monai_diffaug.geometry.slices import PLANES, from_slices, slice_plane, slice_spacing_mm, to_slices
+from monai_diffaug.geometry.window import brighter_than_border
 from monai_diffaug.masks.mask_bank import checked_bank, load_mask, outline_of
 from monai_diffaug.masks.shapes import (
     borrow_shape,
@@ -182,10 +183,10 @@ class PlaceMask(SeededTransform):
         return result
 
     def tissue(self, volume: Tensor) -> Tensor:
-        """(1, H, W[, D]) bool: pixels of a plain image that are brighter than ``tissue_above`` of its window."""
+        """(1, H, W[, D]) bool: pixels of a plain image that are brighter than ``tissue_above`` of its window or of its dark frame."""
         check_finite(volume)
         level = shown(volume).amax(0, keepdim=True)
-        return level > 2 * self.tissue_above - 1
+        return (level > 2 * self.tissue_above - 1) | brighter_than_border(volume, self.tissue_above)
 
     def _draw(
         self,

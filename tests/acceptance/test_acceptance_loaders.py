@@ -124,7 +124,7 @@ def test_mixed_batches_collate_and_decollate_with_their_records(collate, inpaint
     for after, before in zip(decollate_batch(batch), items, strict=True):
         record = after["image_diffaug"]
         types = {name: type(value) for name, value in record.items()}
-        assert types["applied"] is bool and types["prompt"] is str and types["n_slices"] in (int, float) and len(record) == 9
+        assert types["applied"] is bool and types["prompt"] is str and types["n_slices"] in (int, float) and len(record) == 12
         image = PadListDataCollate.inverse(after)["image"]
         assert image.shape == before["image"].shape and torch.equal(image, before["image"]) is not record["applied"]
         assert after["id"] == before["id"]

@@ -188,8 +188,8 @@ def test_two_processes_train_one_network_with_different_noise(bundle: Path, brea
     tell.write_text(
         "run:\n"
         "  - $@train::trainer.run()\n"
-        "  - $print('rank', dist.get_rank(), dist.get_world_size(), monai.utils.get_seed(), "
-        "sum(p.double().abs().sum().item() for p in @network.parameters()))\n"
+        "  - $print(' '.join(map(str, ['rank', dist.get_rank(), dist.get_world_size(), monai.utils.get_seed(), "
+        "sum(p.double().abs().sum().item() for p in @network.parameters())])) + os.linesep, end='')\n"
     )
     overrides = overrides_for(bundle, breast_list, epochs=1, ckpt_dir=str(tmp_path))
     overrides.pop("device")
@@ -269,7 +269,7 @@ def shipped_pictures(tmp_path: Path) -> Path:
         Image.fromarray(label).save(tmp_path / f"{name}_label.png")
         entries.append({"image": f"{name}.png", "label": f"{name}_label.png", "finding": "coin"})
     file = tmp_path / "datalist.json"
-    file.write_text(json.dumps({"modality": "photograph", "anatomy": "table", "training": entries, "validation": entries}))
+    file.write_text(json.dumps({"modality": "fundus", "anatomy": "retina", "training": entries, "validation": entries}))
     return file
 
 

@@ -286,7 +286,7 @@ def refused(call, capsys, *extra) -> str:
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (("--window=-100,100",), "window 'of each image' (now [-100.0, 100.0]);"),
+        (("--window=-100,100",), "window [-160.0, 240.0] (now [-100.0, 100.0]);"),
         (("--plane", "sagittal"), "plane 'axial' (now 'sagittal')"),
         (("--finding", "metastasis"), "words 'ct, abdomen, cyst' (now 'ct, abdomen, metastasis');"),
     ],
@@ -330,7 +330,7 @@ def test_a_run_of_an_older_version_goes_on_and_is_held_to_its_data_from_then_on(
     before = json.loads(file.read_text())
     file.write_text(json.dumps({name: value for name, value in before.items() if name not in ("data", "words", "window", "plane")}))
     assert run("--steps", "3", "--window=-100,100") == 3
-    assert "window [-100.0, 100.0] (now 'of each image')" in refused(run, capsys, "--steps", "4")
+    assert "window [-100.0, 100.0] (now [-160.0, 240.0])" in refused(run, capsys, "--steps", "4")
 
 
 def test_other_settings_are_refused_before_the_images_are_read(run, tmp_path, capsys):

@@ -33,28 +33,28 @@ def augment(folder: Path, model: str, label: np.ndarray, *options: str, slope: f
 
 
 @pytest.mark.parametrize(
-    ("name", "label", "slope"),
+    ("name", "label", "slope", "value"),
     [
-        ("float32 below the integer", np.choose(WHERE, [0, 3, 9]).astype(np.float32) * np.float32(1 - 3e-7), None),
-        ("int32 above 2^24", np.choose(WHERE, [0, 614454277, 312782628]).astype(np.int32), None),
-        ("uint8 with slope 1/41", np.choose(WHERE, [0, 41, 82]).astype(np.uint8), 1 / 41),
-        ("uint8, 2 stored as 1.992", np.choose(WHERE, [0, 2, 4]).astype(np.uint8), 0.498),
+        ("float32 below the integer", np.choose(WHERE, [0, 3, 9]).astype(np.float32) * np.float32(1 - 3e-7), None, 3),
+        ("int32 above 2^24", np.choose(WHERE, [0, 614454277, 312782628]).astype(np.int32), None, 614454277),
+        ("uint8 with slope 1/41", np.choose(WHERE, [0, 41, 82]).astype(np.uint8), 1 / 41, 1),
+        ("uint8, 2 stored as 1.992", np.choose(WHERE, [0, 2, 4]).astype(np.uint8), 0.498, 1),
     ],
 )
-def test_no_class_changes_outside_the_mask(tmp_path, random_inpainter, name, label, slope) -> None:
-    code, out = augment(tmp_path, random_inpainter, label, slope=slope)
+def test_no_class_changes_outside_the_mask(tmp_path, random_inpainter, name, label, slope, value) -> None:
+    code, out = augment(tmp_path, random_inpainter, label, f"--label-value={value}", slope=slope)
     assert code == 0
     before = nib.load(tmp_path / "lab.nii.gz").get_fdata()
     after, mask = nib.load(out / "img_diffaug_label.nii.gz").get_fdata(), nib.load(out / "img_diffaug_mask.nii.gz").get_fdata() > 0
     assert mask.any() and (before[~mask] > 0.5).any()
-    assert np.array_equal(after[~mask], before[~mask]) and set(np.rint(after[mask])) == {1.0}
+    assert np.array_equal(after[~mask], before[~mask]) and set(np.rint(after[mask])) == {float(value)}
 
 
 @pytest.mark.parametrize("value", [-1, 257])
 def test_a_label_value_that_the_file_cannot_hold_is_refused_and_never_matches(tmp_path, random_inpainter, capsys, value) -> None:
     label = np.choose(WHERE, [0, 255, 1]).astype(np.uint8)
     code, out = augment(tmp_path, random_inpainter, label, f"--label-value={value}")
-    assert code == 2 and f"of type uint8 cannot hold class id {value}" in capsys.readouterr().err and not out.exists()
+    assert code == 2 and f"it has no voxels of value {value}; it has 1 (" in capsys.readouterr().err and not out.exists()
 
 
 def test_a_fractional_label_is_refused_with_the_count(tmp_path, random_inpainter, capsys) -> None:

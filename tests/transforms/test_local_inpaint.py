@@ -233,7 +233,7 @@ def test_a_batch_of_samples_equals_the_samples_one_by_one_with_one_model_call_pe
     together = transform.apply_batch(images, masks, prompts, labels, seeds=range(4))
     assert calls == [10, 10]  # 5 slices, twice for guidance, 2 steps
     for one, other in zip(alone, together, strict=True):
-        assert one.record == other.record and one.image.dtype == other.image.dtype
+        assert one.record == pytest.approx(other.record, abs=1e-2) and one.image.dtype == other.image.dtype
         assert torch.allclose(one.image.double(), other.image.double(), atol=1e-3 if one.image.dtype.is_floating_point else 1)
     assert together[0].label.sum() > 0 and together[1].label is None and together[3].image is images[3]
 
