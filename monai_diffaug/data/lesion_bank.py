@@ -106,7 +106,7 @@ class LesionBank:
     channels: int
     plane: str
     window: tuple[float, float] | None
-    groups: NDArray[np.str_]
+    groups: NDArray[Any]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LesionBank:
         return self

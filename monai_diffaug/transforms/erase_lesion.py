@@ -223,8 +223,8 @@ class EraseLesion(SeededTransform):
 
     Args:
         prompt: text for the inside of the mask, e.g. "CT of abdomen, normal tissue".
-        label_values, keep_values, background_value, margin_mm, max_tries, validator, model, num_inference_steps, window, plane, device,
-            on_error, prob: as in ``EraseLesiond``.
+        label_values, keep_values, background_value, margin_mm: the lesions, as in ``EraseLesiond``.
+        max_tries, validator, model, num_inference_steps, window, plane, device, on_error, prob: as in ``EraseLesiond``.
 
     >>> image, label = torch.rand(1, 64, 64), torch.zeros(1, 64, 64)
     >>> label[:, 24:40, 24:40] = 2
