@@ -8,11 +8,14 @@ from typing import Any
 
 from torch import Tensor
 
-from monai_diffaug.edit.options import check_group
+from monai_diffaug.edit.options import InpaintOptions, Noise, check_group
 from monai_diffaug.edit.record import DiffAugRecord
 from monai_diffaug.edit.signature import option_group
 
-__all__ = ["Blend", "Donors", "Geometry", "Transplant", "TransplantRecord"]
+__all__ = ["KEPT_NOISE", "Blend", "Donors", "Geometry", "Transplant", "TransplantRecord"]
+
+KEPT_NOISE = InpaintOptions(noise=Noise(gain=0.0, acquisition=False))
+"""Options of the repainting of a transplant: the donor brings its own texture and noise."""
 
 MATCHES = ("rim", "spread", "none")
 JOINS = ("gradient", "soft")

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from monai_diffaug.data.donor_bank import DonorBank
-from monai_diffaug.edit.transplant_options import Blend, Transplant
+from monai_diffaug.edit.transplant_options import KEPT_NOISE, Blend, Transplant
 from monai_diffaug.studies.bootstrap import Interval, interval
 from monai_diffaug.studies.painter import Painter
 from monai_diffaug.studies.report import run_study, study_parser
@@ -111,7 +111,7 @@ def measure_transplants(
     """Put one donor into each target, in every arm; targets without a free place are left out."""
     measured = []
     for arm in arms:
-        inpaint = painter.transform() if arm.strength > 0 else "tiny"
+        inpaint = painter.transform(KEPT_NOISE) if arm.strength > 0 else "tiny"
         transplant = TransplantLesion(donors, model=inpaint, strength=arm.strength, transplant=Transplant(blend=arm.blend))
         for i, target in enumerate(targets):
             label = torch.from_numpy(target.labelled[None].astype(np.uint8))

@@ -23,7 +23,7 @@ from monai_diffaug.edit.denoise import Candidate, Look
 from monai_diffaug.edit.kept_detail import with_detail
 from monai_diffaug.edit.options import check_group
 from monai_diffaug.edit.request import PendingEdit, Prompt, prompt_text
-from monai_diffaug.edit.transplant_options import Transplant, TransplantRecord
+from monai_diffaug.edit.transplant_options import KEPT_NOISE, Transplant, TransplantRecord
 from monai_diffaug.geometry.grids import affine_of, check_finite, check_grid, check_image, like, plain
 from monai_diffaug.geometry.slices import PLANES, SlicePlane, from_slices, longest_side_mm, slice_plane, slice_spacing_mm, to_slices
 from monai_diffaug.geometry.window import window_of
@@ -158,7 +158,7 @@ class TransplantLesion(SeededTransform):
             self.inpaint.settings = replace(model.settings, strength=strength)
         elif strength > 0:
             self.inpaint = DiffusionLocalInpaint(
-                model, strength=strength, window=window, plane=plane, on_error=on_error, device=device, label_value=1
+                model, strength=strength, window=window, plane=plane, on_error=on_error, device=device, label_value=1, options=KEPT_NOISE
             )
         self.label_value, self.plane, self.on_error = label_value, plane, on_error
 
