@@ -85,7 +85,7 @@ if [ -n "$dry" ]; then
     speed=(--quick --rounds 1)
 fi
 
-stage tests 150 "$python" -m pytest -q -x --maxfail=20 -p no:cacheprovider "${tests[@]}" || failed=1
+stage tests 150 "$python" -m pytest -q --maxfail=20 -p no:cacheprovider "${tests[@]}" || failed=1
 if stage training $((minutes * 30)) "$python" -m monai_diffaug train inpaint --data "$folder/data/datalist.json" --out "$state/inpaint" \
     --no-decoder --text-encoder --rate 4e-4 --device "$device" --pictures 2 "${training[@]}"; then
     [ -e "$out/inpainter/model_index.json" ] || "$python" - "$state/inpaint" "$out/inpainter" << 'END' || failed=1

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Step", "clean_and_noise", "linear_coefficients", "make_step", "noise_factor", "predicted_clean"]
+__all__ = ["Step", "clean_and_noise", "ddim_move", "linear_coefficients", "make_step", "noise_factor", "predicted_clean"]
 
 Step = Callable[[int, Tensor, Tensor], Tensor]
 """(index of the timestep, the UNet's prediction, latents) -> latents of the next noise level."""
@@ -114,13 +114,30 @@ def linear_coefficients(scheduler: Any, timesteps: Tensor, noise_gain: float = 0
     for timestep in timesteps.tolist():
         following = timestep - stride
         a, b = alphas[timestep], alphas[following] if following >= 0 else float(scheduler.final_alpha_cumprod)
-        parts = clean_and_noise(scheduler.config.prediction_type, math.sqrt(a), math.sqrt(1 - a))
-        if parts is None:
+        pair = ddim_move(scheduler.config.prediction_type, a, b, noise_gain)
+        if pair is None:
             return None
-        (clean_l, clean_p), (noise_l, noise_p) = parts
-        signal, sigma = math.sqrt(b), math.sqrt(1 - b) * noise_factor(a, noise_gain)
-        pairs.append((signal * clean_l + sigma * noise_l, signal * clean_p + sigma * noise_p))
+        pairs.append(pair)
     return pairs
+
+
+def ddim_move(prediction_type: str, alpha_from: float, alpha_to: float, noise_gain: float = 0.0) -> tuple[float, float] | None:
+    """(keep, move) of one step without fresh noise: latents -> keep * latents + move * prediction; None as of ``clean_and_noise``.
+
+    Args:
+        prediction_type: "v_prediction", "epsilon" or "sample".
+        alpha_from, alpha_to: cumulative alphas before and after the step, in [0, 1].
+        noise_gain: see ``noise_factor``.
+
+    >>> [round(factor, 6) for factor in ddim_move("v_prediction", 0.25, 0.25)]
+    [1.0, 0.0]
+    """
+    parts = clean_and_noise(prediction_type, math.sqrt(alpha_from), math.sqrt(1 - alpha_from))
+    if parts is None:
+        return None
+    (clean_l, clean_p), (noise_l, noise_p) = parts
+    signal, sigma = math.sqrt(alpha_to), math.sqrt(1 - alpha_to) * noise_factor(alpha_from, noise_gain)
+    return signal * clean_l + sigma * noise_l, signal * clean_p + sigma * noise_p
 
 
 def predicted_clean(scheduler: Any, timestep: Tensor, latents: Tensor, prediction: Tensor) -> Tensor:

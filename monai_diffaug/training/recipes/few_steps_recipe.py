@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import replace
@@ -13,7 +14,7 @@ from torch import Tensor
 from monai_diffaug.models.inpainter import load_inpainter
 from monai_diffaug.models.painting import PLAIN, Painting
 from monai_diffaug.models.registry import ModelSpec
-from monai_diffaug.sampling.step import clean_and_noise
+from monai_diffaug.sampling.step import clean_and_noise, ddim_move
 from monai_diffaug.training.captions import with_dropout
 from monai_diffaug.training.crop_sampler import CropBatch
 from monai_diffaug.training.diffusion_loss import encode_crops, forward_process, lesion_weights
@@ -21,7 +22,7 @@ from monai_diffaug.training.encoded_ring import EncodedRing
 from monai_diffaug.training.recipes.inpaint_recipe import InpaintRecipe
 from monai_diffaug.training.run_settings import TrainingInputError
 
-__all__ = ["FewStepsRecipe", "ddim_move", "student_timesteps", "velocity_of"]
+__all__ = ["FewStepsRecipe", "student_timesteps", "velocity_of"]
 
 RATE = 2e-4
 TEACHER_STEPS = 12  # of a full run of the teacher; one step of the student stands for several of them
@@ -67,9 +68,9 @@ class FewStepsRecipe(InpaintRecipe):
         self.adapters: dict[str, Any] = {}
         self.process = forward_process(self.model.scheduler)
         self.kind = str(self.process.config.prediction_type)
-        self.alphas = self.process.alphas_cumprod.double()
+        self.alphas: list[float] = self.process.alphas_cumprod.double().tolist()
         self.starts = student_timesteps(len(self.alphas), settings.student_steps)
-        if clean_and_noise(self.kind, *_levels(self.alphas[self.starts[0]])) is None:
+        if ddim_move(self.kind, self.alphas[self.starts[0]], 1.0) is None:
             raise TrainingInputError(
                 f"few-steps cannot start from pure noise with a model that predicts {self.kind!r}: its scheduler ends at zero signal; "
                 "give a model with v_prediction"
@@ -117,19 +118,21 @@ class FewStepsRecipe(InpaintRecipe):
                 if guided:
                     unconditional, conditional = prediction.chunk(2)
                     prediction = torch.lerp(unconditional, conditional, self.settings.guidance)
-                keep, move = ddim_move(self._alpha(now), self._alpha(stop))
-                reached = keep * reached + move * velocity_of(self.kind, prediction, reached, self._alpha(now))
+                keep, move = self._move(self.kind, now, stop)
+                reached = keep * reached + move * prediction
                 now = stop
         finally:
             self.model.unet = student
-        keep, move = ddim_move(self._alpha(start), self._alpha(end))
+        keep, move = self._move("v_prediction", start, end)
         return (reached - keep * noisy.float()) / move
 
-    def _alpha(self, timestep: int) -> Tensor:
-        """Cumulative alpha of a timestep; -1 is the end of a run, as the scheduler of the model has it."""
-        if timestep >= 0:
-            return self.alphas[timestep]
-        return torch.as_tensor(float(self.model.scheduler.final_alpha_cumprod), dtype=torch.float64)
+    def _move(self, kind: str, now: int, then: int) -> tuple[float, float]:
+        """``ddim_move`` between two timesteps; -1 is the end of a run, as the scheduler of the model has it."""
+        end = self.alphas[then] if then >= 0 else float(self.model.scheduler.final_alpha_cumprod)
+        pair = ddim_move(kind, self.alphas[now], end)
+        if pair is None:
+            raise ValueError(f"a model that predicts {kind!r} makes no step from a cumulative alpha of {self.alphas[now]:g}")
+        return pair
 
     def _encode(self, batch: CropBatch) -> tuple[Tensor, ...]:
         return tuple(encode_crops(self.model, batch.images, batch.hidden))
@@ -153,21 +156,7 @@ def student_timesteps(num_train_timesteps: int, steps: int) -> list[int]:
     return [round(num_train_timesteps - i * num_train_timesteps / steps) - 1 for i in range(steps)]
 
 
-def ddim_move(alpha_from: Tensor, alpha_to: Tensor) -> tuple[float, float]:
-    """(keep, move): a DDIM step without noise is latents -> keep * latents + move * velocity.
-
-    Args:
-        alpha_from, alpha_to: cumulative alphas before and after the step, in [0, 1].
-
-    >>> keep, move = ddim_move(torch.tensor(0.25), torch.tensor(0.25))
-    >>> round(keep, 6), round(move, 6)
-    (1.0, 0.0)
-    """
-    (signal, sigma), (later_signal, later_sigma) = _levels(alpha_from), _levels(alpha_to)
-    return later_signal * signal + later_sigma * sigma, later_sigma * signal - later_signal * sigma
-
-
-def velocity_of(kind: str, prediction: Tensor, latents: Tensor, alpha: Tensor) -> Tensor:
+def velocity_of(kind: str, prediction: Tensor, latents: Tensor, alpha: float) -> Tensor:
     """The velocity signal * noise - sigma * clean that follows from a prediction.
 
     Args:
@@ -179,21 +168,16 @@ def velocity_of(kind: str, prediction: Tensor, latents: Tensor, alpha: Tensor) -
     Raises:
         ValueError: the prediction does not determine the velocity, e.g. the noise at zero signal.
 
-    >>> clean, noise, alpha = torch.tensor(2.0), torch.tensor(1.0), torch.tensor(0.36)
+    >>> clean, noise, alpha = torch.tensor(2.0), torch.tensor(1.0), 0.36
     >>> latents = 0.6 * clean + 0.8 * noise
     >>> [round(float(velocity_of(kind, p, latents, alpha)), 4) for kind, p in (("epsilon", noise), ("sample", clean))]
     [-1.0, -1.0]
     """
     if kind == "v_prediction":
         return prediction
-    signal, sigma = _levels(alpha)
+    signal, sigma = math.sqrt(alpha), math.sqrt(1 - alpha)
     parts = clean_and_noise(kind, signal, sigma)
     if parts is None:
-        raise ValueError(f"a model that predicts {kind!r} gives no velocity at a cumulative alpha of {float(alpha):g}")
+        raise ValueError(f"a model that predicts {kind!r} gives no velocity at a cumulative alpha of {alpha:g}")
     (clean_l, clean_p), (noise_l, noise_p) = parts
     return signal * (noise_l * latents + noise_p * prediction) - sigma * (clean_l * latents + clean_p * prediction)
-
-
-def _levels(alpha: Tensor) -> tuple[float, float]:
-    """Signal and noise level of a cumulative alpha."""
-    return float(alpha.sqrt()), float((1 - alpha).clamp_min(0).sqrt())

@@ -8,10 +8,11 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 
 from monai_diffaug.models.inpainter import load_inpainter
 from monai_diffaug.models.registry import ModelSpec
+from monai_diffaug.sampling.step import ddim_move
 from monai_diffaug.training.datalist import read_datalist
 from monai_diffaug.training.labelled_slices import load_slices
 from monai_diffaug.training.loop import fine_tune
-from monai_diffaug.training.recipes.few_steps_recipe import FewStepsRecipe, ddim_move, student_timesteps, velocity_of
+from monai_diffaug.training.recipes.few_steps_recipe import FewStepsRecipe, student_timesteps, velocity_of
 from monai_diffaug.training.run_settings import FineTuneSettings, TrainingInputError
 from monai_diffaug.transforms.local_inpaint import DiffusionLocalInpaint
 
@@ -38,8 +39,8 @@ def test_a_move_is_the_step_of_diffusers_ddim(kind):
     latents, prediction = (torch.randn(1, 4, 3, 3, generator=generator) for _ in range(2))
     for now, following in ((799, 599), (199, -1)):
         expected = scheduler.step(prediction, now, latents).prev_sample
-        alpha = scheduler.alphas_cumprod.double()
-        keep, move = ddim_move(alpha[now], alpha[following] if following >= 0 else scheduler.final_alpha_cumprod.double())
+        alpha = scheduler.alphas_cumprod.tolist()
+        keep, move = ddim_move("v_prediction", alpha[now], alpha[following] if following >= 0 else float(scheduler.final_alpha_cumprod))
         torch.testing.assert_close(
             keep * latents + move * velocity_of(kind, prediction, latents, alpha[now]), expected, rtol=1e-4, atol=1e-4
         )
@@ -65,7 +66,7 @@ def test_the_target_ends_where_three_guided_steps_of_the_teacher_end(recipe):
         reached = scheduler.step(torch.lerp(unconditional, conditional, 3.0), timestep, reached).prev_sample
     start, end = 749, 499
     velocity = recipe._teacher_velocity(noisy, [mask, masked], context, start, end)
-    keep, move = ddim_move(recipe.alphas[start], recipe.alphas[end])
+    keep, move = ddim_move("v_prediction", recipe.alphas[start], recipe.alphas[end])
     torch.testing.assert_close(keep * noisy + move * velocity, reached, rtol=1e-2, atol=5e-3)  # the betas are float32 there
 
 
